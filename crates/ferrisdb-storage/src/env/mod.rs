@@ -1,0 +1,71 @@
+//! The doors to threads and time: [`Spawner`], [`Job`], [`Env`].
+//!
+//! The engine starts no thread and waits on no condition variable. Its background work is a set of [`Job`]s: step
+//! functions that a [`Spawner`] calls until they say that they are done. The real spawner gives each job a thread
+//! (`threads::ThreadSpawner`); the deterministic one runs the steps of all jobs on the caller's thread, one at a time, in an order
+//! that a seed decides ([`steps::StepSpawner`]).
+//!
+//! # Waiting
+//! A job that has nothing to do returns [`Step::Wait`] and is called again after its waker was woken. A wake that comes while the
+//! step runs, or between its return and the wait, is not lost: the step is called once more. A caller that must wait (a blocking
+//! write during a stall, `flush`, `close`) does so in [`Spawner::block_on`], over a future.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use ferrisdb_core::Clock;
+
+use crate::fs::FileSystem;
+
+/// What a job wants after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to do: call again.
+    Again,
+    /// Nothing to do until the job's waker is woken.
+    Wait,
+    /// Nothing to do for this long, or until woken: pacing and retries.
+    WaitFor(Duration),
+    /// Finished: drop the job.
+    Done,
+}
+
+/// A background job: a state machine whose step does a bounded amount of work (some tens of kilobytes of I/O), so that
+/// one thread can interleave all of them.
+pub trait Job: Send + 'static {
+    /// Does some work. Never called from two threads at once, never after [`Step::Done`].
+    fn step(&mut self) -> Step;
+}
+
+/// Runs jobs, and lets a caller wait.
+pub trait Spawner: fmt::Debug + Send + Sync + 'static {
+    /// Takes a job and returns its waker. The first step needs no wake.
+    fn spawn(&self, name: &str, job: Box<dyn Job>) -> Waker;
+
+    /// Polls `future` until it is ready: the caller's thread sleeps in between (real), or runs other jobs (deterministic).
+    ///
+    /// # Panics
+    /// The deterministic spawner panics when the future is pending and no job can run: that is a deadlock.
+    fn block_on(&self, future: Pin<&mut dyn Future<Output = ()>>);
+}
+
+/// Everything that the engine takes from the outside world.
+#[derive(Clone)]
+pub struct Env {
+    /// The disk.
+    pub fs: Arc<dyn FileSystem>,
+    /// Time, for pacing and statistics only: nothing that is stored depends on it.
+    pub clock: Arc<dyn Clock>,
+    /// Threads.
+    pub spawner: Arc<dyn Spawner>,
+}
+
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Env").field("fs", &self.fs).field("spawner", &self.spawner).finish_non_exhaustive()
+    }
+}
