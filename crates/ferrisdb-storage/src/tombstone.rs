@@ -122,9 +122,10 @@ impl FragmentList {
     }
 
     fn is_well_formed(&self) -> bool {
-        self.fragments.iter().all(|f| {
-            f.start < f.end && !f.versions.is_empty() && f.versions.windows(2).all(|pair| pair[0] > pair[1])
-        }) && self.fragments.windows(2).all(|pair| pair[0].end <= pair[1].start)
+        self.fragments
+            .iter()
+            .all(|f| f.start < f.end && !f.versions.is_empty() && f.versions.windows(2).all(|pair| pair[0] > pair[1]))
+            && self.fragments.windows(2).all(|pair| pair[0].end <= pair[1].start)
     }
 
     /// Panics if an invariant does not hold.
@@ -166,9 +167,7 @@ impl FragmentList {
 
     /// Every (start, end, version), so that lists can be merged by building a new one.
     pub fn tombstones(&self) -> impl Iterator<Item = (&[u8], &[u8], Version)> {
-        self.fragments
-            .iter()
-            .flat_map(|f| f.versions.iter().map(move |&version| (&*f.start, &*f.end, version)))
+        self.fragments.iter().flat_map(|f| f.versions.iter().map(move |&version| (&*f.start, &*f.end, version)))
     }
 
     /// Only what lies within `[start, end)`; `None` means no bound.
