@@ -30,6 +30,7 @@ impl std::error::Error for DecodeError {}
 
 /// Appends a varint.
 #[inline]
+#[cfg_attr(not(test), expect(clippy::cast_possible_truncation, reason = "each byte takes the lowest seven bits"))]
 pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value as u8) | 0x80);

@@ -7,6 +7,8 @@
 //!
 //! It needs no runtime and starts no thread of its own: disk, time and threads come in through [`env::Env`].
 
+#![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
+
 pub mod env;
 pub mod error;
 pub mod fs;
