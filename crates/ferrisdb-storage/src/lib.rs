@@ -9,11 +9,15 @@
 
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
+pub mod batch;
+pub mod engine;
 pub mod env;
+mod epoch;
 pub mod error;
 pub mod fs;
 pub mod iter;
 pub mod key;
 pub mod tombstone;
 
+pub use batch::WriteBatch;
 pub use error::{Error, Result};
