@@ -13,6 +13,9 @@
 //! Everything is callable from any thread at once. Positional reads and writes of one file may overlap in time; the
 //! engine never writes the same bytes from two threads.
 
+pub mod real;
+pub mod sim;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,9 @@ pub enum OpenMode {
     CreateNew,
 }
 
+/// As much of a lock file as is read: a holder is a few words.
+const LOCK_HOLDER_BYTES_MAX: usize = 1024;
+
 /// A directory tree of files.
 pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     /// Opens or creates a file.
@@ -43,10 +49,12 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     /// Gives a file a second name.
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Creates a directory and its parents; no error if it exists.
+    /// Creates a directory and its parents; no error if it exists. The name of each new directory is in its parent, and
+    /// durable only after a [`FileSystem::sync_dir`] of that.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
 
-    /// The names in a directory, sorted (so that a run does not depend on the file system's order).
+    /// The names in a directory, without the directory's own path in front, sorted (so that a run does not depend on the
+    /// file system's order).
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
 
     /// A file's length in bytes, by its name.
@@ -62,6 +70,22 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     /// [`io::ErrorKind::WouldBlock`] if it is held, whoever holds it. Released when the returned guard is dropped or the
     /// process ends.
     fn lock(&self, path: &Path, holder: &str) -> io::Result<Box<dyn FileLock>>;
+
+    /// What the holder of a lock wrote into its file, or what a past one left there.
+    fn lock_holder(&self, path: &Path) -> io::Result<String> {
+        let file = self.open(path, OpenMode::Read)?;
+        let mut text = [0; LOCK_HOLDER_BYTES_MAX];
+        let mut len = 0;
+        while len < text.len() {
+            match file.read_at(&mut text[len..], len as u64) {
+                Ok(0) => break,
+                Ok(read) => len += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(String::from_utf8_lossy(&text[..len]).trim().to_owned())
+    }
 
     /// Bytes that may still be written to the file system holding `path`.
     fn available_space(&self, path: &Path) -> io::Result<u64>;
