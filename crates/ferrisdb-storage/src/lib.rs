@@ -10,6 +10,7 @@
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
 pub mod batch;
+pub mod compaction;
 pub mod engine;
 pub mod env;
 mod epoch;
@@ -17,6 +18,8 @@ pub mod error;
 pub mod fs;
 pub mod iter;
 pub mod key;
+pub mod levels;
+pub mod manifest;
 pub mod tombstone;
 
 pub use batch::WriteBatch;
