@@ -12,6 +12,8 @@ pub mod error;
 pub mod fs;
 pub mod iter;
 pub mod key;
+pub mod memtable;
+mod sync;
 pub mod tombstone;
 
 pub use error::{Error, Result};
