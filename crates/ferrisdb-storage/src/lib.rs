@@ -20,6 +20,8 @@ pub mod iter;
 pub mod key;
 pub mod levels;
 pub mod manifest;
+pub mod memtable;
+mod sync;
 pub mod tombstone;
 
 pub use batch::WriteBatch;
