@@ -16,11 +16,13 @@ pub mod env;
 mod epoch;
 pub mod error;
 pub mod fs;
+pub mod inspect;
 pub mod iter;
 pub mod key;
 pub mod levels;
 pub mod manifest;
 pub mod memtable;
+mod planted;
 mod sync;
 pub mod tombstone;
 
