@@ -1,19 +1,20 @@
 //! All jobs on the caller's thread, one step at a time: [`StepSpawner`].
 //!
-//! Nothing runs by itself: jobs step only inside [`block_on`](Spawner::block_on), [`step_one`](StepSpawner::step_one), [`run_until_idle`](StepSpawner::run_until_idle)
-//! and [`run_for`](StepSpawner::run_for). The next job is the one that has been ready longest, or the one that a seed picks: then each seed is another
-//! interleaving, and the same seed is the same one. Time stands still while anything can run; only when a caller waits
-//! (`block_on`, `run_for`) and nothing is ready does the shared [`ManualClock`] jump to the earliest timer.
+//! Nothing runs by itself: jobs step only inside [`block_on`](Spawner::block_on), [`step_one`](StepSpawner::step_one),
+//! [`run_until_idle`](StepSpawner::run_until_idle) and [`run_for`](StepSpawner::run_for). The next job is the one that
+//! has been ready longest, or the one that a seed picks: then each seed is another interleaving, and the same seed is
+//! the same one. Time stands still while anything can run; only when a caller waits (`block_on`, `run_for`) and nothing
+//! is ready does the shared [`ManualClock`] jump to the earliest timer.
 //!
 //! # Crashes
-//! [`drop_jobs`](StepSpawner::drop_jobs) ends all jobs where they stand, as a dying process does, save that their `Drop` runs. Jobs usually hold
-//! the environment and with it this spawner, so a test that abandons an engine without closing it must call that, or the
-//! cycle keeps both alive.
+//! [`drop_jobs`](StepSpawner::drop_jobs) ends all jobs where they stand, as a dying process does, save that their
+//! `Drop` runs. Jobs usually hold the environment and with it this spawner, so a test that abandons an engine without
+//! closing it must call that, or the cycle keeps both alive.
 //!
 //! # Concurrency
-//! `Send + Sync`: wakers may be woken from anywhere, and steps from several threads exclude each other. But only a program
-//! that runs all steps from one thread is deterministic, and only there is a deadlock told from a wait for another thread. A step may
-//! spawn jobs and wake wakers; it must not run steps, which panics.
+//! `Send + Sync`: wakers may be woken from anywhere, and steps from several threads exclude each other. But only a
+//! program that runs all steps from one thread is deterministic, and only there is a deadlock told from a wait for
+//! another thread. A step may spawn jobs and wake wakers; it must not run steps, which panics.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -227,7 +228,8 @@ impl StepSpawner {
         true
     }
 
-    /// Runs steps until no job is ready. Jobs that wait for a time later than the clock's go on waiting. Returns the number of steps.
+    /// Runs steps until no job is ready. Jobs that wait for a time later than the clock's go on waiting. Returns the
+    /// number of steps.
     pub fn run_until_idle(&self) -> u64 {
         let mut steps = 0;
         while self.step_one() {
@@ -319,8 +321,8 @@ impl Spawner for StepSpawner {
     }
 
     /// # Panics
-    /// If the future is pending and no job can run, or an hour of simulated time has passed: a deadlock. The message names the jobs that wait.
-    /// Also if called inside a step.
+    /// If the future is pending and no job can run, or an hour of simulated time has passed: a deadlock. The message
+    /// names the jobs that wait. Also if called inside a step.
     fn block_on(&self, mut future: Pin<&mut dyn Future<Output = ()>>) {
         let this_thread = std::thread::current().id();
         assert!(*lock(&self.stepping_thread) != Some(this_thread), "a job's step must not run other steps or block");

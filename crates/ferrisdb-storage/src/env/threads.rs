@@ -1,16 +1,17 @@
 //! A thread for each job: [`ThreadSpawner`], the only module that starts or parks threads.
 //!
-//! A job's thread calls its step until that says `Done`, and parks in between if it says `Wait`. The waker sets a flag and
-//! then unparks: the flag is looked at after every step and after every unpark, so a wake at any moment leads to a step that
-//! begins after it. A token of `unpark` alone would not do: the step may use it up in a wait of its own.
+//! A job's thread calls its step until that says `Done`, and parks in between if it says `Wait`. The waker sets a flag
+//! and then unparks: the flag is looked at after every step and after every unpark, so a wake at any moment leads to a
+//! step that begins after it. A token of `unpark` alone would not do: the step may use it up in a wait of its own.
 //!
 //! # Ends
-//! A job ends with `Done`, with a panic in its step (the thread ends, the job is dropped, its wakers do nothing; the engine wraps its jobs
-//! to learn of that), or with the drop of the spawner, which lets running steps finish and joins the threads. No thread outlives
-//! the spawner, save one that drops it itself: that ends when its step returns.
+//! A job ends with `Done`, with a panic in its step (the thread ends, the job is dropped, its wakers do nothing; the
+//! engine wraps its jobs to learn of that), or with the drop of the spawner, which lets running steps finish and joins
+//! the threads. No thread outlives the spawner, save one that drops it itself: that ends when its step returns.
 //!
 //! # Concurrency
-//! Everything is callable from any thread. [`Spawner::block_on`] may be called inside a step; it occupies that job's thread.
+//! Everything is callable from any thread. [`Spawner::block_on`] may be called inside a step; it occupies that job's
+//! thread.
 
 #![expect(clippy::disallowed_methods, reason = "this is the one door to real threads")]
 
@@ -85,7 +86,8 @@ impl Shared {
     /// Steps the job until it is done or the spawner goes.
     fn run(&self, job: &mut dyn Job, is_woken: &AtomicBool) {
         while !self.is_stopping.load(Ordering::Acquire) {
-            // A swap, not a store: it must read the waker's Release, so that the step sees what was written before the wake.
+            // A swap, not a store: it must read the waker's Release, so that the step sees what was written before the
+            // wake.
             is_woken.swap(false, Ordering::AcqRel);
             match job.step() {
                 Step::Again => {}

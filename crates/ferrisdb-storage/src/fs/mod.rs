@@ -6,8 +6,9 @@
 //!
 //! # What a crash may do
 //! Until [`File::sync_data`] or [`File::sync_all`] returns, any subset of the writes to that file may be lost, in any
-//! order, torn at 512 bytes; until [`FileSystem::sync_dir`] returns, a new, renamed or removed name in that directory may be
-//! as before. A failed sync says nothing about what is durable, and a second try that succeeds says nothing either.
+//! order, torn at 512 bytes; until [`FileSystem::sync_dir`] returns, a new, renamed or removed name in that directory
+//! may be as before. A failed sync says nothing about what is durable, and a second try that succeeds says nothing
+//! either.
 //!
 //! # Concurrency
 //! Everything is callable from any thread at once. Positional reads and writes of one file may overlap in time; the
@@ -53,8 +54,8 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     /// durable only after a [`FileSystem::sync_dir`] of that.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
 
-    /// The names in a directory, without the directory's own path in front, sorted (so that a run does not depend on the
-    /// file system's order).
+    /// The names in a directory, without the directory's own path in front, sorted (so that a run does not depend on
+    /// the file system's order).
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
 
     /// A file's length in bytes, by its name.
@@ -67,8 +68,8 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Takes an exclusive lock on a file, creating it if needed, and writes `holder` into it. Fails with
-    /// [`io::ErrorKind::WouldBlock`] if it is held, whoever holds it. Released when the returned guard is dropped or the
-    /// process ends.
+    /// [`io::ErrorKind::WouldBlock`] if it is held, whoever holds it. Released when the returned guard is dropped or
+    /// the process ends.
     fn lock(&self, path: &Path, holder: &str) -> io::Result<Box<dyn FileLock>>;
 
     /// What the holder of a lock wrote into its file, or what a past one left there.
@@ -97,8 +98,8 @@ pub trait File: fmt::Debug + Send + Sync {
     /// Zero means the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes up to `data.len()` bytes at `offset` and returns how many; a gap below `offset` reads as zeros. In the operating
-    /// system's hands when it returns: the process may die, the machine may not.
+    /// Writes up to `data.len()` bytes at `offset` and returns how many; a gap below `offset` reads as zeros. In the
+    /// operating system's hands when it returns: the process may die, the machine may not.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize>;
 
     /// Makes the file's data durable, and its length if that changed (`fdatasync`).

@@ -1,9 +1,10 @@
 //! The operating system's files: [`RealFileSystem`], the only module that touches `std::fs`.
 //!
 //! Every call is one system call, or a few. Nothing is retried, save `fallocate` after a signal, since it starts over:
-//! [`read_exact_at`](super::read_exact_at) and [`write_all_at`](super::write_all_at) go on after short transfers and interruptions. In particular
-//! no sync is retried: after a failed one Linux marks the lost pages clean, and the next sync of the same descriptor succeeds
-//! without them. The descriptor stays open after a failed sync; who closes and reopens it loses the error.
+//! [`read_exact_at`](super::read_exact_at) and [`write_all_at`] go on after short transfers and interruptions. In
+//! particular no sync is retried: after a failed one Linux marks the lost pages clean, and the next sync of the same
+//! descriptor succeeds without them. The descriptor stays open after a failed sync; who closes and reopens it loses the
+//! error.
 
 #![expect(clippy::disallowed_methods, reason = "this is the one door to the real disk")]
 

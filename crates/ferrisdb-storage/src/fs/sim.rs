@@ -5,9 +5,9 @@
 //! what a crash takes. Nothing is random except by a seed, and there is no clock: latency belongs to the jobs.
 //!
 //! # Crash loops
-//! [`fork`](SimFileSystem::fork) copies the disk in constant time, since all state is shared until changed. So a test runs
-//! its script once, with a [hook](SimFileSystem::set_hook) that forks at every mutating operation, and then crashes and
-//! reopens each fork:
+//! [`fork`](SimFileSystem::fork) copies the disk in constant time, since all state is shared until changed. So a test
+//! runs its script once, with a [hook](SimFileSystem::set_hook) that forks at every mutating operation, and then
+//! crashes and reopens each fork:
 //!
 //! ```
 //! use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem, Verdict};
@@ -37,16 +37,16 @@
 //!
 //! # Faults
 //! Each operation gets a number and a verdict: from the hook, or else from the first [`Injection`] that it matches.
-//! Besides, a test can change what is stored behind the engine's back (`flip_bit` and the calls that end in `_raw`), and set
-//! a capacity.
+//! Besides, a test can change what is stored behind the engine's back (`flip_bit` and the calls that end in `_raw`),
+//! and set a capacity.
 //!
 //! # Paths
 //! Paths are absolute; a relative one counts from the root. `.` and `..` are resolved by name, there are no symbolic
 //! links, and only files can be renamed.
 //!
 //! # Concurrency
-//! A [`SimFileSystem`] is a handle: clones share the disk. One lock guards it; it is not held while the hook runs, so the
-//! hook may fork. Only a program whose I/O comes from one thread is deterministic.
+//! A [`SimFileSystem`] is a handle: clones share the disk. One lock guards it; it is not held while the hook runs, so
+//! the hook may fork. Only a program whose I/O comes from one thread is deterministic.
 
 mod content;
 mod disk;
@@ -157,8 +157,8 @@ impl SimFileSystem {
         self.state().is_halted = true;
     }
 
-    /// Has `hook` decide about every operation, before it is carried out. The hook may fork the disk and change it by the
-    /// calls of this type, but must not do I/O on it: that would call the hook again.
+    /// Has `hook` decide about every operation, before it is carried out. The hook may fork the disk and change it by
+    /// the calls of this type, but must not do I/O on it: that would call the hook again.
     pub fn set_hook(&self, hook: impl Fn(&SimFileSystem, &OpInfo<'_>) -> Verdict + Send + Sync + 'static) {
         self.state().hook = Some(Arc::new(hook));
     }
@@ -244,8 +244,8 @@ impl SimFileSystem {
         }
     }
 
-    /// Puts a file with these bytes under the name, durably, behind the back of whoever uses the disk. Handles of a file
-    /// that has this name see the new bytes.
+    /// Puts a file with these bytes under the name, durably, behind the back of whoever uses the disk. Handles of a
+    /// file that has this name see the new bytes.
     ///
     /// # Panics
     /// If the directory does not exist, or the name is one.

@@ -133,7 +133,8 @@ fn a_step_may_spawn() {
     assert_eq!(text(&log), "b child");
 }
 
-/// Time moves only when nothing else can run, and then exactly to the next timer; equal times go in the order of spawning.
+/// Time moves only when nothing else can run, and then exactly to the next timer; equal times go in the order of
+/// spawning.
 #[test]
 fn time_jumps_to_the_earliest_timer() {
     let (spawner, clock, log) = spawner();
@@ -234,7 +235,8 @@ fn a_panic_ends_only_its_job() {
     assert_eq!(text(&log), "good");
 }
 
-/// Dropping the jobs runs their `Drop` and nothing else, even where that wakes other jobs, and works from inside a step.
+/// Dropping the jobs runs their `Drop` and nothing else, even where that wakes other jobs, and works from inside a
+/// step.
 #[test]
 fn dropped_jobs_never_step_again() {
     struct WakesAtDrop(Waker, Arc<AtomicU64>);

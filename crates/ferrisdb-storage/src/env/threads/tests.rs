@@ -108,7 +108,8 @@ fn a_timed_wait_ends_by_time_or_wake() {
     receiver.recv_timeout(PATIENCE).expect("the wake ends the hour");
 }
 
-/// A panic in a step ends that job, with its drop, and nothing hangs: not its wakers, not other jobs, not the spawner's drop.
+/// A panic in a step ends that job, with its drop, and nothing hangs: not its wakers, not other jobs, not the spawner's
+/// drop.
 #[test]
 fn a_panicking_job_is_dropped() {
     struct Dropped(mpsc::Sender<()>);

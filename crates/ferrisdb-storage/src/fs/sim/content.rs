@@ -14,8 +14,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// The unit of sharing and of space accounting.
-pub(super) const PAGE_BYTES: u64 = 4096;
-const PAGE_BYTES_USIZE: usize = PAGE_BYTES as usize;
+pub(super) const PAGE_BYTES: u64 = PAGE_BYTES_USIZE as u64;
+const PAGE_BYTES_USIZE: usize = 4096;
 
 type Page = [u8; PAGE_BYTES_USIZE];
 
@@ -194,7 +194,6 @@ fn fragments(offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>
     })
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "a remainder below the page size")]
 fn place_in_page(offset: u64) -> usize {
     (offset % PAGE_BYTES) as usize
 }

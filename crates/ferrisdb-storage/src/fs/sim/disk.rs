@@ -427,6 +427,9 @@ impl Disk {
         for (number, file) in &self.files {
             hasher.update(format!("file {number} {}", file.has_dropped_writes).as_bytes());
             file.visible.hash_into(hasher);
+            if file.is_clean() {
+                continue;
+            }
             file.durable.hash_into(hasher);
             for (number, change) in &file.unsynced {
                 let (kind, place, data) = match change {
