@@ -7,11 +7,13 @@
 //!
 //! It needs no runtime and starts no thread of its own: disk, time and threads come in through [`env::Env`].
 
+pub mod cache;
 pub mod env;
 pub mod error;
 pub mod fs;
 pub mod iter;
 pub mod key;
+pub mod table;
 pub mod tombstone;
 
 pub use error::{Error, Result};
