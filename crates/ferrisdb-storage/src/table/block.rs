@@ -340,11 +340,22 @@ impl Block {
         let prefix = self.prefix();
         let Some(rest) = target.user_key.strip_prefix(prefix) else {
             // The target differs from every key within the common prefix, or ends there.
-            return if *target.user_key < *prefix { self.found(0, 0, b"", target).map(Some) } else { Ok(None) };
+            return if *target.user_key < *prefix { self.found(0, 0, None).map(Some) } else { Ok(None) };
         };
         let restart = self.first_restart_not_before(rest, target)?;
+        self.seek_in_group(restart, rest, target)
+    }
+
+    /// Goes on from the number of restart points that lie before the target.
+    #[inline]
+    fn seek_in_group(
+        &self,
+        restart: usize,
+        rest: &[u8],
+        target: InternalKey<'_>,
+    ) -> Result<Option<Found<'_>>, DecodeError> {
         let Some(group) = restart.checked_sub(1) else {
-            return self.found(0, 0, rest, target).map(Some);
+            return self.found(0, 0, Some(rest)).map(Some);
         };
         // The group's first entry lies before the target; `matched` is how far the last entry seen agrees with it.
         let mut at = self.key_offset(group);
@@ -374,19 +385,19 @@ impl Block {
             at = entry.next;
         }
         if restart < self.restarts as usize {
-            return self.found(end, self.value_offset(restart), rest, target).map(Some);
+            return self.found(end, self.value_offset(restart), Some(rest)).map(Some);
         }
         Ok(None)
     }
 
-    /// The entry at a restart point, as the answer to a search.
-    fn found(&self, at: usize, value: usize, rest: &[u8], target: InternalKey<'_>) -> Result<Found<'_>, DecodeError> {
+    /// The entry at a restart point, as the answer to a search for a key whose part after the common prefix is `rest`; `None` if
+    /// the key does not begin with that prefix.
+    fn found(&self, at: usize, value: usize, rest: Option<&[u8]>) -> Result<Found<'_>, DecodeError> {
         let entry = self.entry(at)?;
         if entry.shared != 0 {
             return Err(BAD_ENTRY);
         }
-        let same = entry.suffix == rest && target.user_key.len() == self.prefix().len() + rest.len();
-        self.found_entry(at, &entry, value, same)
+        self.found_entry(at, &entry, value, rest == Some(entry.suffix))
     }
 
     #[inline]
@@ -407,17 +418,36 @@ impl Block {
         Ok(Found { at, next, shared, suffix, value_start, value_end, trailer, kind, same_user_key })
     }
 
+    /// What a search costs that compares keys at the restart points: for the decision file.
+    #[cfg(test)]
+    pub(super) fn seek_without_heads(&self, target: InternalKey<'_>) -> Result<Option<Found<'_>>, DecodeError> {
+        let rest = target.user_key.strip_prefix(self.prefix()).expect("the benchmark asks for keys of the block");
+        let restart = self.bisect_restarts(0, self.restarts as usize, rest, target)?;
+        self.seek_in_group(restart, rest, target)
+    }
+
     /// The number of restart points whose key lies before the target.
     #[inline]
     fn first_restart_not_before(&self, rest: &[u8], target: InternalKey<'_>) -> Result<usize, DecodeError> {
         let heads = self.heads();
         let head = head4(rest);
-        let mut low = heads.partition_point(|other| u32::from_le_bytes(*other) < head);
+        let low = heads.partition_point(|other| u32::from_le_bytes(*other) < head);
         // Equal heads decide nothing: compare the keys there. One step in most blocks, a binary search in any.
         let mut high = low;
         while high < heads.len() && u32::from_le_bytes(heads[high]) == head {
             high += 1;
         }
+        if low == high { Ok(low) } else { self.bisect_restarts(low, high, rest, target) }
+    }
+
+    /// A binary search that compares whole keys, among the restart points in `low..high`.
+    fn bisect_restarts(
+        &self,
+        mut low: usize,
+        mut high: usize,
+        rest: &[u8],
+        target: InternalKey<'_>,
+    ) -> Result<usize, DecodeError> {
         while low < high {
             let middle = low + (high - low) / 2;
             let entry = self.entry(self.key_offset(middle))?;

@@ -5,7 +5,7 @@
 
 use ferrisdb_core::codec::put_varint;
 
-use super::block::{LENGTH_ESCAPE, common_prefix_len, head4};
+use super::block::{LENGTH_ESCAPE, head4};
 use crate::key::{InternalKey, Trailer};
 
 #[derive(Debug, Clone, Copy)]
@@ -31,13 +31,21 @@ pub(super) struct BlockBuilder {
     entries: Vec<Pending>,
     values: Vec<u8>,
     unshared_bytes: usize,
+    /// Invariant: the length of the prefix that all keys share.
+    prefix_len: usize,
     /// The key section and the restart points of the block being encoded; kept for their memory.
     section: Vec<u8>,
     restarts: Vec<Restart>,
 }
 
-/// What an entry costs beside its key and value: token, tag, value length, and its part of the restart arrays.
-const ENTRY_OVERHEAD_BYTES: usize = 4;
+/// What an entry costs beside its key and value: token, tag, value length. Each may be longer; most are not.
+const ENTRY_OVERHEAD_BYTES: usize = 3;
+
+/// A head and two short offsets.
+const RESTART_BYTES: usize = 8;
+
+/// Five varints and the width.
+const HEADER_BYTES: usize = 12;
 
 impl BlockBuilder {
     pub(super) fn new(restart_interval: usize) -> BlockBuilder {
@@ -48,6 +56,7 @@ impl BlockBuilder {
             entries: Vec::new(),
             values: Vec::new(),
             unshared_bytes: 0,
+            prefix_len: 0,
             section: Vec::new(),
             restarts: Vec::new(),
         }
@@ -60,7 +69,11 @@ impl BlockBuilder {
     /// About how long the encoded block would be if it ended here.
     #[inline]
     pub(super) fn estimated_bytes(&self) -> usize {
-        self.values.len() + self.unshared_bytes + self.entries.len() * ENTRY_OVERHEAD_BYTES
+        let restarts = self.entries.len().div_ceil(self.restart_interval);
+        // The first entry of a group shares nothing but the block's prefix, which is stored once.
+        let saved = self.prefix_len * restarts.saturating_sub(1);
+        let overhead = self.entries.len() * ENTRY_OVERHEAD_BYTES + restarts * RESTART_BYTES + HEADER_BYTES;
+        self.values.len() + self.unshared_bytes - saved + overhead
     }
 
     /// About how much longer it would be with this entry.
@@ -87,7 +100,10 @@ impl BlockBuilder {
     pub(super) fn add(&mut self, key: InternalKey<'_>, shared: usize, value: &[u8]) {
         self.keys.extend_from_slice(key.user_key);
         self.values.extend_from_slice(value);
-        self.unshared_bytes += key.user_key.len() - shared;
+        // What neighbours share at least, all share.
+        self.prefix_len = if self.entries.is_empty() { key.user_key.len() } else { self.prefix_len.min(shared) };
+        let first_of_group = self.entries.len().is_multiple_of(self.restart_interval);
+        self.unshared_bytes += key.user_key.len() - if first_of_group { 0 } else { shared };
         self.entries.push(Pending {
             key_end: narrow(self.keys.len()),
             shared: narrow(shared),
@@ -101,10 +117,8 @@ impl BlockBuilder {
     /// # Panics
     /// Without an entry.
     pub(super) fn finish(&mut self, out: &mut Vec<u8>) {
-        let first_len = self.entries.first().expect("an empty block is not written").key_end as usize;
-        // Keys are sorted, so what the first and the last share, all share.
-        let prefix_len = common_prefix_len(&self.keys[..first_len], self.last_user_key());
-        let base = self.entries.iter().map(|entry| entry.trailer >> 8).min().expect("there is an entry");
+        let base = self.entries.iter().map(|entry| entry.trailer >> 8).min().expect("an empty block is not written");
+        let prefix_len = self.prefix_len;
         self.encode_entries(prefix_len, base);
 
         let wide = self.section.len().max(self.values.len()) > usize::from(u16::MAX);

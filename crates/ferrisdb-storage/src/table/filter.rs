@@ -148,7 +148,8 @@ mod tests {
             10 bits: 0.94 %
             12 bits: 0.40 %
             16 bits: 0.09 %
-        "#]].assert_eq(&report);
+        "#]]
+        .assert_eq(&report);
     }
 
     /// The bytes of a filter, one line long, and what they say after a round trip.

@@ -102,7 +102,7 @@ pub struct TableOptions {
     /// An index up to this size, in bytes, is one pinned block; a larger one is cut into partitions. Higher spends memory,
     /// lower makes every read of a large table look up one more block in the cache.
     pub index_flat_bytes_max: usize,
-    /// Size of an index partition, in bytes. 256 to 1 MiB.
+    /// Size of an index partition, in bytes. 16 to 1 MiB.
     pub index_partition_bytes: usize,
 }
 
@@ -130,7 +130,7 @@ impl TableOptions {
         check("block_bytes", self.block_bytes, 512..=1 << 20)?;
         check("restart_interval", self.restart_interval, 1..=1024)?;
         check("filter_bits_per_key", self.filter_bits_per_key as usize, 0..=filter::FILTER_BITS_PER_KEY_MAX as usize)?;
-        check("index_partition_bytes", self.index_partition_bytes, 256..=1 << 20)?;
+        check("index_partition_bytes", self.index_partition_bytes, 16..=1 << 20)?;
         match self.compression {
             Compression::Zstd { level } if !(1..=19).contains(&level) => Err(Error::InvalidOption {
                 option: "compression.level",

@@ -31,9 +31,10 @@ fn every_flipped_bit_is_seen_or_harmless() {
     let cache = Arc::new(BlockCache::new(0));
     for (compression, index_flat_bytes_max) in [(Compression::None, usize::MAX), (Compression::Lz4, 0)] {
         let fs = MemoryFs::default();
-        let options = TableOptions { compression, index_flat_bytes_max, index_partition_bytes: 256, ..small_options() };
+        let options = TableOptions { compression, index_flat_bytes_max, index_partition_bytes: 16, ..small_options() };
         let summary = build(&fs, 1, &options, &small_model(), &small_tombstones());
         let good = read_all(&fs, &summary, &cache).unwrap();
+        assert_eq!(open_with(&fs, &summary, &cache).unwrap().is_partitioned(), index_flat_bytes_max == 0);
         let file = fs.file(&path(1));
         let mut harmless = 0;
         for byte in 0..summary.file_bytes as usize {
@@ -85,7 +86,7 @@ fn misplaced_blocks_are_seen() {
     let fs = MemoryFs::default();
     // Values of one length, stored as they are: the first blocks are equally long, so only the place tells them apart.
     let model: Model = (0..40u64)
-        .map(|n| ((format!("key{n:03}").into_bytes(), std::cmp::Reverse(7)), (ValueKind::Value, vec![n as u8; 60])))
+        .map(|n| ((vec![b'A' + n as u8; 6], std::cmp::Reverse(7)), (ValueKind::Value, vec![n as u8; 60])))
         .collect();
     let one = build(&fs, 1, &small_options(), &model, &FragmentList::default());
     let two = build(&fs, 2, &small_options(), &model, &FragmentList::default());
@@ -108,7 +109,7 @@ fn misplaced_blocks_are_seen() {
         bytes[first.clone()].copy_from_slice(from);
         fs.put(&path(1), bytes);
         let reader = open_with(&fs, &one, &cache).unwrap();
-        let result = reader.get(b"key000", filter::hash(b"key000"), Version::MAX, ReadMode::Blocking);
+        let result = reader.get(b"AAAAAA", filter::hash(b"AAAAAA"), Version::MAX, ReadMode::Blocking);
         assert!(matches!(result, Err(Error::Corruption { offset: 0, .. })), "{what}: {result:?}");
         assert!(matches!(reader.verify(), Err(Error::Corruption { offset: 0, .. })));
     }
