@@ -82,6 +82,7 @@ impl Hasher for PlaceHasher {
     }
 
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves of the product are taken apart")]
     fn write_u64(&mut self, number: u64) {
         // Both halves of a 128-bit product, so that every input bit reaches the high and the low bits.
         let product = u128::from(self.0 ^ number) * 0xD6E8_FEB8_6659_FD93;

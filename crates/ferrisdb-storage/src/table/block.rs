@@ -528,12 +528,12 @@ impl BlockCursor {
     }
 
     pub(super) fn seek_to_first(&mut self, block: &Block) -> Result<(), DecodeError> {
-        self.to_restart(block, 0);
+        self.enter_group(block, 0);
         self.step(block)
     }
 
     pub(super) fn seek_to_last(&mut self, block: &Block) -> Result<(), DecodeError> {
-        self.to_restart(block, block.restarts as usize - 1);
+        self.enter_group(block, block.restarts as usize - 1);
         self.scan_to(block, block.keys().len())
     }
 
@@ -562,12 +562,12 @@ impl BlockCursor {
             let middle = low + (high - low) / 2;
             if block.key_offset(middle) < here { low = middle + 1 } else { high = middle }
         }
-        self.to_restart(block, low - 1);
+        self.enter_group(block, low - 1);
         self.scan_to(block, here)
     }
 
     /// Stands before the first entry of a group.
-    fn to_restart(&mut self, block: &Block, restart: usize) {
+    fn enter_group(&mut self, block: &Block, restart: usize) {
         self.valid = false;
         self.key.clear();
         self.key.extend_from_slice(block.prefix());

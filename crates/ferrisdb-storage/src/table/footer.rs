@@ -58,7 +58,7 @@ impl Footer {
         }
         put_u32(out, self.index_levels);
         put_u32(out, 0);
-        put_u32(out, FOOTER_BYTES as u32);
+        put_u32(out, u32::try_from(FOOTER_BYTES).expect("112 fits"));
         put_u32(out, FORMAT_VERSION);
         let checksum = xxh3_64(&out[start..]);
         put_u64(out, checksum);

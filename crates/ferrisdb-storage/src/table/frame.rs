@@ -138,13 +138,26 @@ pub(super) fn open_frame(frame: &[u8], id: TableId, offset: u64) -> Result<Box<[
     unpack(kind, payload)
 }
 
-/// Decompresses a payload. No length is believed before it is held against what the payload can expand to.
+const BAD_LENGTH: DecodeError = DecodeError { what: "block: uncompressed length" };
+
+/// Decompresses a payload.
 pub(super) fn unpack(kind: u8, payload: &[u8]) -> Result<Box<[u8]>, DecodeError> {
-    const BAD_LENGTH: DecodeError = DecodeError { what: "block: uncompressed length" };
     const BAD_DATA: DecodeError = DecodeError { what: "block: compressed data" };
     if kind == NONE {
         return Ok(payload.into());
     }
+    let (len, data) = uncompressed_len(kind, payload)?;
+    let mut out = vec![0; len];
+    let written = match kind {
+        LZ4 => lz4_flex::block::decompress_into(data, &mut out).map_err(|_| BAD_DATA)?,
+        _ => zstd_decompress(data, &mut out).ok_or(BAD_DATA)?,
+    };
+    if written == len { Ok(out.into_boxed_slice()) } else { Err(BAD_LENGTH) }
+}
+
+/// The length that a payload claims, and the compressed data. The claim is held against what the data can expand to before
+/// anyone allocates by it.
+pub(super) fn uncompressed_len(kind: u8, payload: &[u8]) -> Result<(usize, &[u8]), DecodeError> {
     let (len, used) = get_varint(payload).ok_or(BAD_LENGTH)?;
     let len = usize::try_from(len).ok().filter(|&len| len <= BLOCK_BYTES_MAX).ok_or(BAD_LENGTH)?;
     let data = &payload[used..];
@@ -154,15 +167,7 @@ pub(super) fn unpack(kind: u8, payload: &[u8]) -> Result<Box<[u8]>, DecodeError>
         ZSTD => 32 << 10,
         _ => return Err(DecodeError { what: "block: compression kind" }),
     };
-    if len > data.len().saturating_mul(expansion_max) {
-        return Err(BAD_LENGTH);
-    }
-    let mut out = vec![0; len];
-    let written = match kind {
-        LZ4 => lz4_flex::block::decompress_into(data, &mut out).map_err(|_| BAD_DATA)?,
-        _ => zstd_decompress(data, &mut out).ok_or(BAD_DATA)?,
-    };
-    if written == len { Ok(out.into_boxed_slice()) } else { Err(BAD_LENGTH) }
+    if len <= data.len().saturating_mul(expansion_max) { Ok((len, data)) } else { Err(BAD_LENGTH) }
 }
 
 fn zstd_decompress(data: &[u8], out: &mut [u8]) -> Option<usize> {

@@ -311,6 +311,7 @@ pub(super) fn shortest_separator(last: &[u8], next: &[u8], out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
 mod tests {
     use super::*;
     use ferrisdb_core::{Random, SplitMix64};

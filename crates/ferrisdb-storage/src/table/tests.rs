@@ -1,5 +1,7 @@
 //! Tables as a whole: against a model, and against a disk that lies.
 
+#![expect(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
+
 mod bench;
 mod faults;
 mod golden;
@@ -21,8 +23,11 @@ use crate::iter::PointIterator;
 use crate::key::{InternalKey, Trailer, ValueKind};
 use crate::tombstone::FragmentList;
 
-/// User key, version (reversed, so that newest comes first), kind, value.
-type Model = BTreeMap<(Vec<u8>, std::cmp::Reverse<u64>), (ValueKind, Vec<u8>)>;
+/// User key, and version reversed, so that the newest comes first.
+type Place = (Vec<u8>, std::cmp::Reverse<u64>);
+type Content = (ValueKind, Vec<u8>);
+type Entry = (Place, Content);
+type Model = BTreeMap<Place, Content>;
 
 fn v(number: u64) -> Version {
     Version::from_u64(number)
@@ -66,8 +71,8 @@ fn open(fs: &MemoryFs, summary: &TableSummary) -> Arc<TableReader> {
     open_with(fs, summary, &Arc::new(BlockCache::new(1 << 20))).unwrap()
 }
 
-/// What the iterator stands on, in the shape of the model.
-fn entry(iterator: &TableIterator) -> Option<((Vec<u8>, std::cmp::Reverse<u64>), (ValueKind, Vec<u8>))> {
+/// What the iterator stands on.
+fn entry(iterator: &TableIterator) -> Option<Entry> {
     iterator.valid().then(|| {
         let key = iterator.key();
         let place = (key.user_key.to_vec(), std::cmp::Reverse(key.trailer.version().get()));

@@ -60,6 +60,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<FragmentList, DecodeError> {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
 mod tests {
     use super::*;
     use ferrisdb_core::{Random, SplitMix64};

@@ -32,7 +32,7 @@ fn random_model(random: &mut SplitMix64) -> Model {
 }
 
 fn check(reader: &Arc<TableReader>, model: &Model, random: &mut SplitMix64) {
-    let entries: Vec<_> = model.iter().map(|(place, content)| (place.clone(), content.clone())).collect();
+    let entries: Vec<Entry> = model.iter().map(|(place, content)| (place.clone(), content.clone())).collect();
     for mode in [ReadMode::Blocking, ReadMode::Compaction] {
         let mut iterator = TableIterator::new(Arc::clone(reader), mode);
         let mut seen = Vec::new();
@@ -70,8 +70,7 @@ fn check(reader: &Arc<TableReader>, model: &Model, random: &mut SplitMix64) {
         let expected = expected.map(|((_, version), (kind, value))| (version.0, *kind, value.clone()));
         assert_eq!(found, expected, "get {key:?} at {version}");
 
-        let own =
-            |(place, content): (&(Vec<u8>, Reverse<u64>), &(ValueKind, Vec<u8>))| (place.clone(), content.clone());
+        let own = |(place, content): (&Place, &Content)| (place.clone(), content.clone());
         iterator.seek(InternalKey::seek(&key, v(version))).unwrap();
         let mut after = model.range(at.clone()..).map(own);
         assert_eq!(entry(&iterator), after.next(), "seek {key:?} at {version}");
