@@ -64,6 +64,7 @@ pub(crate) const fn planted(_bug: Bug) -> bool {
 /// True if `bug` is planted in this process.
 #[cfg(feature = "planted-bugs")]
 pub(crate) fn planted(bug: Bug) -> bool {
+    use std::io::Write as _;
     use std::sync::OnceLock;
 
     static PLANTED: OnceLock<Option<Bug>> = OnceLock::new();
@@ -73,7 +74,9 @@ pub(crate) fn planted(bug: Bug) -> bool {
         if bug.is_none() {
             // A misspelt name must not look like a bug that no test notices; a panic could be caught by one.
             let names: Vec<&str> = BUGS.iter().map(|(_, name)| *name).collect();
-            eprintln!("FERRISDB_PLANTED_BUG={} is not one of: {}", value.display(), names.join(", "));
+            let message = format!("FERRISDB_PLANTED_BUG={} is not one of: {}\n", value.display(), names.join(", "));
+            // Not eprintln!: the test harness would keep that back and lose it with the process.
+            std::io::stderr().write_all(message.as_bytes()).ok();
             std::process::abort();
         }
         bug

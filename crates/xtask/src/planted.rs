@@ -71,7 +71,8 @@ pub(crate) fn run(only: Option<&str>) -> Outcome {
             let without = clean.entry((target, test)).or_insert_with(|| run_test(executable, test, None));
             let verdict = match without {
                 Run::Passed => verdict_of(&run_test(executable, test, Some(bug))),
-                other => Err(format!("WRONG: without the bug, {other:?}")),
+                Run::Failed => Err("WRONG: the test fails without the bug".to_string()),
+                Run::Other(what) => Err(format!("WRONG: without the bug, {what}")),
             };
             bad += usize::from(verdict.is_err());
             let verdict = verdict.unwrap_or_else(|wrong| wrong);
