@@ -10,6 +10,7 @@
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
 pub mod batch;
+pub mod cache;
 pub mod compaction;
 pub mod engine;
 pub mod env;
@@ -24,6 +25,7 @@ pub mod manifest;
 pub mod memtable;
 mod planted;
 mod sync;
+pub mod table;
 pub mod tombstone;
 
 pub use batch::WriteBatch;
