@@ -266,6 +266,11 @@ impl WriteBatch {
         *self = batch;
     }
 
+    /// True if the batch only removes: it may use the reserve of a full disk.
+    pub(crate) fn only_deletes(&self) -> bool {
+        self.longest_value == 0 && self.operations().all(|operation| !matches!(operation, Operation::Put { .. }))
+    }
+
     /// The number of point operations.
     pub(crate) fn point_count(&self) -> usize {
         self.point_count

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use ferrisdb_core::Version;
 use ferrisdb_core::codec::DecodeError;
 
+use crate::wal::WalPosition;
+
 /// The result of every fallible call of the engine.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -122,12 +124,14 @@ pub enum Error {
     },
 
     /// A read at a version that is no longer, or was never, kept.
-    #[error("version {version} is not readable: versions from {oldest} on are, and those that are pinned")]
+    #[error("version {version} is not readable: versions from {oldest} to {newest} are, and those that are pinned")]
     VersionNotReadable {
         /// The version asked for.
         version: Version,
         /// The oldest readable version.
         oldest: Version,
+        /// The newest visible version.
+        newest: Version,
     },
 
     /// The data given to an ingestion is not fit to be added: out of order, or older than what its range holds.
@@ -174,6 +178,17 @@ pub enum Error {
     /// The engine was closed.
     #[error("the engine was closed")]
     Closed,
+
+    /// A position of the WAL that holds no record: purged, truncated away, or never given out.
+    #[error("the WAL has no record at position {position}: it reaches from {first} to {end}")]
+    PositionNotInWal {
+        /// The position asked for.
+        position: WalPosition,
+        /// The first position that is kept.
+        first: WalPosition,
+        /// The end of the log.
+        end: WalPosition,
+    },
 
     /// Only from calls whose name starts with `try_`: the answer is not in memory. Call the blocking form on a thread
     /// that may wait for the disk.

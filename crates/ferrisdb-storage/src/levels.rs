@@ -140,6 +140,12 @@ impl<T: TableLike> Levels<T> {
         &self.levels[level]
     }
 
+    /// One level, to be kept beyond this set.
+    #[inline]
+    pub fn level_handle(&self, level: usize) -> &Arc<Level<T>> {
+        &self.levels[level]
+    }
+
     /// Every table with its level, from L0 down.
     pub fn tables(&self) -> impl Iterator<Item = (usize, &Arc<T>)> {
         self.levels.iter().enumerate().flat_map(|(level, list)| list.tables.iter().map(move |table| (level, table)))
@@ -218,6 +224,11 @@ impl<T: TableLike> Level<T> {
         let head = |table: &Arc<T>| key_head(table.meta().largest.get(prefix_len..).unwrap_or(&[]));
         let largest_heads = tables.iter().map(head).collect();
         Level { tables, prefix_len, largest_heads, bytes }
+    }
+
+    /// A sorted run of disjoint tables that need not be all of a level: what a compaction reads.
+    pub fn sorted_run(tables: Vec<Arc<T>>) -> Level<T> {
+        Level::new(1, tables)
     }
 
     /// The tables: newest first in L0, in key order elsewhere.

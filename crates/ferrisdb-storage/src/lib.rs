@@ -23,10 +23,19 @@ pub mod key;
 pub mod levels;
 pub mod manifest;
 pub mod memtable;
+pub mod options;
 mod planted;
 mod sync;
 pub mod table;
 pub mod tombstone;
+pub mod wal;
 
-pub use batch::WriteBatch;
+pub use batch::{Operation, WriteBatch};
+pub use engine::{
+    Engine, Iter, IterOptions, LevelStatistics, Snapshot, Statistics, Submitted, Ticket, Value, VerifyReport,
+};
+pub use env::Env;
 pub use error::{Error, Result};
+pub use ferrisdb_core::Version;
+pub use options::{Durability, Options, Retention, WriteOptions};
+pub use table::Compression;

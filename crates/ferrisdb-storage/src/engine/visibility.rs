@@ -68,11 +68,16 @@ impl Visibility {
         Version::from_u64(self.visible.load(Ordering::Acquire))
     }
 
+    /// True if [`Visibility::enter`] will give a place. Only under the writer lock.
+    pub(crate) fn has_room(&self) -> bool {
+        self.entered.load(Ordering::Relaxed) - self.passed.load(Ordering::Acquire) < PLACES as u64
+    }
+
     /// Takes the next place, for `version`, which is greater than all before. Only under the writer lock. `None` if
     /// too many writers are under way.
     pub(crate) fn enter(&self, version: Version) -> Option<Turn> {
         let ticket = self.entered.load(Ordering::Relaxed);
-        if ticket - self.passed.load(Ordering::Acquire) >= PLACES as u64 {
+        if !self.has_room() {
             return None;
         }
         self.place(ticket).version.store(version.get(), Ordering::Relaxed);

@@ -17,11 +17,11 @@ pub mod threads;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
-use ferrisdb_core::{Clock, ManualClock};
+use ferrisdb_core::{Clock, ManualClock, Random, SplitMix64};
 
 use crate::fs::FileSystem;
 use crate::fs::real::RealFileSystem;
@@ -58,6 +58,9 @@ pub trait Spawner: fmt::Debug + Send + Sync + 'static {
     /// # Panics
     /// The deterministic spawner panics when the future is pending and no job can run: that is a deadlock.
     fn block_on(&self, future: Pin<&mut dyn Future<Output = ()>>);
+
+    /// Lets the caller wait for so long: its thread sleeps (real), or other jobs run and the clock moves (deterministic).
+    fn sleep(&self, duration: Duration);
 }
 
 /// Everything that the engine takes from the outside world.
@@ -69,6 +72,53 @@ pub struct Env {
     pub clock: Arc<dyn Clock>,
     /// Threads.
     pub spawner: Arc<dyn Spawner>,
+    /// Randomness, for ids that must differ between engines. Nothing else is random.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+/// A source of bytes that nobody else gets.
+pub trait Entropy: Send + Sync + 'static {
+    /// Sixteen bytes, different at each call and in each process.
+    fn unique_bytes(&self) -> [u8; 16];
+}
+
+/// Entropy that a seed decides: for tests and simulation.
+#[derive(Debug)]
+pub struct SeededEntropy {
+    random: Mutex<SplitMix64>,
+}
+
+impl SeededEntropy {
+    /// All bytes follow from `seed`.
+    pub fn new(seed: u64) -> SeededEntropy {
+        SeededEntropy { random: Mutex::new(SplitMix64::new(seed)) }
+    }
+}
+
+impl Entropy for SeededEntropy {
+    fn unique_bytes(&self) -> [u8; 16] {
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&random.next_u64().to_le_bytes());
+        bytes[8..].copy_from_slice(&random.next_u64().to_le_bytes());
+        bytes
+    }
+}
+
+/// The operating system's entropy.
+#[derive(Debug, Default)]
+pub struct RealEntropy;
+
+impl Entropy for RealEntropy {
+    fn unique_bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            // Only an interruption may fail here, and then nothing was filled.
+            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+        }
+        bytes
+    }
 }
 
 impl Env {
@@ -78,6 +128,7 @@ impl Env {
             fs: Arc::new(RealFileSystem::new()),
             clock: Arc::new(clock::RealClock::new()),
             spawner: Arc::new(threads::ThreadSpawner::new()),
+            entropy: Arc::new(RealEntropy),
         }
     }
 
@@ -87,7 +138,7 @@ impl Env {
     pub fn sim(fs: SimFileSystem) -> Env {
         let clock = Arc::new(ManualClock::new());
         let spawner = Arc::new(steps::StepSpawner::new(Arc::clone(&clock)));
-        Env { fs: Arc::new(fs), clock, spawner }
+        Env { fs: Arc::new(fs), clock, spawner, entropy: Arc::new(SeededEntropy::new(0)) }
     }
 }
 

@@ -311,6 +311,10 @@ impl Drop for StepGuard<'_> {
 }
 
 impl Spawner for StepSpawner {
+    fn sleep(&self, duration: Duration) {
+        self.run_for(duration);
+    }
+
     fn spawn(&self, name: &str, job: Box<dyn Job>) -> Waker {
         let mut state = self.shared.state();
         let number = state.next;

@@ -132,6 +132,10 @@ impl Drop for EndReport {
 }
 
 impl Spawner for ThreadSpawner {
+    fn sleep(&self, duration: std::time::Duration) {
+        thread::sleep(duration);
+    }
+
     /// # Panics
     /// If the operating system has no more threads to give.
     fn spawn(&self, name: &str, job: Box<dyn Job>) -> Waker {

@@ -10,15 +10,33 @@ use ferrisdb_core::Version;
 
 use crate::tombstone::FragmentList;
 
-/// Something that knows range tombstones: a list, or the tables of a level.
+/// Something that knows range tombstones: a list, several lists, or the tables of a level.
 pub(crate) trait RangeCover: Send + Sync {
-    /// The fragment list in charge of `key`, and the bounds (start inclusive, end exclusive; `None` = none) within which it is.
-    fn list_for(&self, key: &[u8]) -> (Option<&FragmentList>, Option<&[u8]>, Option<&[u8]>);
+    /// The newest tombstone over `key` that a reader at `at` sees, and a span of keys around `key` with the same answer.
+    fn look_up(&self, key: &[u8], at: Version) -> (Option<Version>, Span);
 }
 
 impl RangeCover for FragmentList {
-    fn list_for(&self, _key: &[u8]) -> (Option<&FragmentList>, Option<&[u8]>, Option<&[u8]>) {
-        (Some(self), None, None)
+    fn look_up(&self, key: &[u8], at: Version) -> (Option<Version>, Span) {
+        look_up_within(self, key, at, None, None)
+    }
+}
+
+/// The lists of one memtable, which may overlap.
+impl RangeCover for Vec<Arc<FragmentList>> {
+    fn look_up(&self, key: &[u8], at: Version) -> (Option<Version>, Span) {
+        let mut newest = None;
+        let mut span = Span::default();
+        for list in self {
+            let (version, within) = list.look_up(key, at);
+            newest = newest.max(version);
+            span.start = span.start.max(within.start);
+            span.end = match (span.end, within.end) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        (newest, span)
     }
 }
 
@@ -63,7 +81,7 @@ impl Cover {
     pub(crate) fn newest(&mut self, key: &[u8]) -> Option<Version> {
         let tombstones = self.tombstones.as_deref()?;
         if !(self.known && self.span.contains(key)) {
-            (self.newest, self.span) = look_up(tombstones, key, self.at);
+            (self.newest, self.span) = tombstones.look_up(key, self.at);
             self.known = true;
         }
         self.newest
@@ -75,10 +93,16 @@ impl Cover {
     }
 }
 
-fn look_up(tombstones: &dyn RangeCover, key: &[u8], at: Version) -> (Option<Version>, Span) {
-    let (list, mut start, mut end) = tombstones.list_for(key);
+/// What one list says about `key`, if it is in charge of `[start, end)` only.
+pub(crate) fn look_up_within<'a>(
+    list: &'a FragmentList,
+    key: &[u8],
+    at: Version,
+    mut start: Option<&'a [u8]>,
+    mut end: Option<&'a [u8]>,
+) -> (Option<Version>, Span) {
     let mut newest = None;
-    if let Some(list) = list {
+    {
         let index = list.first_ending_after(key);
         let fragments = list.fragments();
         let later = |bound: Option<&'_ [u8]>, other: &'_ [u8]| bound.is_none_or(|bound| bound < other);

@@ -48,8 +48,9 @@ pub(crate) struct VisibleIterator<I> {
     target: Vec<u8>,
     /// Backward only: the key whose versions are being looked at.
     candidate: Vec<u8>,
-    /// Tombstones and hidden entries passed since they were last taken.
+    /// Tombstones and hidden entries passed since they were last taken, and the key of the first of them.
     skipped: u64,
+    first_skipped: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,7 @@ impl<I: PointIterator> VisibleIterator<I> {
             target: Vec::new(),
             candidate: Vec::new(),
             skipped: 0,
+            first_skipped: Vec::new(),
         }
     }
 
@@ -144,6 +146,25 @@ impl<I: PointIterator> VisibleIterator<I> {
     /// How many entries were passed because they were tombstones or hidden, since the last call.
     pub(crate) fn take_skipped(&mut self) -> u64 {
         std::mem::take(&mut self.skipped)
+    }
+
+    /// The key of the first entry that [`VisibleIterator::take_skipped`] counted last.
+    pub(crate) fn first_skipped(&self) -> &[u8] {
+        &self.first_skipped
+    }
+
+    /// The key of the last entry that was passed, or one near it.
+    pub(crate) fn last_skipped(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Counts `self.key` as passed over.
+    #[inline]
+    fn note_skipped(&mut self) {
+        if self.skipped == 0 {
+            self.first_skipped.clone_from(&self.key);
+        }
+        self.skipped += 1;
     }
 
     pub(crate) fn seek_to_first(&mut self) -> Result<()> {
@@ -291,8 +312,8 @@ impl<I: PointIterator> VisibleIterator<I> {
                 let trailer = entry.trailer;
                 match if self.any_cover { self.covering(rank, trailer.version()) } else { None } {
                     Some(by) => {
-                        self.skipped += 1;
                         self.remember_current_key();
+                        self.note_skipped();
                         skip = true;
                         resume = Some(Going::AfterKey);
                         let merging = &mut self.merging;
@@ -309,8 +330,8 @@ impl<I: PointIterator> VisibleIterator<I> {
                             return Ok(());
                         }
                         _ => {
-                            self.skipped += 1;
                             self.remember_current_key();
+                            self.note_skipped();
                             skip = true;
                             resume = Some(Going::AfterKey);
                             self.merging.next()
@@ -371,7 +392,7 @@ impl<I: PointIterator> VisibleIterator<I> {
             let Some((version, kind)) = found else { continue };
             match if self.any_cover { self.covering_key(rank, version) } else { None } {
                 Some(by) => {
-                    self.skipped += 1;
+                    self.note_skipped();
                     if let (true, Some(start)) = (by < rank, &self.covers[by].span().start) {
                         let target = InternalKey::new(start, FIRST_OF_KEY);
                         if let Err(error) = self.merging.skip_older_before(by, target) {
@@ -386,7 +407,7 @@ impl<I: PointIterator> VisibleIterator<I> {
                         self.state = State::Backward;
                         return Ok(());
                     }
-                    _ => self.skipped += 1,
+                    _ => self.note_skipped(),
                 },
             }
         }

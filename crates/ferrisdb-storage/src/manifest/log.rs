@@ -214,6 +214,14 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// What the manifest that CURRENT names says, for an engine that only reads. Every edit is refused.
+    pub fn open_read_only(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<Manifest> {
+        let recovered = read(&*fs, dir)?;
+        let mut manifest = Manifest::unsettled(fs, dir, recovered.state, recovered.manifest)?;
+        manifest.poisoned = Some("it was opened read-only".into());
+        Ok(manifest)
+    }
+
     fn unsettled(fs: Arc<dyn FileSystem>, dir: &Path, state: ManifestState, number: u64) -> Result<Manifest> {
         let numbers = list(&*fs, dir)?.iter().filter_map(|name| parse_manifest_file_name(name)).max();
         Ok(Manifest {

@@ -1,0 +1,413 @@
+//! Compactions: taking plans from the picker and carrying them out.
+//!
+//! The picker ([`crate::compaction::picker`]) decides; a worker carries out. A plan that rewrites much is divided at its split keys into parts, and
+//! whichever worker is free takes the next part; the one that finishes the last part installs the outputs of all, in one manifest edit.
+//!
+//! # Invariants
+//! - A plan is made, and registered as busy, under one lock, from the levels as they are then; it is taken off the list after its edit has been
+//!   published. So no two running plans touch the same tables or write overlapping ranges of one level.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Core;
+use super::merge_run::{MergeRun, Target};
+use super::sources::{LevelIterator, Source};
+use super::view::Table;
+use crate::compaction::picker::{self, ManualRange, ManualStep, SkippedRange};
+use crate::compaction::plan::Action;
+use crate::compaction::{CompactionPlan, Hints, PickerOptions, Retention};
+use crate::env::Step;
+use crate::error::{Error, Result};
+use crate::levels::{Level, Levels, TableLike};
+use crate::manifest::{FileNumber, TableMeta};
+use crate::options::Options;
+use crate::table::{ReadMode, TableIterator};
+use crate::tombstone::{FragmentList, RangeTombstone};
+
+/// An iterator's single move that passes so many entries that it cannot show makes the range worth compacting: at 50 ns each, it cost as
+/// much as a few reads from disk.
+pub(super) const SKIPPED_ENTRIES_WORTH_COMPACTING: u64 = 256;
+
+/// Ranges remembered for being slow to scan; the worst stay.
+const SKIPPED_RANGES_MAX: usize = 16;
+
+/// Range tombstones given to the picker at once, newest tables first: it looks at each for whole tables to drop.
+const RANGE_TOMBSTONES_MAX: usize = 4096;
+
+#[derive(Default)]
+pub(super) struct Compactions {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    running: Vec<Arc<Running>>,
+    /// Invariant: the plans of `running`, in its order; the picker wants them as a slice.
+    busy: Vec<CompactionPlan>,
+    skipped: Vec<SkippedRange>,
+    manual: Vec<(u64, ManualRange)>,
+    next_manual: u64,
+}
+
+/// A plan that is being carried out.
+struct Running {
+    plan: CompactionPlan,
+    retention: Retention,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// Parts that no worker has taken yet.
+    waiting: Vec<MergeRun>,
+    /// Parts that are not finished, taken or not.
+    unfinished: usize,
+    /// Finished parts; dropping one that is not installed removes its files.
+    finished: Vec<MergeRun>,
+    failed: bool,
+}
+
+impl Compactions {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An iterator passed over many entries between two keys.
+    pub(super) fn hint(&self, a: &[u8], b: &[u8], tombstones: u64) {
+        let (start, end) = (a.min(b), a.max(b));
+        let mut state = self.state();
+        match state.skipped.iter_mut().find(|range| *range.start <= *end && *start <= *range.end) {
+            Some(range) => {
+                if *start < *range.start {
+                    range.start = start.into();
+                }
+                if *end > *range.end {
+                    range.end = end.into();
+                }
+                range.tombstones = range.tombstones.max(tombstones);
+            }
+            None => state.skipped.push(SkippedRange { start: start.into(), end: end.into(), tombstones }),
+        }
+        state.skipped.sort_by_key(|range| std::cmp::Reverse(range.tombstones));
+        state.skipped.truncate(SKIPPED_RANGES_MAX);
+    }
+}
+
+pub(super) fn picker_options(options: &Options) -> PickerOptions {
+    PickerOptions {
+        l0_runs: options.l0_compaction_tables as u64,
+        base_bytes: options.base_level_bytes,
+        multiplier: options.level_multiplier,
+        table_bytes: options.table_bytes,
+        compaction_bytes_max: 25 * options.table_bytes,
+        intra_l0_bytes_max: 4 * options.write_buffer_bytes as u64,
+        grandparent_bytes_max: 10 * options.table_bytes,
+        // A block's worth of tombstones is what a scan does not notice.
+        tombstones_min: (options.table_bytes / 1024).max(64),
+        subcompactions_max: options.compaction_jobs.max(1),
+        ..PickerOptions::default()
+    }
+}
+
+impl Core {
+    /// The levels changed: what depends on them is brought up to date.
+    pub(super) fn levels_changed(&self) {
+        let levels = self.levels();
+        let pending = picker::pending_bytes(&levels, &picker_options(&self.options));
+        let l0 = levels.level(0).tables().len();
+        self.counters.set_pending(pending);
+        if self.options.compaction_jobs > 0 {
+            self.stall.update(&self.options, l0, pending);
+        }
+        self.jobs.wake_compactions();
+        self.jobs.wake_keeper();
+        self.progress.notify();
+    }
+
+    pub(super) fn compact_range(&self, start: Option<&[u8]>, end: Option<&[u8]>) -> Result<()> {
+        if let (Some(start), Some(end)) = (start, end)
+            && start > end
+        {
+            return Err(Error::InvertedRange { start: start.to_vec(), end: end.to_vec() });
+        }
+        if self.options.compaction_jobs == 0 {
+            let reason = "compact_range needs a compaction job to carry it out".to_owned();
+            return Err(Error::InvalidOption { option: "compaction_jobs", value: "0".into(), reason });
+        }
+        self.flush()?;
+        let mut state = self.jobs.compaction.state();
+        let id = state.next_manual;
+        state.next_manual += 1;
+        let bound = |key: Option<&[u8]>| key.map(Box::from);
+        let range = ManualRange { start: bound(start), end: bound(end), began: self.next_file_number() };
+        state.manual.push((id, range));
+        drop(state);
+        self.jobs.wake_compactions();
+        self.wait_for_jobs(|core| !core.jobs.compaction.state().manual.iter().any(|(other, _)| *other == id))
+    }
+
+    pub(super) fn wait_for_compactions(&self) -> Result<()> {
+        if self.options.compaction_jobs == 0 || self.read_only {
+            return Ok(());
+        }
+        self.wait_for_jobs(|core| {
+            let mut state = core.jobs.compaction.state();
+            state.running.is_empty() && state.manual.is_empty() && state.pick(core).is_ok_and(|picked| picked.is_none())
+        })
+    }
+
+    fn wait_for_jobs(&self, done: impl Fn(&Core) -> bool) -> Result<()> {
+        self.progress.wait(&*self.env.spawner, || {
+            if done(self) {
+                return Some(Ok(()));
+            }
+            if self.jobs.stopping() {
+                return Some(Err(Error::Closed));
+            }
+            self.check_poison().err().map(Err)
+        })
+    }
+}
+
+impl State {
+    /// The next plan, with the retention that it was made for.
+    fn pick(&mut self, core: &Core) -> Result<Option<(CompactionPlan, Retention)>> {
+        let options = picker_options(&core.options);
+        let (floor, pins) = core.versions.boundaries(|| core.visibility.visible());
+        let retention = Retention::new(floor, pins);
+        let levels = core.levels();
+        while let Some((_, range)) = self.manual.first() {
+            match picker::compact_range_step(&levels, &options, &retention, &self.busy, range) {
+                ManualStep::Plan(plan) => return Ok(Some((*plan, retention))),
+                ManualStep::Blocked => break,
+                ManualStep::Done => {
+                    self.manual.remove(0);
+                    core.progress.notify();
+                }
+            }
+        }
+        let range_tombstones = range_tombstones(&levels)?;
+        let hints = Hints { range_tombstones: &range_tombstones, skipped: &self.skipped };
+        let plan = picker::pick(&levels, &options, &retention, &self.busy, hints);
+        if plan.is_none() && self.busy.is_empty() {
+            // Nothing can be done about what is left of them.
+            self.skipped.clear();
+        }
+        Ok(plan.map(|plan| (plan, retention)))
+    }
+
+    fn remove(&mut self, running: &Arc<Running>) {
+        let index = self.running.iter().position(|other| Arc::ptr_eq(other, running));
+        if let Some(index) = index {
+            self.running.remove(index);
+            self.busy.remove(index);
+        }
+    }
+}
+
+/// Range tombstones of live tables, from the newest level on.
+fn range_tombstones(levels: &Levels<Table>) -> Result<Vec<RangeTombstone>> {
+    let mut found = Vec::new();
+    for (_, table) in levels.tables().filter(|(_, table)| table.meta.range_tombstones > 0) {
+        let list = table.reader()?.range_tombstones();
+        found.extend(list.tombstones().map(|(start, end, version)| RangeTombstone::new(start, end, version)));
+        if found.len() >= RANGE_TOMBSTONES_MAX {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// A worker: at most one part of one plan at a time.
+pub(super) struct CompactionJob {
+    part: Option<(Arc<Running>, MergeRun)>,
+}
+
+impl CompactionJob {
+    pub(super) fn new() -> CompactionJob {
+        CompactionJob { part: None }
+    }
+
+    pub(super) fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        if core.poison.get().is_some() {
+            return Ok(Step::Wait);
+        }
+        let Some((running, run)) = &mut self.part else { return self.take_work(core) };
+        if running.progress().failed {
+            self.part = None;
+            return Ok(Step::Again);
+        }
+        let stepped = run.step(core.options.job_step_entries);
+        match stepped {
+            Ok(false) => Ok(Step::Again),
+            Ok(true) => {
+                let (running, run) = self.part.take().expect("the part was just stepped");
+                running.finish_part(core, run)
+            }
+            Err(error) => {
+                let (running, run) = self.part.take().expect("the part was just stepped");
+                drop(run);
+                running.fail(core);
+                Err(error)
+            }
+        }
+    }
+
+    fn take_work(&mut self, core: &Arc<Core>) -> Result<Step> {
+        let mut state = core.jobs.compaction.state();
+        let waiting = state.running.iter().find_map(|running| {
+            let run = running.progress().waiting.pop()?;
+            Some((Arc::clone(running), run))
+        });
+        if waiting.is_some() {
+            self.part = waiting;
+            return Ok(Step::Again);
+        }
+        let Some((plan, retention)) = state.pick(core)? else { return Ok(Step::Wait) };
+        let levels = core.levels();
+        let parts = match plan.action {
+            Action::Rewrite => parts_of(core, &plan, &retention, &levels)?,
+            Action::Move | Action::DropUnread => Vec::new(),
+        };
+        let divided = parts.len() > 1;
+        let progress = Progress { unfinished: parts.len(), waiting: parts, ..Progress::default() };
+        let running = Arc::new(Running { plan, retention, progress: Mutex::new(progress) });
+        state.busy.push(running.plan.clone());
+        state.running.push(Arc::clone(&running));
+        let part = running.progress().waiting.pop();
+        drop(state);
+        match part {
+            Some(run) => self.part = Some((running, run)),
+            None => running.install(core)?,
+        }
+        if divided {
+            core.jobs.wake_compactions();
+        }
+        Ok(Step::Again)
+    }
+}
+
+impl Drop for CompactionJob {
+    /// A worker that ends in the middle takes its plan with it: the engine stops, or the worker panicked and poisoned it.
+    fn drop(&mut self) {
+        if let Some((running, _)) = &self.part {
+            running.progress().failed = true;
+        }
+    }
+}
+
+impl Running {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finish_part(self: &Arc<Running>, core: &Arc<Core>, run: MergeRun) -> Result<Step> {
+        let mut progress = self.progress();
+        if progress.failed {
+            return Ok(Step::Again);
+        }
+        progress.finished.push(run);
+        progress.unfinished -= 1;
+        let last = progress.unfinished == 0;
+        drop(progress);
+        if last {
+            self.install(core)?;
+        }
+        Ok(Step::Again)
+    }
+
+    fn install(self: &Arc<Running>, core: &Arc<Core>) -> Result<()> {
+        let mut finished = std::mem::take(&mut self.progress().finished);
+        let outputs: Vec<TableMeta> = finished.iter().flat_map(|run| run.outputs().iter().cloned()).collect();
+        let written: u64 = outputs.iter().map(|meta| meta.file_bytes).sum();
+        let mut edit = self.plan.edit(&core.levels(), outputs);
+        if self.plan.action != Action::Move {
+            edit.oldest_readable = Some(self.retention.floor());
+        }
+        if let Err(error) = core.install(edit, &[]) {
+            // Not in the manifest (or the manifest is poisoned, and so is the engine): the outputs go, the inputs stay.
+            self.fail(core);
+            return Err(error);
+        }
+        finished.iter_mut().for_each(MergeRun::set_installed);
+        match self.plan.action {
+            Action::Rewrite => core.counters.compacted(self.plan.input_bytes, written),
+            Action::Move => core.counters.moved(self.plan.files().count() as u64),
+            Action::DropUnread => core.counters.dropped(self.plan.files().count() as u64),
+        }
+        core.jobs.compaction.state().remove(self);
+        core.levels_changed();
+        Ok(())
+    }
+
+    /// Gives the plan up; its inputs are free for another.
+    fn fail(self: &Arc<Running>, core: &Arc<Core>) {
+        let mut progress = self.progress();
+        progress.failed = true;
+        let dropped = (std::mem::take(&mut progress.waiting), std::mem::take(&mut progress.finished));
+        drop(progress);
+        drop(dropped);
+        core.jobs.compaction.state().remove(self);
+        core.progress.notify();
+        core.jobs.wake_keeper();
+    }
+}
+
+/// The runs that carry out a plan: one, or one for each part between split keys.
+fn parts_of(
+    core: &Arc<Core>,
+    plan: &CompactionPlan,
+    retention: &Retention,
+    levels: &Levels<Table>,
+) -> Result<Vec<MergeRun>> {
+    let inputs: Vec<(usize, Vec<Arc<Table>>)> = plan
+        .inputs
+        .iter()
+        .map(|(level, numbers)| (usize::from(*level), tables_of(levels, usize::from(*level), numbers)))
+        .collect();
+    let mut lists: Vec<&FragmentList> = Vec::new();
+    for (_, tables) in &inputs {
+        for table in tables.iter().filter(|table| table.meta.range_tombstones > 0) {
+            lists.push(table.reader()?.range_tombstones());
+        }
+    }
+    let tombstones = FragmentList::new(lists.into_iter().flat_map(FragmentList::tombstones));
+    let mut parts = Vec::with_capacity(plan.split_keys.len() + 1);
+    let mut start = None;
+    for end in plan.split_keys.iter().cloned().map(Some).chain([None]) {
+        let mut sources = Vec::new();
+        for (level, tables) in &inputs {
+            if *level == 0 {
+                for table in tables {
+                    let reader = Arc::clone(table.reader()?);
+                    sources.push(Source::Table(TableIterator::new(reader, ReadMode::Compaction)));
+                }
+            } else {
+                let run = Arc::new(Level::sorted_run(tables.clone()));
+                sources.push(Source::Level(LevelIterator::new(run, ReadMode::Compaction)));
+            }
+        }
+        let target = Target {
+            level: usize::from(plan.output_level),
+            table_bytes: plan.output_file_bytes,
+            start: std::mem::replace(&mut start, end.clone()),
+            end,
+            older: plan.older.clone(),
+            grandparents: plan.grandparents.clone(),
+            grandparent_bytes_max: plan.grandparent_bytes_max,
+            l0_rank: (plan.output_level == 0).then_some(plan.output_rank),
+        };
+        parts.push(MergeRun::new(core, sources, tombstones.clone(), retention.clone(), target));
+    }
+    // Workers take from the end; the first part first.
+    parts.reverse();
+    Ok(parts)
+}
+
+fn tables_of(levels: &Levels<Table>, level: usize, numbers: &[FileNumber]) -> Vec<Arc<Table>> {
+    let find = |number: &FileNumber| {
+        let table = levels.level(level).tables().iter().find(|table| table.meta().number == *number);
+        Arc::clone(table.expect("a plan was made from these levels"))
+    };
+    numbers.iter().map(find).collect()
+}

@@ -1,0 +1,87 @@
+//! What the files of an engine directory are called, and when they go.
+//!
+//! ```text
+//! LOCK                 who has the directory open
+//! OPTIONS              the options it was last opened with, for people
+//! CURRENT, MANIFEST-*  which tables are live (see `manifest`)
+//! wal/                 the write-ahead log's segments (see `wal`)
+//! 000123.sst           tables; 000124.blob  blob files
+//! ```
+//!
+//! A table file is removed when no reader can reach it any more: the levels no longer name it and the last handle to it is dropped. The
+//! handle's drop only queues the file; a background step removes it, because removing a large file can take long.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::manifest::FileNumber;
+
+pub(crate) const LOCK: &str = "LOCK";
+pub(crate) const OPTIONS: &str = "OPTIONS";
+pub(crate) const WAL_DIR: &str = "wal";
+const TABLE_SUFFIX: &str = "sst";
+const BLOB_SUFFIX: &str = "blob";
+
+pub(crate) fn table_path(dir: &Path, number: FileNumber) -> PathBuf {
+    dir.join(format!("{number}.{TABLE_SUFFIX}"))
+}
+
+pub(crate) fn blob_path(dir: &Path, number: FileNumber) -> PathBuf {
+    dir.join(format!("{number}.{BLOB_SUFFIX}"))
+}
+
+/// What a file in the directory is, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    Table(FileNumber),
+    Blob(FileNumber),
+    /// Left by a crash in the middle of writing it.
+    Temporary,
+    Other,
+}
+
+pub(crate) fn file_kind(path: &Path) -> FileKind {
+    let (Some(stem), Some(suffix)) = (path.file_stem(), path.extension()) else { return FileKind::Other };
+    let number = stem.to_str().filter(|stem| stem.len() >= 6 && stem.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = number.and_then(|stem| stem.parse().ok()).map(FileNumber);
+    match (suffix.to_str(), number) {
+        (Some(TABLE_SUFFIX), Some(number)) => FileKind::Table(number),
+        (Some(BLOB_SUFFIX), Some(number)) => FileKind::Blob(number),
+        (Some("tmp"), _) => FileKind::Temporary,
+        _ => FileKind::Other,
+    }
+}
+
+/// Files that nothing names any more, waiting to be removed.
+#[derive(Debug, Default)]
+pub(crate) struct ObsoleteFiles {
+    queue: Mutex<Vec<PathBuf>>,
+}
+
+impl ObsoleteFiles {
+    pub(crate) fn push(&self, path: PathBuf) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+    }
+
+    pub(crate) fn pop(&self) -> Option<PathBuf> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names round-trip, and nothing that merely looks similar is taken for ours (and removed).
+    #[test]
+    fn names() {
+        let dir = Path::new("/d");
+        assert_eq!(file_kind(&table_path(dir, FileNumber(7))), FileKind::Table(FileNumber(7)));
+        assert_eq!(file_kind(&blob_path(dir, FileNumber(1_234_567))), FileKind::Blob(FileNumber(1_234_567)));
+        assert_eq!(file_kind(Path::new("/d/CURRENT.tmp")), FileKind::Temporary);
+        for other in ["7.sst", "+00007.sst", "holiday.sst", "000007.sst.bak", "CURRENT", "99999999999999999999999.sst"]
+        {
+            assert_eq!(file_kind(Path::new(other)), FileKind::Other, "{other}");
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! The background jobs: what each does, when it runs, and what happens when it fails.
+//!
+//! | job | does | woken by |
+//! | --- | --- | --- |
+//! | wal-sync | syncs the WAL for tickets | a ticket that waits |
+//! | keeper | prepares WAL segments, purges the WAL, removes obsolete files | a segment taken, a flush, a dropped table |
+//! | flush | oldest immutable memtable → L0 | a rotation |
+//! | compact-N | what the picker says | a flush, a compaction, a request |
+//!
+//! # Failures
+//! Without space a job waits and tries again: nothing is lost, and reads and deletes go on. Any other error poisons the engine: what a job
+//! could not write now it could not write later either, and a failed sync must not be tried again. A panic poisons too.
+//!
+//! # Ending
+//! A job that is told to stop ends at its next step; a run that was under way is dropped, and its files are removed at the next open.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use ferrisdb_core::Version;
+
+use super::Core;
+use super::compact::{CompactionJob, Compactions};
+use super::merge_run::{MergeRun, Target};
+use super::sources::Source;
+use super::view::LiveMemtable;
+use crate::compaction::{KeySpan, Retention};
+use crate::env::{Job, Step};
+use crate::error::{Error, Result};
+use crate::manifest::ManifestEdit;
+use crate::wal::{PrepareStep, WalPosition};
+
+/// How long a job waits for space before it tries again.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// How soon retired views are looked at again: a reader holds one for microseconds.
+const RECLAIM_AFTER: Duration = Duration::from_millis(5);
+
+/// What the engine knows of its jobs.
+#[derive(Default)]
+pub(super) struct Jobs {
+    stopping: AtomicBool,
+    running: AtomicUsize,
+    wal: OnceLock<Waker>,
+    keeper: OnceLock<Waker>,
+    flush: OnceLock<Waker>,
+    compactions: OnceLock<Vec<Waker>>,
+    pub(super) compaction: Compactions,
+    /// Attempts to flush that failed for want of space, and how the last one did: `flush()` must not wait for ever on a full disk.
+    pub(super) failed_flushes: Mutex<(u64, Option<Error>)>,
+    /// Where the WAL may be purged up to.
+    purge_below: Mutex<Option<WalPosition>>,
+}
+
+fn wake(waker: &OnceLock<Waker>) {
+    if let Some(waker) = waker.get() {
+        waker.wake_by_ref();
+    }
+}
+
+impl Jobs {
+    pub(super) fn wake_wal(&self) {
+        wake(&self.wal);
+    }
+
+    pub(super) fn wake_flush(&self) {
+        wake(&self.flush);
+    }
+
+    pub(super) fn wake_keeper(&self) {
+        wake(&self.keeper);
+    }
+
+    pub(super) fn wake_compactions(&self) {
+        self.compactions.get().into_iter().flatten().for_each(Waker::wake_by_ref);
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn purge_wal_below(&self, position: WalPosition) {
+        let mut below = self.purge_below.lock().unwrap_or_else(PoisonError::into_inner);
+        *below = (*below).max(Some(position));
+        drop(below);
+        self.wake_keeper();
+    }
+}
+
+impl Core {
+    /// Starts the jobs of a writable engine.
+    pub(super) fn start_jobs(core: &Arc<Core>) {
+        let spawn = |name: &str, work: Box<dyn Work>| {
+            core.jobs.running.fetch_add(1, Ordering::AcqRel);
+            core.env.spawner.spawn(name, Box::new(Guarded { core: Arc::clone(core), work: Some(work) }))
+        };
+        if let Some(wal) = &core.wal {
+            let waker = spawn("wal-sync", Box::new(WalSync));
+            wal.set_sync_waker(waker.clone());
+            core.jobs.wal.set(waker).expect("jobs are started once");
+        }
+        let keeper = spawn("keeper", Box::new(Keeper));
+        if let Some(wal) = &core.wal {
+            wal.set_prepare_waker(keeper.clone());
+        }
+        core.jobs.keeper.set(keeper).expect("jobs are started once");
+        core.jobs.flush.set(spawn("flush", Box::new(Flush { run: None }))).expect("jobs are started once");
+        let compactions = (0..core.options.compaction_jobs)
+            .map(|index| spawn(&format!("compact-{index}"), Box::new(CompactionJob::new())))
+            .collect();
+        core.jobs.compactions.set(compactions).expect("jobs are started once");
+    }
+
+    /// Tells the jobs to stop and waits until they have.
+    pub(super) fn stop_jobs(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.jobs.stopping.store(true, Ordering::Release);
+        self.jobs.wake_wal();
+        self.jobs.wake_keeper();
+        self.jobs.wake_flush();
+        self.jobs.wake_compactions();
+        self.progress.notify();
+        self.progress.wait(&*self.env.spawner, || (self.jobs.running.load(Ordering::Acquire) == 0).then_some(()));
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Writes everything that is visible now into tables and waits for it.
+    pub(super) fn flush(&self) -> Result<Version> {
+        if self.read_only {
+            return Err(Error::ReadOnly { directory: self.dir.clone() });
+        }
+        let failed_before = self.failed_flushes();
+        let target = loop {
+            self.check_open()?;
+            self.check_poison()?;
+            let mut state = self.write_state();
+            let target = state.last_version;
+            let view = self.view.read();
+            let idle = view.memtables.len() == 1 && view.active().is_idle();
+            if idle && self.flushed_version() >= target {
+                return Ok(target);
+            }
+            if view.active().is_idle() && view.memtables.len() > 1 && view.memtables[1].sealed_at.get() == Some(&target)
+            {
+                break target;
+            }
+            if view.memtables.len() < self.options.write_buffers_max {
+                drop(view);
+                self.seal(&mut state, 0);
+                break target;
+            }
+            drop(view);
+            drop(state);
+            self.wait_for_flush(failed_before, |core| {
+                core.view.read().memtables.len() < core.options.write_buffers_max
+            })?;
+        };
+        self.wait_for_flush(failed_before, |core| core.flushed_version() >= target)?;
+        Ok(self.flushed_version())
+    }
+
+    fn failed_flushes(&self) -> u64 {
+        self.jobs.failed_flushes.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Waits until `done`, or until a flush failed after `failed_before`.
+    fn wait_for_flush(&self, failed_before: u64, done: impl Fn(&Core) -> bool) -> Result<()> {
+        self.progress.wait(&*self.env.spawner, || {
+            if done(self) {
+                return Some(Ok(()));
+            }
+            if let Err(error) = self.check_poison() {
+                return Some(Err(error));
+            }
+            if self.jobs.stopping() {
+                return Some(Err(Error::Closed));
+            }
+            let failed = self.jobs.failed_flushes.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*failed {
+                (count, Some(error)) if *count > failed_before => Some(Err(error.clone())),
+                _ => None,
+            }
+        })
+    }
+
+    pub(super) fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Err(Error::Closed);
+        }
+        let result = match (&self.wal, self.read_only) {
+            (_, true) => Ok(()),
+            (None, false) => {
+                // `flush` refuses a closed engine, so it is opened for this once more; writers that slip in are flushed too or not
+                // acknowledged as durable, as without a WAL nothing is before a flush.
+                self.closed.store(false, Ordering::Release);
+                let flushed = self.flush().map(|_| ());
+                self.closed.store(true, Ordering::Release);
+                flushed
+            }
+            (Some(wal), false) => self.check_poison().and_then(|()| {
+                let position = self.write_state().last_record;
+                self.sync_wal(wal, position)?;
+                // The mark makes damage to the last group recognisable as such. Best effort: the data is durable already.
+                match wal.try_begin_sync()? {
+                    Some(claim) => claim
+                        .sync_and_mark()
+                        .map(|_| ())
+                        .or_else(|error| if error.is_no_space() { Ok(()) } else { Err(error) }),
+                    None => Ok(()),
+                }
+            }),
+        };
+        self.stop_jobs();
+        result
+    }
+}
+
+/// What a job does in a step, before errors and panics are dealt with.
+trait Work: Send {
+    fn step(&mut self, core: &Arc<Core>) -> Result<Step>;
+}
+
+impl Work for CompactionJob {
+    fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        CompactionJob::step(self, core)
+    }
+}
+
+/// A job with the engine's rules for errors, panics and stopping around it.
+struct Guarded {
+    core: Arc<Core>,
+    /// `None` once it has ended.
+    work: Option<Box<dyn Work>>,
+}
+
+impl Job for Guarded {
+    fn step(&mut self) -> Step {
+        if self.core.jobs.stopping() {
+            self.work = None;
+            return Step::Done;
+        }
+        let Some(work) = &mut self.work else { return Step::Done };
+        match catch_unwind(AssertUnwindSafe(|| work.step(&self.core))) {
+            Ok(Ok(step)) => step,
+            Ok(Err(error)) if error.is_no_space() => {
+                self.core.counters.retried();
+                Step::WaitFor(RETRY_AFTER)
+            }
+            Ok(Err(error)) => {
+                self.core.poison(&error);
+                // It stays, doing nothing: reads go on, and the engine can be closed.
+                self.work = Some(Box::new(Idle));
+                Step::Wait
+            }
+            Err(panic) => {
+                let what = panic.downcast_ref::<String>().map(String::as_str);
+                let what = what.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+                self.core.poison(format_args!("a background job panicked: {what}"));
+                self.work = Some(Box::new(Idle));
+                Step::Wait
+            }
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // Runs and their files first: whoever waits for the jobs may remove the directory next.
+        self.work = None;
+        self.core.jobs.running.fetch_sub(1, Ordering::AcqRel);
+        self.core.progress.notify();
+    }
+}
+
+struct Idle;
+
+impl Work for Idle {
+    fn step(&mut self, _core: &Arc<Core>) -> Result<Step> {
+        Ok(Step::Wait)
+    }
+}
+
+struct WalSync;
+
+impl Work for WalSync {
+    fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        let wal = core.wal.as_ref().expect("the job exists only with a WAL");
+        if !wal.has_sync_waiters() {
+            return Ok(Step::Wait);
+        }
+        match wal.try_begin_sync()? {
+            Some(claim) => claim.sync().map(|_| Step::Again),
+            None => Ok(Step::Wait),
+        }
+    }
+}
+
+struct Keeper;
+
+impl Work for Keeper {
+    fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        if let Some(wal) = &core.wal {
+            if wal.prepare_step()? == PrepareStep::Again {
+                return Ok(Step::Again);
+            }
+            let below = core.jobs.purge_below.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(below) = below {
+                wal.purge(below)?;
+                return Ok(Step::Again);
+            }
+        }
+        let retired = core.view.reclaim();
+        if core.may_remove_files()?
+            && let Some(path) = core.obsolete.pop()
+        {
+            remove(core, &path);
+            return Ok(Step::Again);
+        }
+        Ok(if retired > 0 { Step::WaitFor(RECLAIM_AFTER) } else { Step::Wait })
+    }
+}
+
+/// Removes a file that nothing names. A failure costs space only, and the next open tries again.
+fn remove(core: &Core, path: &std::path::Path) {
+    if core.env.fs.remove_file(path).is_err() {
+        core.counters.unremoved();
+    }
+}
+
+impl Core {
+    /// False while an older manifest could still be what a crash leaves, which then names files that look obsolete now.
+    fn may_remove_files(&self) -> Result<bool> {
+        let mut manifest = self.manifest();
+        if !manifest.is_settled() {
+            manifest.settle_if_space()?;
+        }
+        Ok(manifest.is_settled())
+    }
+}
+
+/// Writes the oldest immutable memtable into L0, one after another in the order in which they were filled.
+struct Flush {
+    run: Option<(MergeRun, Arc<LiveMemtable>)>,
+}
+
+impl Work for Flush {
+    fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        let result = self.step_run(core);
+        if let Err(error) = &result {
+            // The files of the failed attempt go, and the next attempt starts afresh.
+            self.run = None;
+            let mut failed = core.jobs.failed_flushes.lock().unwrap_or_else(PoisonError::into_inner);
+            *failed = (failed.0 + 1, Some(error.clone()));
+            drop(failed);
+            core.progress.notify();
+        }
+        result
+    }
+}
+
+impl Flush {
+    fn step_run(&mut self, core: &Arc<Core>) -> Result<Step> {
+        if core.poison.get().is_some() {
+            return Ok(Step::Wait);
+        }
+        let Some((run, memtable)) = &mut self.run else {
+            let Some(memtable) = core.view.read().immutables().last().cloned() else { return Ok(Step::Wait) };
+            let sealed_at = *memtable.sealed_at.get().expect("an immutable memtable was sealed");
+            // Its last writers may still be inserting.
+            let ready = core.jobs.flush.get().is_none_or(|waker| core.visibility.poll_visible(sealed_at, waker));
+            if !ready {
+                return Ok(Step::Wait);
+            }
+            self.run = Some((flush_run(core, &memtable), memtable));
+            return Ok(Step::Again);
+        };
+        if !run.step(core.options.job_step_entries)? {
+            return Ok(Step::Again);
+        }
+        let edit = flush_edit(run, memtable);
+        let wal_start = edit.wal_start;
+        core.install(edit, std::slice::from_ref(memtable))?;
+        run.set_installed();
+        core.counters.flushed(run.outputs().iter().map(|meta| meta.file_bytes).sum());
+        if let Some(position) = wal_start {
+            core.jobs.purge_wal_below(WalPosition::from_u64(position));
+        }
+        self.run = None;
+        core.levels_changed();
+        Ok(Step::Again)
+    }
+}
+
+fn flush_run(core: &Arc<Core>, memtable: &Arc<LiveMemtable>) -> MergeRun {
+    let (floor, pins) = core.versions.boundaries(|| core.visibility.visible());
+    let view = core.view.read();
+    // What may hold older data: older memtables were flushed before, so only tables.
+    let mut spans: Vec<KeySpan> = view.levels.tables().map(|(_, table)| KeySpan::of(&table.meta)).collect();
+    spans.sort_by(|a, b| a.smallest.cmp(&b.smallest));
+    let mut older: Vec<KeySpan> = Vec::new();
+    for span in spans {
+        match older.last_mut() {
+            Some(last) if last.overlaps(&span) => last.extend(&span),
+            _ => older.push(span),
+        }
+    }
+    let target = Target {
+        level: 0,
+        table_bytes: u64::MAX,
+        start: None,
+        end: None,
+        older,
+        grandparents: Vec::new(),
+        grandparent_bytes_max: u64::MAX,
+        l0_rank: None,
+    };
+    let sources = vec![Source::Memtable(memtable.entries.iter_owned())];
+    let tombstones = memtable.entries.range_tombstones().map(|list| (*list).clone()).unwrap_or_default();
+    MergeRun::new(core, sources, tombstones, Retention::new(floor, pins), target)
+}
+
+fn flush_edit(run: &MergeRun, memtable: &LiveMemtable) -> ManifestEdit {
+    let sealed_at = *memtable.sealed_at.get().expect("an immutable memtable was sealed");
+    // Replay begins where the next memtable does.
+    let wal_start = memtable.wal_end.get().copied().flatten().map(WalPosition::to_u64);
+    let owner = memtable.owner_state.lock().unwrap_or_else(PoisonError::into_inner);
+    ManifestEdit {
+        added: run.outputs().iter().map(|meta| (0, meta.clone())).collect(),
+        flushed: Some(sealed_at),
+        last_version: Some(sealed_at),
+        wal_start,
+        owner: owner.as_ref().map(|(_, bytes)| bytes.as_slice().into()),
+        oldest_readable: Some(run.floor()),
+        ..ManifestEdit::default()
+    }
+}

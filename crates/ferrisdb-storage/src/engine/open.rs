@@ -1,0 +1,316 @@
+//! Opening: locking the directory, reading the manifest, replaying the WAL, starting the jobs.
+//!
+//! Order matters. The options are validated before anything is touched; the lock is taken before anything is read; the manifest is created before the WAL
+//! (so that a WAL is always some engine's); what is unknown to the manifest is removed only once its state is durable beyond doubt.
+//!
+//! Replay puts every record above the flushed version into memtables, as many as it takes, and opens for writing only then. A replayed
+//! batch keeps its version, so recovery may crash and run again as often as it likes.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use ferrisdb_core::Version;
+
+use super::files::{self, FileKind, LOCK, OPTIONS, ObsoleteFiles, WAL_DIR};
+use super::jobs::Jobs;
+use super::signal::Signal;
+use super::stall::Stall;
+use super::stats::Counters;
+use super::versions::ReadableVersions;
+use super::view::{LiveMemtable, Table, TableContext, View};
+use super::visibility::Visibility;
+use super::write::{WriteState, insert_operations};
+use super::{Core, Engine, Handle};
+use crate::batch::{BatchRecord, Operation};
+use crate::cache::BlockCache;
+use crate::env::Env;
+use crate::epoch::EpochCell;
+use crate::error::{Error, Result};
+use crate::fs::{FileLock, FileSystem, OpenMode, write_all_at};
+use crate::levels::Levels;
+use crate::manifest::log::Found;
+use crate::manifest::{EngineId, Manifest, ManifestState};
+use crate::memtable::{Inserter, Memtable};
+use crate::options::{Options, Retention};
+use crate::wal::{ReadUpTo, Wal, WalOptions, WalPosition, WalReader};
+
+pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> Result<Engine> {
+    options.validate()?;
+    let fs = Arc::clone(&env.fs);
+    prepare_directory(&*fs, dir, &options, read_only)?;
+    let lock = lock_directory(&*fs, dir, read_only)?;
+    let manifest = open_manifest(&env, dir, &options, read_only)?;
+    let state = manifest.state().clone();
+
+    let cache = Arc::new(BlockCache::new(options.block_cache_bytes as u64));
+    let obsolete = Arc::new(ObsoleteFiles::default());
+    let tables =
+        Arc::new(TableContext { fs: Arc::clone(&fs), cache: Arc::clone(&cache), obsolete: Arc::clone(&obsolete) });
+    let levels = live_tables(dir, &state, &tables)?;
+    let leftovers = check_directory(&*fs, dir, &state)?;
+
+    let mut replay = Replay::new(&options, state.flushed.max(state.last_version), state.flushed);
+    let wal = open_wal(&fs, dir, &state, &options, read_only, &mut replay)?;
+    let last_version = replay.last_version;
+
+    let floor = match options.retention {
+        // What is older than the newest may have been collected.
+        Retention::Newest => last_version,
+        Retention::FromFloor => state.oldest_readable,
+    };
+    let mut write = WriteState::new(last_version);
+    if let Some(position) = replay.last_record {
+        write.last_record = position;
+    }
+    let core = Arc::new(Core {
+        view: EpochCell::new(Arc::new(View::new(replay.into_memtables(), levels))),
+        view_lock: Mutex::new(()),
+        visibility: Visibility::new(last_version),
+        versions: ReadableVersions::new(options.retention, floor, &options.pinned_versions),
+        write: Mutex::new(write),
+        wal,
+        next_file_number: AtomicU64::new(state.next_file_number.0.max(leftovers.next_number)),
+        manifest: Mutex::new(manifest),
+        tables,
+        obsolete,
+        cache,
+        jobs: Jobs::default(),
+        stall: Stall::default(),
+        progress: Signal::default(),
+        poison: OnceLock::new(),
+        closed: AtomicBool::new(false),
+        counters: Counters::default(),
+        lock: Mutex::new(lock),
+        env,
+        dir: dir.to_path_buf(),
+        options,
+        read_only,
+    });
+    if !read_only {
+        leftovers.paths.into_iter().for_each(|path| core.obsolete.push(path));
+        write_options(&core)?;
+        core.levels_changed();
+        Core::start_jobs(&core);
+    }
+    Ok(Engine { handle: Arc::new(Handle { core }) })
+}
+
+fn prepare_directory(fs: &dyn FileSystem, dir: &Path, options: &Options, read_only: bool) -> Result<()> {
+    if fs.exists(dir).map_err(|error| Error::io("open", dir, error))? {
+        return Ok(());
+    }
+    if read_only || !options.create_if_missing {
+        return Err(Error::NotAnEngine { directory: dir.to_path_buf(), reason: "it does not exist".to_owned() });
+    }
+    fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))?;
+    match dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => fs.sync_dir(parent).map_err(|error| Error::io("sync", parent, error)),
+        None => Ok(()),
+    }
+}
+
+fn lock_directory(fs: &dyn FileSystem, dir: &Path, read_only: bool) -> Result<Option<Box<dyn FileLock>>> {
+    let path = dir.join(LOCK);
+    match fs.lock(&path, &format!("process {}", rustix::process::getpid().as_raw_nonzero())) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::Locked {
+            directory: dir.to_path_buf(),
+            holder: fs.lock_holder(&path).unwrap_or_else(|_| "another process".to_owned()),
+        }),
+        // Nobody can write there, so nobody needs to be kept out.
+        Err(error)
+            if read_only
+                && matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(Error::io("lock", &path, error)),
+    }
+}
+
+fn open_manifest(env: &Env, dir: &Path, options: &Options, read_only: bool) -> Result<Manifest> {
+    let not_an_engine = |reason: &str| Error::NotAnEngine { directory: dir.to_path_buf(), reason: reason.to_owned() };
+    match Manifest::find(&*env.fs, dir, &[LOCK, OPTIONS])? {
+        Found::Nothing if read_only => Err(not_an_engine("it is empty")),
+        Found::Nothing if !options.create_if_missing => Err(not_an_engine("it is empty, and create_if_missing is off")),
+        Found::Nothing => Manifest::create(Arc::clone(&env.fs), dir, EngineId(env.entropy.unique_bytes())),
+        _ if read_only => Manifest::open_read_only(Arc::clone(&env.fs), dir),
+        _ => Manifest::open(Arc::clone(&env.fs), dir),
+    }
+}
+
+fn live_tables(dir: &Path, state: &ManifestState, context: &Arc<TableContext>) -> Result<Levels<Table>> {
+    let mut live = Vec::with_capacity(state.tables.len());
+    for (number, (level, meta)) in &state.tables {
+        let path = files::table_path(dir, *number);
+        let found = context.fs.len(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::MissingFile { file: path.clone() },
+            _ => Error::io("open", &path, error),
+        })?;
+        if found != meta.file_bytes {
+            let what = format!("the file has {found} bytes, but the manifest says {}", meta.file_bytes);
+            return Err(Error::corruption(path, found, what));
+        }
+        live.push((*level, Arc::new(Table::new((**meta).clone(), path, Arc::clone(context)))));
+    }
+    Ok(Levels::new(live))
+}
+
+/// Files that no manifest names: left by a crash, or not yet removed when the engine was closed.
+struct Leftovers {
+    paths: Vec<std::path::PathBuf>,
+    /// Above the number of every file there, so that none is overwritten while it waits to be removed.
+    next_number: u64,
+}
+
+fn check_directory(fs: &dyn FileSystem, dir: &Path, state: &ManifestState) -> Result<Leftovers> {
+    let blobs: BTreeSet<_> = state.blobs.keys().copied().collect();
+    let mut leftovers = Leftovers { paths: Vec::new(), next_number: 0 };
+    for path in fs.list(dir).map_err(|error| Error::io("list", dir, error))? {
+        let path = dir.join(path);
+        let (number, live) = match files::file_kind(&path) {
+            FileKind::Table(number) => (number.0, state.tables.contains_key(&number)),
+            FileKind::Blob(number) => (number.0, blobs.contains(&number)),
+            FileKind::Temporary | FileKind::Other => continue,
+        };
+        leftovers.next_number = leftovers.next_number.max(number + 1);
+        if !live {
+            leftovers.paths.push(path);
+        }
+    }
+    Ok(leftovers)
+}
+
+fn open_wal(
+    fs: &Arc<dyn FileSystem>,
+    dir: &Path,
+    state: &ManifestState,
+    options: &Options,
+    read_only: bool,
+    replay: &mut Replay,
+) -> Result<Option<Wal>> {
+    let path = dir.join(WAL_DIR);
+    let start = state.wal_start.map_or(WalPosition::ZERO, WalPosition::from_u64);
+    let id = state.engine_id.0.first_chunk().expect("an engine id has sixteen bytes");
+    let segment_bytes = u32::try_from(options.wal_segment_bytes).expect("validated to be at most 1 GiB");
+    let wal_options = WalOptions {
+        segment_bytes,
+        reserve_bytes: (segment_bytes / 16).min(1 << 20),
+        identity: u64::from_le_bytes(*id),
+        required_from: start,
+        ..WalOptions::default()
+    };
+    if read_only || !options.wal {
+        // Without a WAL of its own the engine still replays one that an earlier open left.
+        if fs.exists(&path).map_err(|error| Error::io("open", &path, error))? {
+            let (mut reader, _recovery) = Wal::read_only(Arc::clone(fs), &path, &wal_options)?;
+            replay.run(&path, &mut reader)?;
+        }
+        return Ok(None);
+    }
+    let (wal, recovery) = Wal::open(Arc::clone(fs), &path, wal_options)?;
+    let mut reader = wal.subscribe(start.max(recovery.first), ReadUpTo::Appended)?;
+    replay.run(&path, &mut reader)?;
+    Ok(Some(wal))
+}
+
+/// Memtables that are filled from the WAL.
+struct Replay {
+    flushed: Version,
+    last_version: Version,
+    last_record: Option<WalPosition>,
+    capacity: usize,
+    /// Newest last, unlike in a view.
+    memtables: Vec<LiveMemtable>,
+    inserter: Inserter,
+}
+
+impl Replay {
+    fn new(options: &Options, last_version: Version, flushed: Version) -> Replay {
+        Replay {
+            flushed,
+            last_version,
+            last_record: None,
+            capacity: options.write_buffer_bytes,
+            memtables: vec![LiveMemtable::new(options.write_buffer_bytes)],
+            inserter: Inserter::new(),
+        }
+    }
+
+    fn run(&mut self, wal_dir: &Path, reader: &mut WalReader) -> Result<()> {
+        let mut previous = Version::ZERO;
+        while reader.advance()? {
+            let record = reader.record();
+            let offset = u64::from(record.position.offset());
+            let batch = BatchRecord::decode(record.payload, wal_dir, offset)?;
+            if batch.version <= previous {
+                let what = format!("WAL record of version {} behind one of version {previous}", batch.version);
+                return Err(Error::corruption(wal_dir, offset, what));
+            }
+            previous = batch.version;
+            self.last_record = Some(record.position);
+            if batch.version > self.flushed {
+                self.insert(&batch, record.position);
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, batch: &BatchRecord<'_>, position: WalPosition) {
+        let needed = batch
+            .operations()
+            .map(|operation| match operation {
+                Operation::Put { key, value } => Memtable::bytes_needed(key.len(), value.len()),
+                Operation::Delete { key } => Memtable::bytes_needed(key.len(), 0),
+                Operation::DeleteRange { .. } | Operation::OwnerState { .. } => 0,
+            })
+            .sum();
+        let active = self.memtables.last().expect("there is always one");
+        if !active.entries.try_reserve(needed, &mut self.inserter) {
+            let fresh = LiveMemtable::new(self.capacity.max(Memtable::capacity_for(needed)));
+            if active.is_idle() {
+                self.memtables.pop();
+            } else {
+                active.sealed_at.set(self.last_version).expect("a memtable is sealed once");
+                // The record at hand goes to the next memtable: replay begins with it once this one is flushed.
+                active.wal_end.set(Some(position)).expect("a memtable is sealed once");
+            }
+            self.memtables.push(fresh);
+            let active = self.memtables.last().expect("just pushed");
+            let reserved = active.entries.try_reserve(needed, &mut self.inserter);
+            assert!(reserved, "a fresh memtable has room for the batch that it was made for");
+        }
+        let active = self.memtables.last().expect("there is always one");
+        insert_operations(active, batch.operations(), batch.version, &mut self.inserter);
+        self.last_version = self.last_version.max(batch.version);
+    }
+
+    fn into_memtables(self) -> Vec<Arc<LiveMemtable>> {
+        self.memtables.into_iter().rev().map(Arc::new).collect()
+    }
+}
+
+/// Leaves the resolved options next to the data, for people. Not synced, and a failure for want of space is no reason not to open.
+fn write_options(core: &Core) -> Result<()> {
+    let path = core.dir.join(OPTIONS);
+    let text = core.options.to_text();
+    let write = || -> io::Result<()> {
+        let file = match core.env.fs.open(&path, OpenMode::CreateNew) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                core.env.fs.open(&path, OpenMode::ReadWrite)?
+            }
+            opened => opened?,
+        };
+        file.set_len(0)?;
+        write_all_at(&*file, text.as_bytes(), 0)
+    };
+    match write() {
+        Err(error) if !Error::io("write", &path, io::Error::from(error.kind())).is_no_space() => {
+            Err(Error::io("write", &path, error))
+        }
+        _ => Ok(()),
+    }
+}

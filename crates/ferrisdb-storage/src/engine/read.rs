@@ -1,0 +1,124 @@
+//! Point reads.
+//!
+//! A read loads the view, then the visible version, and asks the sources from newest to oldest; the first that has an entry for
+//! the key at or below the read version, or a range tombstone over it, ends the search: wherever sources overlap, newer ones hold newer
+//! versions. Nothing is locked, nothing allocated, and the only shared memory written is the reader's own epoch counter.
+
+use std::sync::Arc;
+
+use ferrisdb_core::Version;
+
+use super::Core;
+use super::sources::reader_of;
+use super::value::Value;
+use super::view::{LiveMemtable, Table, View};
+use crate::error::Result;
+use crate::key::ValueKind;
+use crate::levels::LEVELS;
+use crate::table::{ReadMode, filter};
+
+impl Core {
+    /// The value of `key` at `at`, or at the visible version.
+    #[inline]
+    pub(super) fn get(&self, key: &[u8], at: Option<Version>, mode: ReadMode) -> Result<Option<Value>> {
+        let view = self.view.read();
+        let at = self.read_version(at)?;
+        get_in(&view, key, at, mode)
+    }
+
+    /// Checks a version that a reader chose, or takes the visible one. Call it after loading the view.
+    #[inline]
+    pub(super) fn read_version(&self, at: Option<Version>) -> Result<Version> {
+        let visible = self.visibility.visible();
+        match at {
+            None => Ok(visible),
+            Some(at) => self.versions.check(at, visible).map(|()| at),
+        }
+    }
+}
+
+pub(super) fn get_in(view: &View, key: &[u8], at: Version, mode: ReadMode) -> Result<Option<Value>> {
+    for memtable in &view.memtables {
+        if let Some(answer) = look_in_memtable(memtable, key, at) {
+            return Ok(answer.into());
+        }
+    }
+    let mut hash = None;
+    for table in view.levels.level(0).tables() {
+        if *table.meta.smallest <= *key
+            && !table.meta.ends_before(key)
+            && let Some(answer) = look_in_table(table, key, &mut hash, at, mode)?
+        {
+            return Ok(answer.into());
+        }
+    }
+    for level in 1..LEVELS {
+        if let Some(table) = view.levels.find(level, key)
+            && let Some(answer) = look_in_table(table, key, &mut hash, at, mode)?
+        {
+            return Ok(answer.into());
+        }
+    }
+    Ok(None)
+}
+
+/// What ends a search.
+enum Answer {
+    Deleted,
+    Value(Value),
+}
+
+impl From<Answer> for Option<Value> {
+    #[inline]
+    fn from(answer: Answer) -> Option<Value> {
+        match answer {
+            Answer::Deleted => None,
+            Answer::Value(value) => Some(value),
+        }
+    }
+}
+
+impl Answer {
+    #[inline]
+    fn new(kind: ValueKind, value: Value) -> Answer {
+        match kind {
+            ValueKind::Value => Answer::Value(value),
+            ValueKind::Tombstone | ValueKind::RangeTombstone => Answer::Deleted,
+            ValueKind::BlobPointer => unreachable!("no blob files are written yet"),
+        }
+    }
+}
+
+#[inline]
+fn look_in_memtable(memtable: &Arc<LiveMemtable>, key: &[u8], at: Version) -> Option<Answer> {
+    let covering = memtable.entries.newest_covering(key, at);
+    match memtable.entries.get(key, at) {
+        Some(found) if covering.is_none_or(|covering| found.version >= covering) => Some(match found.kind {
+            ValueKind::Tombstone => Answer::Deleted,
+            // SAFETY: the value was found in this memtable's arena.
+            kind => Answer::new(kind, unsafe { Value::in_memtable(found.value, Arc::clone(memtable)) }),
+        }),
+        Some(_) => Some(Answer::Deleted),
+        None => covering.map(|_| Answer::Deleted),
+    }
+}
+
+#[inline]
+fn look_in_table(
+    table: &Table,
+    key: &[u8],
+    hash: &mut Option<u64>,
+    at: Version,
+    mode: ReadMode,
+) -> Result<Option<Answer>> {
+    let reader = reader_of(table, mode)?;
+    let covering = if table.meta.range_tombstones > 0 { reader.newest_covering(key, at) } else { None };
+    let hash = *hash.get_or_insert_with(|| filter::hash(key));
+    Ok(match reader.get(key, hash, at, mode)? {
+        Some(found) if covering.is_none_or(|covering| found.version >= covering) => {
+            Some(Answer::new(found.kind, Value::in_table(found.value)))
+        }
+        Some(_) => Some(Answer::Deleted),
+        None => covering.map(|_| Answer::Deleted),
+    })
+}

@@ -1,0 +1,126 @@
+//! Tests of the engine as a whole, on the simulated disk and the deterministic spawner.
+
+mod model;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ferrisdb_core::ManualClock;
+
+use crate::env::steps::StepSpawner;
+use crate::env::{Env, SeededEntropy};
+use crate::fs::sim::SimFileSystem;
+use crate::{Durability, Engine, IterOptions, Options, WriteBatch};
+
+pub(super) const DIR: &str = "/db";
+
+/// A simulated machine: a disk, and jobs whose order a seed decides.
+pub(super) struct Machine {
+    pub(super) disk: SimFileSystem,
+    pub(super) spawner: Arc<StepSpawner>,
+    pub(super) env: Env,
+}
+
+impl Machine {
+    pub(super) fn new(disk: SimFileSystem, seed: u64) -> Machine {
+        let clock = Arc::new(ManualClock::new());
+        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
+        let env = Env {
+            fs: Arc::new(disk.clone()),
+            clock,
+            spawner: Arc::clone(&spawner) as _,
+            entropy: Arc::new(SeededEntropy::new(seed)),
+        };
+        Machine { disk, spawner, env }
+    }
+
+    pub(super) fn open(&self, options: Options) -> crate::Result<Engine> {
+        Engine::open_in(self.env.clone(), Path::new(DIR), options)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Jobs hold the environment, and the environment the spawner.
+        self.spawner.drop_jobs();
+    }
+}
+
+pub(super) fn put(engine: &Engine, key: &str, value: &str) {
+    let mut batch = WriteBatch::new();
+    batch.put(key.as_bytes(), value.as_bytes());
+    engine.write(batch, Durability::Buffered).unwrap();
+}
+
+pub(super) fn contents(engine: &Engine) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut iter = engine.iter(IterOptions::default()).unwrap();
+    iter.seek_to_first().unwrap();
+    let mut all = Vec::new();
+    while iter.valid() {
+        all.push((iter.key().to_vec(), iter.value().to_vec()));
+        iter.next().unwrap();
+    }
+    all
+}
+
+/// The shortest life of an engine: what is written is read, before and after a flush, a compaction and a reopen.
+#[test]
+fn what_is_written_is_read() {
+    let machine = Machine::new(SimFileSystem::new(), 0);
+    let engine = machine.open(Options::tiny()).unwrap();
+    for n in 0..500 {
+        put(&engine, &format!("key{n:05}"), &format!("value{n}"));
+    }
+    let check = |engine: &Engine| {
+        for n in 0..500 {
+            let value = engine.get(format!("key{n:05}").as_bytes()).unwrap();
+            assert_eq!(value.unwrap(), format!("value{n}").as_bytes());
+        }
+        assert_eq!(engine.get(b"key").unwrap(), None);
+        assert_eq!(contents(engine).len(), 500);
+    };
+    check(&engine);
+    assert_eq!(engine.flush().unwrap(), engine.visible_version());
+    check(&engine);
+    engine.compact_range(None, None).unwrap();
+    check(&engine);
+    let report = engine.verify().unwrap();
+    assert!(report.is_ok() && report.entries == 500, "{report:?}");
+    engine.close().unwrap();
+    let engine = machine.open(Options::tiny()).unwrap();
+    check(&engine);
+    put(&engine, "key00000", "new");
+    assert_eq!(engine.get(b"key00000").unwrap().unwrap(), b"new");
+}
+
+/// The same on the real disk with real threads.
+#[test]
+fn the_real_machine_agrees() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(dir.path().join("db"), Options::tiny()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let engine = engine.clone();
+            scope.spawn(move || {
+                for n in 0..2000 {
+                    let mut batch = WriteBatch::new();
+                    batch.put(format!("{thread}-{n:05}").as_bytes(), &[thread; 50]);
+                    let durability = if n % 100 == 0 { Durability::Sync } else { Durability::Buffered };
+                    engine.write(batch, durability).unwrap();
+                    assert_eq!(engine.get(format!("{thread}-{n:05}").as_bytes()).unwrap().unwrap(), [thread; 50]);
+                }
+            });
+        }
+    });
+    assert_eq!(contents(&engine).len(), 8000);
+    engine.wait_for_compactions().unwrap();
+    assert_eq!(contents(&engine).len(), 8000);
+    assert!(engine.verify().unwrap().is_ok());
+    assert!(matches!(
+        Engine::open(dir.path().join("db"), Options::tiny()),
+        Err(crate::Error::Locked { ref holder, .. }) if holder.contains("process")
+    ));
+    drop(engine);
+    let engine = Engine::open(dir.path().join("db"), Options::tiny()).unwrap();
+    assert_eq!(contents(&engine).len(), 8000);
+}

@@ -1,0 +1,158 @@
+//! [`View`]: everything that a read looks through, as one immutable object.
+//!
+//! ```text
+//! active memtable ─▶ immutable memtables, newest first ─▶ L0 by rank ─▶ L1 … L6
+//! ```
+//!
+//! A rotation, a flush and a compaction each publish a new view; a read uses the one that it found, whole. Memtables rotate only between
+//! versions, so any view together with any visible version loaded *after* it shows a prefix of the writes: all versions up to
+//! the smaller of the visible version and the newest in the view.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use ferrisdb_core::Version;
+
+use super::files::ObsoleteFiles;
+use crate::cache::BlockCache;
+use crate::error::Result;
+use crate::fs::FileSystem;
+use crate::levels::{Levels, TableLike};
+use crate::manifest::TableMeta;
+use crate::memtable::Memtable;
+use crate::table::{TableId, TableReader};
+use crate::wal::WalPosition;
+
+/// What a read looks through.
+pub(crate) struct View {
+    /// Newest first; the first is active. Never empty.
+    pub(crate) memtables: Vec<Arc<LiveMemtable>>,
+    pub(crate) levels: Levels<Table>,
+    /// For each level, whether any of its tables has range tombstones: reads skip asking otherwise.
+    pub(crate) range_tombstones: [bool; crate::levels::LEVELS],
+}
+
+impl View {
+    pub(crate) fn new(memtables: Vec<Arc<LiveMemtable>>, levels: Levels<Table>) -> View {
+        let range_tombstones = std::array::from_fn(|level| {
+            levels.level(level).tables().iter().any(|table| table.meta.range_tombstones > 0)
+        });
+        View { memtables, levels, range_tombstones }
+    }
+
+    pub(crate) fn active(&self) -> &Arc<LiveMemtable> {
+        &self.memtables[0]
+    }
+
+    pub(crate) fn immutables(&self) -> &[Arc<LiveMemtable>] {
+        &self.memtables[1..]
+    }
+}
+
+/// A memtable with what the engine knows about it.
+pub(crate) struct LiveMemtable {
+    pub(crate) entries: Arc<Memtable>,
+    /// Set when it stops being active: the newest version that was written before, here or earlier.
+    pub(crate) sealed_at: OnceLock<Version>,
+    /// Set when it stops being active: where the WAL ended then, if there is one. Replay begins here once this memtable is flushed.
+    pub(crate) wal_end: OnceLock<Option<WalPosition>>,
+    /// The owner's bytes as of its newest version, if a batch in it set them.
+    pub(crate) owner_state: Mutex<Option<(Version, Vec<u8>)>>,
+}
+
+impl LiveMemtable {
+    pub(crate) fn new(capacity: usize) -> LiveMemtable {
+        LiveMemtable {
+            entries: Arc::new(Memtable::new(capacity)),
+            sealed_at: OnceLock::new(),
+            wal_end: OnceLock::new(),
+            owner_state: Mutex::new(None),
+        }
+    }
+
+    /// True while there is nothing in it to flush.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.owner_state.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Notes the owner's bytes of a batch; batches insert side by side, so the newest version wins.
+    pub(crate) fn set_owner_state(&self, version: Version, bytes: &[u8]) {
+        let mut state = self.owner_state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.as_ref().is_none_or(|(at, _)| *at <= version) {
+            *state = Some((version, bytes.to_vec()));
+        }
+    }
+}
+
+/// What every table handle of an engine shares.
+pub(crate) struct TableContext {
+    pub(crate) fs: Arc<dyn FileSystem>,
+    pub(crate) cache: Arc<BlockCache>,
+    pub(crate) obsolete: Arc<ObsoleteFiles>,
+}
+
+/// A live table: its meta, its reader once it was needed, and its file's end.
+pub(crate) struct Table {
+    pub(crate) meta: TableMeta,
+    pub(crate) path: PathBuf,
+    reader: OnceLock<Arc<TableReader>>,
+    /// Set when the manifest no longer names the file; the last handle then queues it for removal.
+    obsolete: AtomicBool,
+    context: Arc<TableContext>,
+}
+
+impl Table {
+    pub(crate) fn new(meta: TableMeta, path: PathBuf, context: Arc<TableContext>) -> Table {
+        Table { meta, path, reader: OnceLock::new(), obsolete: AtomicBool::new(false), context }
+    }
+
+    /// The open reader. Opening reads the table's index, filter and properties.
+    #[inline]
+    pub(crate) fn reader(&self) -> Result<&Arc<TableReader>> {
+        match self.reader.get() {
+            Some(reader) => Ok(reader),
+            None => self.open(),
+        }
+    }
+
+    /// The reader if it is open already.
+    #[inline]
+    pub(crate) fn open_reader(&self) -> Option<&Arc<TableReader>> {
+        self.reader.get()
+    }
+
+    #[cold]
+    fn open(&self) -> Result<&Arc<TableReader>> {
+        let context = &self.context;
+        let reader = TableReader::open(
+            &*context.fs,
+            &self.path,
+            TableId(self.meta.number.0),
+            self.meta.file_bytes,
+            &context.cache,
+        )?;
+        // Two threads may open at once; one reader wins and the other is dropped.
+        Ok(self.reader.get_or_init(|| Arc::new(reader)))
+    }
+
+    /// The manifest no longer names the file.
+    pub(crate) fn set_obsolete(&self) {
+        self.obsolete.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire) {
+            self.context.obsolete.push(std::mem::take(&mut self.path));
+        }
+    }
+}
+
+impl TableLike for Table {
+    #[inline]
+    fn meta(&self) -> &TableMeta {
+        &self.meta
+    }
+}
