@@ -93,7 +93,8 @@ fn golden_edit() {
         0580808080200c02ad020e036f776e10
         01071210a00102030405060708090a0b
         0c0d0e0f14030b890616010818020a21
-    "#]].assert_eq(&hex(&bytes));
+    "#]]
+    .assert_eq(&hex(&bytes));
     assert_eq!(ManifestEdit::decode(&bytes).unwrap(), full_edit());
     assert_eq!(ManifestEdit::decode(&ManifestEdit::default().encode()).unwrap(), ManifestEdit::default());
 }
@@ -107,23 +108,28 @@ fn golden_files() {
         4645525249534dfa0100000007000000
         00000000a00102030405060708090a0b
         0c0d0e0f000000000000000000000000
-    "#]].assert_eq(&hex(&header[..48]));
+    "#]]
+    .assert_eq(&hex(&header[..48]));
     expect![[r#"
         00000000000000000000001c403086a5
-    "#]].assert_eq(&hex(&header[496..]));
+    "#]]
+    .assert_eq(&hex(&header[496..]));
     expect![[r#"
         ce7daa570700357061796c6f61640000
-    "#]].assert_eq(&hex(&record[..16]));
+    "#]]
+    .assert_eq(&hex(&record[..16]));
     expect![[r#"
         000000000000000000000000000000a5
-    "#]].assert_eq(&hex(&record[496..]));
+    "#]]
+    .assert_eq(&hex(&record[496..]));
     let current = current::Current { manifest: 7, engine_id: ID }.encode();
     expect![[r#"
         FERRISDB CURRENT 1
         manifest 000007
         engine a00102030405060708090a0b0c0d0e0f
         crc32c 166aeeb0
-    "#]].assert_eq(std::str::from_utf8(&current).unwrap());
+    "#]]
+    .assert_eq(std::str::from_utf8(&current).unwrap());
 }
 
 /// A field with an odd tag is skipped by a reader that does not know it; one with an even tag is refused, as are a newer layout and
@@ -325,7 +331,8 @@ fn what_a_directory_holds() {
     expect!["corruption in /db/CURRENT at offset 0: CURRENT: the file is empty; restore this file from a replica or a backup"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
     let (disk, _) = small_engine();
     disk.delete(&path);
-    expect!["/db/MANIFEST-000001 is missing, but the manifest names it; restore it from a replica or a backup"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
+    expect!["/db/MANIFEST-000001 is missing, but the manifest names it; restore it from a replica or a backup"]
+        .assert_eq(&read(&disk, dir).unwrap_err().to_string());
     disk.put(&path, &bytes);
     disk.put(&dir.join("CURRENT"), &current::Current { manifest: 1, engine_id: EngineId([1; 16]) }.encode());
     expect!["corruption in /db/MANIFEST-000001 at offset 20: manifest header: of another engine than CURRENT says; restore this file from a replica or a backup"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
