@@ -89,7 +89,7 @@ impl Disk {
             Loss::Random(seed) => SplitMix64::new(seed),
             _ => SplitMix64::new(0),
         };
-        let mut survives = |coin: &mut SplitMix64| match loss {
+        let survives = |coin: &mut SplitMix64| match loss {
             Loss::Nothing => true,
             Loss::Everything => false,
             Loss::Random(_) => coin.one_in(2),
