@@ -10,6 +10,8 @@ use std::sync::Arc;
 use ferrisdb_core::Version;
 use ferrisdb_core::codec::DecodeError;
 
+use crate::wal::WalPosition;
+
 /// The result of every fallible call of the engine.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -162,6 +164,17 @@ pub enum Error {
     MissingFile {
         /// The file.
         file: PathBuf,
+    },
+
+    /// A position of the WAL that holds no record: purged, truncated away, or never given out.
+    #[error("the WAL has no record at position {position}: it reaches from {first} to {end}")]
+    PositionNotInWal {
+        /// The position asked for.
+        position: WalPosition,
+        /// The first position that is kept.
+        first: WalPosition,
+        /// The end of the log.
+        end: WalPosition,
     },
 
     /// A write to an engine that was opened read-only.

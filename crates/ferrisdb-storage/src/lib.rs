@@ -13,5 +13,6 @@ pub mod fs;
 pub mod iter;
 pub mod key;
 pub mod tombstone;
+pub mod wal;
 
 pub use error::{Error, Result};
