@@ -174,18 +174,21 @@ fn make_durable(file: &dyn File, path: &Path, number: u32, end: u32, synced: Wal
 }
 
 /// Gives the files that are not part of the log numbers that none of their records is valid under, or removes them.
+///
+/// Highest first, and durably one by one where a header names the segment before: a cut-off segment must not be seen
+/// without its predecessor, which would look like a lost file.
 fn reuse_spares(
     fs: &dyn FileSystem,
     dir: &Path,
     options: &WalOptions,
     maintenance: &mut Maintenance,
-    spares: &[u32],
+    spares: &[(u32, bool)],
 ) -> Result<VecDeque<Ready>> {
     let mut ready = VecDeque::new();
     if spares.is_empty() {
         return Ok(ready);
     }
-    for &number in spares {
+    for &(number, has_header) in spares.iter().rev() {
         let path = dir.join(segment_file_name(number));
         let file = fs.open(&path, OpenMode::ReadWrite).map_err(|error| Error::io("open", &path, error))?;
         let len = file.len().map_err(|error| Error::io("read the length of", &path, error))?;
@@ -197,6 +200,9 @@ fn reuse_spares(
                     file.sync_all().map_err(|error| Error::io("sync", &path, error))?;
                     let spare = Ready { number, path, file, capacity };
                     ready.push_back(renumber(fs, dir, maintenance, spare).map_err(|(_, error)| error)?);
+                    if has_header {
+                        fs.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
+                    }
                     continue;
                 }
                 Err(error) if error.is_no_space() => {}
@@ -204,6 +210,9 @@ fn reuse_spares(
             }
         }
         fs.remove_file(&path).map_err(|error| Error::io("remove", &path, error))?;
+        if has_header {
+            fs.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
+        }
     }
     fs.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
     Ok(ready)

@@ -72,8 +72,8 @@ pub(super) struct ChainSegment {
 pub(super) struct Survey {
     /// The log, oldest segment first.
     pub(super) chain: Vec<ChainSegment>,
-    /// Numbers of the files that are not part of it.
-    pub(super) spare: Vec<u32>,
+    /// Numbers of the files that are not part of it, and whether they have an intact header.
+    pub(super) spare: Vec<(u32, bool)>,
     /// The highest number in use by any file.
     pub(super) highest: u32,
     /// A generation above that of every record header in the last segment, or `None` if there is none left.
@@ -279,8 +279,9 @@ impl Files {
         }
         let first = chain.first().map_or(WalPosition::ZERO, |_| WalPosition::new(numbers[0], SEGMENT_HEADER_LEN));
         let end = chain.last().map_or(WalPosition::ZERO, |last| WalPosition::new(last.header.number, last.end));
+        let spare = self.by_number.iter().map(|(&number, file)| (number, file.header.is_some())).collect();
         let recovery = Recovery { first, end, known_synced, segments: chain.len(), torn };
-        Survey { chain, spare: self.by_number.into_keys().collect(), highest, next_generation, recovery }
+        Survey { chain, spare, highest, next_generation, recovery }
     }
 }
 
