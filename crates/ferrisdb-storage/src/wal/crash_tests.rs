@@ -170,7 +170,9 @@ fn script(fs: TestFs, seed: u64, steps: usize) -> Script {
             0..=3 => script.append(&[8 + random.below(300) as usize]),
             4 => script.append(&[100, 9, 60]),
             5..=7 => script.sync(),
-            8 if script.now.lists[0].len() > 4 => script.purge_to(random.below(script.now.lists[0].len() as u64) as usize),
+            8 if script.now.lists[0].len() > 4 => {
+                script.purge_to(random.below(script.now.lists[0].len() as u64) as usize)
+            }
             9 if script.now.lists[0].len() > 4 => script.truncate_to(script.now.lists[0].len() - 3),
             10 => script.prepare(),
             11 => script.reopen(),

@@ -48,7 +48,8 @@ pub(super) const ALIGNMENT: u32 = 8;
 /// offset can name.
 pub const RECORD_PAYLOAD_MAX: usize = 1 << 30;
 
-const _: () = assert!(RECORD_PAYLOAD_MAX as u64 + (SEGMENT_HEADER_LEN + RECORD_HEADER_LEN) as u64 <= u32::MAX as u64 / 2);
+const _: () =
+    assert!(RECORD_PAYLOAD_MAX as u64 + (SEGMENT_HEADER_LEN + RECORD_HEADER_LEN) as u64 <= u32::MAX as u64 / 2);
 const _: () = assert!(SEGMENT_HEADER_LEN.is_multiple_of(ALIGNMENT) && RECORD_HEADER_LEN.is_multiple_of(ALIGNMENT));
 
 /// A place in the WAL: a segment number and an offset in that segment. The position of a record is where its header

@@ -359,7 +359,11 @@ impl Wal {
 impl fmt::Debug for Wal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (appended, synced) = (self.inner.appended(), self.inner.synced());
-        f.debug_struct("Wal").field("dir", &self.inner.dir).field("appended", &appended).field("synced", &synced).finish()
+        f.debug_struct("Wal")
+            .field("dir", &self.inner.dir)
+            .field("appended", &appended)
+            .field("synced", &synced)
+            .finish()
     }
 }
 
@@ -473,7 +477,8 @@ impl Inner {
         let rest = writer.current.capacity - writer.offset;
         if len <= rest && !writer.must_switch {
             // The reserve is at the end of the last segment: with another one ready behind it, this one's may be used up.
-            let spared = space == Space::Reserve || rest - len >= self.options.reserve_bytes || !writer.ready.is_empty();
+            let spared =
+                space == Space::Reserve || rest - len >= self.options.reserve_bytes || !writer.ready.is_empty();
             return Ok(spared);
         }
         let fits = |ready: &Ready| ready.capacity - SEGMENT_HEADER_LEN >= len;
@@ -599,7 +604,14 @@ impl Ready {
 }
 
 /// Adds the frame of one record to the writer's buffer, and returns its length.
-fn frame(writer: &mut Writer, place: Place, offset: u32, synced: WalPosition, kind: RecordKind, parts: &[&[u8]]) -> u32 {
+fn frame(
+    writer: &mut Writer,
+    place: Place,
+    offset: u32,
+    synced: WalPosition,
+    kind: RecordKind,
+    parts: &[&[u8]],
+) -> u32 {
     let buffer = &mut writer.buffer;
     let header_at = buffer.len();
     let payload_at = header_at + RECORD_HEADER_LEN as usize;

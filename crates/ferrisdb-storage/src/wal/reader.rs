@@ -77,7 +77,8 @@ impl Wal {
         let end = self.last_position();
         let within = |segment: &Segment| {
             let closed = segment.end.load(SeqCst);
-            from >= segment.start() && if closed == OPEN_END { from <= end.max(segment.start()) } else { from.offset() <= closed }
+            from >= segment.start()
+                && if closed == OPEN_END { from <= end.max(segment.start()) } else { from.offset() <= closed }
         };
         match segment.filter(|segment| within(segment)) {
             Some(segment) => {

@@ -157,7 +157,8 @@ impl Files {
         for (&number, file) in self.by_number.range(above.saturating_add(1)..) {
             let found = self.scan(number).search(0)?;
             sum.headers += found.headers;
-            sum.synced = sum.synced.max(found.synced).max(file.header.map_or(WalPosition::ZERO, |header| header.synced));
+            sum.synced =
+                sum.synced.max(found.synced).max(file.header.map_or(WalPosition::ZERO, |header| header.synced));
         }
         // The mark may stand in another file than the one that it speaks of.
         let witness = sum.synced.segment();
