@@ -228,10 +228,11 @@ fn go_on(fs: &TestFs, mut found: Vec<u64>, lens: &[usize], what: &dyn Fn() -> St
 /// Every operation × what the crash keeps, and again for every operation of the recovery. Nothing synced is lost, what
 /// is there is a prefix, nothing discarded comes back.
 #[test]
+#[expect(clippy::print_stdout, reason = "the number of crash points is a result")]
 fn crashes_at_every_operation_leave_a_prefix_with_all_that_was_synced() {
     let (mut points, mut second_points) = (0, 0);
     let seeds = std::env::var("FERRISDB_WAL_SEED").ok().map(|seed| seed.parse().unwrap());
-    let seeds: Vec<u64> = seeds.map_or((1..=12).collect(), |seed| vec![seed]);
+    let seeds: Vec<u64> = seeds.map_or((1..=8).collect(), |seed| vec![seed]);
     for seed in seeds {
         let run = script(TestFs::new(), seed, 40);
         let expects = Arc::new(run.expects);

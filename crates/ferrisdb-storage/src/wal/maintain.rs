@@ -109,6 +109,7 @@ pub(super) fn open(fs: Arc<dyn FileSystem>, dir: &Path, options: WalOptions) -> 
         segment.header_durable.store(true, SeqCst);
         recovery.first = segment.start();
         recovery.end = segment.start();
+        recovery.replay_from = segment.start();
         recovery.segments = 1;
         chain.push_back(Arc::new(segment));
     }

@@ -93,8 +93,9 @@ pub struct WalOptions {
     /// Mixed into every checksum, so that segments of another WAL are told apart. Best a random number that the owner stores:
     /// then no payload can pass for a record either.
     pub identity: u64,
-    /// Up to here the owner has let records go; a WAL that begins later than this has lost a file, and opening fails.
-    /// [`WalPosition::ZERO`] if the owner keeps no account of it.
+    /// From here on the owner needs records: a position that [`Wal::last_position`] or an append gave, synced or not.
+    /// A WAL that begins later than this has lost a file, and opening fails; one that ends before it, because a crash took records
+    /// that the owner no longer needs, goes on above it. [`WalPosition::ZERO`] if the owner keeps no account of it.
     pub required_from: WalPosition,
 }
 
@@ -224,7 +225,7 @@ struct Writer {
     /// False between a switch and the first successful write to the new segment.
     header_written: bool,
     generation: u16,
-    /// Generations are used up: the next record opens a new segment.
+    /// The next record opens a new segment: generations are used up, or the owner replays from above this place.
     must_switch: bool,
     /// Frames of the append at hand; kept so that appends do not allocate.
     buffer: Vec<u8>,
@@ -250,7 +251,7 @@ impl Writer {
 
 impl Wal {
     /// Opens the WAL in `dir`, creating the directory and the log if there is none; cuts a torn tail, makes what is left durable, and
-    /// says what it found. Replay with [`subscribe`](Self::subscribe) from [`Recovery::first`].
+    /// says what it found. Replay with [`subscribe`](Self::subscribe) from [`Recovery::replay_from`].
     ///
     /// The caller makes sure that nobody else has the directory open.
     ///
@@ -529,7 +530,7 @@ impl Inner {
         match write_counted(segment.file.as_ref(), &writer.buffer, u64::from(start)) {
             Ok(()) => {
                 writer.header_written = true;
-                if !writer.unsynced.last().is_some_and(|last| last.number == segment.number) {
+                if writer.unsynced.last().is_none_or(|last| last.number != segment.number) {
                     writer.unsynced.push(segment);
                 }
                 Ok(())

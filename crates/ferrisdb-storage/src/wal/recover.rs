@@ -49,6 +49,9 @@ pub struct Recovery {
     pub first: WalPosition,
     /// The end of the log: just behind the last record.
     pub end: WalPosition,
+    /// Where to replay from: [`required_from`](super::WalOptions::required_from), or the first record if that is later, or the
+    /// end if the log does not reach so far.
+    pub replay_from: WalPosition,
     /// Up to where the log itself proves that it was synced.
     pub known_synced: WalPosition,
     /// The segments that form the log.
@@ -87,7 +90,20 @@ pub(super) fn survey(fs: &dyn FileSystem, dir: &Path, identity: u64, required_fr
     let files = read_headers(fs, dir, identity)?;
     let chain = files.find_chain(dir)?;
     files.check_required(dir, &chain, required_from)?;
-    files.find_end(chain)
+    let mut survey = files.find_end(chain)?;
+    let end_of = |segment: &ChainSegment| WalPosition::new(segment.header.number, segment.end);
+    let recovery = &mut survey.recovery;
+    if let Some(segment) = survey.chain.iter().find(|segment| end_of(segment) >= required_from) {
+        recovery.replay_from = required_from.max(WalPosition::new(segment.header.number, SEGMENT_HEADER_LEN));
+    } else {
+        recovery.replay_from = recovery.end;
+    }
+    if recovery.end < required_from {
+        // The owner stored what the records had said before they were synced, and a crash took them. New records must not lie
+        // below the position from which it will replay: go on in a segment above it.
+        survey.next_generation = None;
+    }
+    Ok(survey)
 }
 
 struct SegmentFile {
@@ -281,7 +297,7 @@ impl Files {
         let first = chain.first().map_or(WalPosition::ZERO, |_| WalPosition::new(numbers[0], SEGMENT_HEADER_LEN));
         let end = chain.last().map_or(WalPosition::ZERO, |last| WalPosition::new(last.header.number, last.end));
         let spare = self.by_number.iter().map(|(&number, file)| (number, file.header.is_some())).collect();
-        let recovery = Recovery { first, end, known_synced, segments: chain.len(), torn };
+        let recovery = Recovery { first, end, replay_from: first, known_synced, segments: chain.len(), torn };
         Survey { chain, spare, highest, next_generation, recovery }
     }
 }
