@@ -168,17 +168,6 @@ pub enum Error {
         file: PathBuf,
     },
 
-    /// A position of the WAL that holds no record: purged, truncated away, or never given out.
-    #[error("the WAL has no record at position {position}: it reaches from {first} to {end}")]
-    PositionNotInWal {
-        /// The position asked for.
-        position: WalPosition,
-        /// The first position that is kept.
-        first: WalPosition,
-        /// The end of the log.
-        end: WalPosition,
-    },
-
     /// A write to an engine that was opened read-only.
     #[error("{} was opened read-only", directory.display())]
     ReadOnly {
