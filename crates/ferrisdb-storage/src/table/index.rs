@@ -341,6 +341,25 @@ mod tests {
         }
     }
 
+    /// Separators that do not rise are refused: a binary search over them would miss blocks.
+    #[test]
+    fn separators_must_rise() {
+        let decode = |separators: [(&[u8], u64); 2]| {
+            let mut builder = IndexBuilder::new(usize::MAX);
+            for (n, (key, trailer)) in (0..).zip(separators) {
+                builder.add(InternalKey::new(key, Trailer(trailer)), BlockHandle { offset: n * 100, len: 100 });
+            }
+            let mut bytes = Vec::new();
+            builder.finish(usize::MAX, &mut bytes, |_| Ok::<_, ()>(BlockHandle::default())).unwrap();
+            Index::decode(&bytes, 200).map(|index| index.len())
+        };
+        assert_eq!(decode([(b"a", 0), (b"b", 0)]), Ok(2));
+        assert_eq!(decode([(b"a", 9), (b"a", 8)]), Ok(2));
+        for bad in [[(&b"b"[..], 0), (&b"a"[..], 0)], [(b"a", 0), (b"a", 0)], [(b"a", 8), (b"a", 9)]] {
+            assert_eq!(decode(bad).unwrap_err().what, "index: separators out of order");
+        }
+    }
+
     /// Random bytes are refused or give an index whose every block lies within its region.
     #[test]
     fn random_bytes_never_panic() {

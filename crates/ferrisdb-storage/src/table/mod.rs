@@ -7,17 +7,17 @@
 //!   data blocks | index partitions (large tables) | index | filter | range tombstones | properties | footer
 //! ```
 //!
-//! Every part before the footer is a framed block ([`frame`]): compressed or not, with a checksum over its bytes and its place. The
-//! data blocks are back to back from offset 0, so that the index needs lengths only.
+//! Every part before the footer is a framed block (`frame.rs`): compressed or not, with a checksum over its bytes and its place.
+//! The data blocks are back to back from offset 0, so that the index needs lengths only.
 //!
 //! | part | format | in memory |
 //! | --- | --- | --- |
-//! | data block | [`block`] | in the block cache, searched in place |
-//! | index, its partitions | [`index`] | top pinned; partitions in the block cache |
-//! | filter | [`filter`] | pinned |
-//! | range tombstones | [`tombstone_block`] | pinned, as a [`FragmentList`](crate::tombstone::FragmentList) |
-//! | properties | [`properties`] | pinned |
-//! | footer | [`footer`] | checked and dropped |
+//! | data block | `block.rs` | in the block cache, searched in place |
+//! | index, its partitions | `index.rs` | top pinned; partitions in the block cache |
+//! | filter | `filter.rs` | pinned |
+//! | range tombstones | `tombstone_block.rs` | pinned, as a [`FragmentList`](crate::tombstone::FragmentList) |
+//! | properties | `properties.rs` | pinned |
+//! | footer | `footer.rs` | checked and dropped |
 //!
 //! # Invariants
 //! - Point entries are in strictly rising internal-key order. All versions of a user key are in one table of a sorted run; in

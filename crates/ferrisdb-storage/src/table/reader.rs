@@ -53,6 +53,49 @@ impl fmt::Debug for TableReader {
     }
 }
 
+/// What is pinned while a table is open, and the footer that led to it.
+struct Rear {
+    footer: Footer,
+    index: Index,
+    filter: Option<Filter>,
+    tombstones: FragmentList,
+    properties: Properties,
+}
+
+impl Rear {
+    fn load(file: &dyn File, path: &Path, id: TableId, file_bytes: u64) -> Result<Rear> {
+        let tail_bytes = file_bytes.min(FOOTER_BYTES as u64);
+        let tail = read_range(file, path, file_bytes - tail_bytes, tail_bytes)?;
+        let footer = Footer::decode(&tail, path, file_bytes)?;
+        if footer.id != id {
+            let what = format!("this is table {}, not table {}: the file was put in its place", footer.id.0, id.0);
+            return Err(Error::corruption(path, file_bytes - tail_bytes, what));
+        }
+        let load = |handle: BlockHandle| {
+            let frame = read_range(file, path, handle.offset, handle.len)?;
+            open_frame(&frame, id, handle.offset).map_err(|error| bad_block(path, handle.offset, error))
+        };
+        let at = |handle: BlockHandle| move |error| bad_block(path, handle.offset, error);
+
+        let partitioned = footer.index_levels == 2;
+        let (start, limit) = if partitioned { (footer.data_end, footer.index.offset) } else { (0, footer.data_end) };
+        let index = Index::decode(&load(footer.index)?, limit).map_err(at(footer.index))?;
+        if !index.is_empty() && (index.start_offset() != start || index.end_offset() != limit) {
+            return Err(Error::corruption(path, footer.index.offset, "index: the blocks do not fill their region"));
+        }
+        let filter = match footer.filter.len {
+            0 => None,
+            _ => Some(Filter::decode(&load(footer.filter)?).map_err(at(footer.filter))?),
+        };
+        let tombstones = match footer.tombstones.len {
+            0 => FragmentList::default(),
+            _ => tombstone_block::decode(&load(footer.tombstones)?).map_err(at(footer.tombstones))?,
+        };
+        let properties = Properties::decode(&load(footer.properties)?).map_err(at(footer.properties))?;
+        Ok(Rear { footer, index, filter, tombstones, properties })
+    }
+}
+
 /// What [`TableReader::get`] found.
 #[derive(Debug, Clone)]
 pub struct Found {
@@ -117,34 +160,7 @@ impl TableReader {
             let what = format!("the file has {len} bytes, not the {file_bytes} that the manifest says");
             return Err(Error::corruption(path, len.min(file_bytes), what));
         }
-        let tail_bytes = file_bytes.min(FOOTER_BYTES as u64);
-        let tail = read_range(&*file, path, file_bytes - tail_bytes, tail_bytes)?;
-        let footer = Footer::decode(&tail, path, file_bytes)?;
-        if footer.id != id {
-            let what = format!("this is table {}, not table {}: the file was put in its place", footer.id.0, id.0);
-            return Err(Error::corruption(path, file_bytes - tail_bytes, what));
-        }
-        let load = |handle: BlockHandle| {
-            let frame = read_range(&*file, path, handle.offset, handle.len)?;
-            open_frame(&frame, id, handle.offset).map_err(|error| bad_block(path, handle.offset, error))
-        };
-        let at = |handle: BlockHandle| move |error| bad_block(path, handle.offset, error);
-
-        let partitioned = footer.index_levels == 2;
-        let (start, limit) = if partitioned { (footer.data_end, footer.index.offset) } else { (0, footer.data_end) };
-        let index = Index::decode(&load(footer.index)?, limit).map_err(at(footer.index))?;
-        if !index.is_empty() && (index.start_offset() != start || index.end_offset() != limit) {
-            return Err(Error::corruption(path, footer.index.offset, "index: the blocks do not fill their region"));
-        }
-        let filter = match footer.filter.len {
-            0 => None,
-            _ => Some(Filter::decode(&load(footer.filter)?).map_err(at(footer.filter))?),
-        };
-        let tombstones = match footer.tombstones.len {
-            0 => FragmentList::default(),
-            _ => tombstone_block::decode(&load(footer.tombstones)?).map_err(at(footer.tombstones))?,
-        };
-        let properties = Properties::decode(&load(footer.properties)?).map_err(at(footer.properties))?;
+        let Rear { footer, index, filter, tombstones, properties } = Rear::load(&*file, path, id, file_bytes)?;
         let pinned = index.memory_bytes()
             + filter.as_ref().map_or(0, Filter::memory_bytes)
             + tombstones.memory_bytes()
@@ -157,7 +173,7 @@ impl TableReader {
             cache: Arc::clone(cache),
             cache_id: cache.new_id(),
             index,
-            partitioned,
+            partitioned: footer.index_levels == 2,
             filter,
             tombstones,
             properties,
@@ -350,6 +366,19 @@ impl TableReader {
     pub(super) fn decode_data_block(&self, frame: &[u8], offset: u64) -> Result<Block> {
         let block = open_frame(frame, self.id, offset).and_then(Block::parse);
         block.map_err(|error| bad_block(&self.path, offset, error))
+    }
+
+    /// Reads the pinned blocks once more: they may have gone bad since they were read.
+    pub(super) fn reload_rear(&self) -> Result<()> {
+        let rear = Rear::load(&*self.file, &self.path, self.id, self.file_bytes)?;
+        if rear.properties != self.properties || rear.tombstones != self.tombstones {
+            return Err(Error::corruption(
+                &self.path,
+                rear.footer.properties.offset,
+                "the table changed while it was open",
+            ));
+        }
+        Ok(())
     }
 
     pub(super) fn corruption(&self, handle: BlockHandle, what: impl Into<String>) -> Error {

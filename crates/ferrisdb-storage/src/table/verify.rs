@@ -73,6 +73,7 @@ impl TableReader {
     /// # Errors
     /// [`Error::Corruption`](crate::Error::Corruption) for the first thing that does not hold.
     pub fn verify(&self) -> Result<Verified> {
+        self.reload_rear()?;
         let mut counted = Properties { smallest_version: ferrisdb_core::Version::MAX, ..Properties::default() };
         let mut last: Option<(Vec<u8>, Trailer)> = None;
         let mut last_separator: Option<(Vec<u8>, Trailer)> = None;

@@ -135,6 +135,21 @@ fn newer_formats_are_named() {
     assert_eq!(file.bytes.lock().unwrap()[end - 8..], MAGIC);
 }
 
+/// `verify` reads all of the file again: any byte that went bad since the table was opened is found.
+#[test]
+fn verify_reads_everything() {
+    let fs = MemoryFs::default();
+    let summary = build(&fs, 1, &small_options(), &small_model(), &small_tombstones());
+    let reader = open(&fs, &summary);
+    reader.verify().unwrap();
+    let file = fs.file(&path(1));
+    for byte in 0..summary.file_bytes as usize {
+        file.bytes.lock().unwrap()[byte] ^= 4;
+        assert!(matches!(reader.verify(), Err(Error::Corruption { .. })), "byte {byte}");
+        file.bytes.lock().unwrap()[byte] ^= 4;
+    }
+}
+
 /// `verify` sees what no checksum can: blocks with right checksums and wrong content.
 #[test]
 fn verify_sees_wrong_content() {
@@ -221,6 +236,27 @@ fn block_decoder_survives_anything() {
         }
     }
     assert!(parsed > 10_000 && failed > 1_000, "the test reaches the code: {parsed} parsed, {failed} failed");
+}
+
+/// An entry that shares more than its predecessor has is an error, not a shorter key.
+#[test]
+fn sharing_more_than_there_is() {
+    let mut builder = block_builder::BlockBuilder::new(16);
+    builder.add(internal(b"ab", 1, ValueKind::Value), 0, b"");
+    builder.add(internal(b"abc", 1, ValueKind::Value), 2, b"");
+    builder.add(internal(b"x", 1, ValueKind::Value), 0, b"");
+    let mut raw = Vec::new();
+    builder.finish(&mut raw);
+    let walk = |raw: &[u8]| {
+        let block = Block::parse(raw.into()).unwrap();
+        let mut cursor = BlockCursor::default();
+        cursor.seek_to_first(&block)?;
+        cursor.next(&block).map(|()| cursor.key().user_key.to_vec())
+    };
+    assert_eq!(walk(&raw).unwrap(), b"abc");
+    let token = raw.iter().position(|&byte| byte == 0x21).unwrap();
+    raw[token] = 0x31;
+    assert_eq!(walk(&raw).unwrap_err().what, "data block: entry");
 }
 
 /// Compressed payloads that lie about their length, or are noise: refused, and nothing is allocated by a length that the payload
