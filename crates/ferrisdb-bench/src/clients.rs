@@ -16,7 +16,7 @@ use crate::values::{Generations, ScanCheck, WrongRead, fill};
 use crate::workload::{Choice, Mix};
 
 /// Operations of a load or of a mass delete that go into one batch.
-pub(crate) const LOAD_BATCH: u64 = 1000;
+pub(crate) const LOAD_BATCH: u64 = 100;
 
 /// Puts of one batch of the durable batches.
 pub(crate) const DURABLE_BATCH: u64 = 100;
