@@ -9,11 +9,24 @@
 
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
+pub mod batch;
+pub mod cache;
+pub mod compaction;
+pub mod engine;
 pub mod env;
+mod epoch;
 pub mod error;
 pub mod fs;
+pub mod inspect;
 pub mod iter;
 pub mod key;
+pub mod levels;
+pub mod manifest;
+pub mod memtable;
+mod planted;
+mod sync;
+pub mod table;
 pub mod tombstone;
 
+pub use batch::WriteBatch;
 pub use error::{Error, Result};

@@ -2,13 +2,17 @@
 //!
 //! The engine starts no thread and waits on no condition variable. Its background work is a set of [`Job`]s: step
 //! functions that a [`Spawner`] calls until they say that they are done. The real spawner gives each job a thread
-//! (`threads::ThreadSpawner`); the deterministic one runs the steps of all jobs on the caller's thread, one at a time, in an order
-//! that a seed decides ([`steps::StepSpawner`]).
+//! ([`threads::ThreadSpawner`]); the deterministic one runs the steps of all jobs on the caller's thread, one at a
+//! time, in an order that a seed decides ([`steps::StepSpawner`]).
 //!
 //! # Waiting
-//! A job that has nothing to do returns [`Step::Wait`] and is called again after its waker was woken. A wake that comes while the
-//! step runs, or between its return and the wait, is not lost: the step is called once more. A caller that must wait (a blocking
-//! write during a stall, `flush`, `close`) does so in [`Spawner::block_on`], over a future.
+//! A job that has nothing to do returns [`Step::Wait`] and is called again after its waker was woken. A wake that comes
+//! while the step runs, or between its return and the wait, is not lost: the step is called once more. A caller that
+//! must wait (a blocking write during a stall, `flush`, `close`) does so in [`Spawner::block_on`], over a future.
+
+pub mod clock;
+pub mod steps;
+pub mod threads;
 
 use std::fmt;
 use std::future::Future;
@@ -17,9 +21,11 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
-use ferrisdb_core::Clock;
+use ferrisdb_core::{Clock, ManualClock};
 
 use crate::fs::FileSystem;
+use crate::fs::real::RealFileSystem;
+use crate::fs::sim::SimFileSystem;
 
 /// What a job wants after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +52,8 @@ pub trait Spawner: fmt::Debug + Send + Sync + 'static {
     /// Takes a job and returns its waker. The first step needs no wake.
     fn spawn(&self, name: &str, job: Box<dyn Job>) -> Waker;
 
-    /// Polls `future` until it is ready: the caller's thread sleeps in between (real), or runs other jobs (deterministic).
+    /// Polls `future` until it is ready: the caller's thread sleeps in between (real), or runs other jobs
+    /// (deterministic).
     ///
     /// # Panics
     /// The deterministic spawner panics when the future is pending and no job can run: that is a deadlock.
@@ -62,6 +69,26 @@ pub struct Env {
     pub clock: Arc<dyn Clock>,
     /// Threads.
     pub spawner: Arc<dyn Spawner>,
+}
+
+impl Env {
+    /// The operating system's disk, clock and threads.
+    pub fn real() -> Env {
+        Env {
+            fs: Arc::new(RealFileSystem::new()),
+            clock: Arc::new(clock::RealClock::new()),
+            spawner: Arc::new(threads::ThreadSpawner::new()),
+        }
+    }
+
+    /// A simulated disk, and jobs that run on the caller's thread whenever it waits, in the order in which they became
+    /// ready, on a clock of their own. To choose the order by a seed, to run jobs without waiting, or to move the
+    /// clock, make a [`steps::StepSpawner`] and put the parts together.
+    pub fn sim(fs: SimFileSystem) -> Env {
+        let clock = Arc::new(ManualClock::new());
+        let spawner = Arc::new(steps::StepSpawner::new(Arc::clone(&clock)));
+        Env { fs: Arc::new(fs), clock, spawner }
+    }
 }
 
 impl fmt::Debug for Env {

@@ -6,12 +6,16 @@
 //!
 //! # What a crash may do
 //! Until [`File::sync_data`] or [`File::sync_all`] returns, any subset of the writes to that file may be lost, in any
-//! order, torn at 512 bytes; until [`FileSystem::sync_dir`] returns, a new, renamed or removed name in that directory may be
-//! as before. A failed sync says nothing about what is durable, and a second try that succeeds says nothing either.
+//! order, torn at 512 bytes; until [`FileSystem::sync_dir`] returns, a new, renamed or removed name in that directory
+//! may be as before. A failed sync says nothing about what is durable, and a second try that succeeds says nothing
+//! either.
 //!
 //! # Concurrency
 //! Everything is callable from any thread at once. Positional reads and writes of one file may overlap in time; the
 //! engine never writes the same bytes from two threads.
+
+pub mod real;
+pub mod sim;
 
 use std::fmt;
 use std::io;
@@ -29,6 +33,9 @@ pub enum OpenMode {
     CreateNew,
 }
 
+/// As much of a lock file as is read: a holder is a few words.
+const LOCK_HOLDER_BYTES_MAX: usize = 1024;
+
 /// A directory tree of files.
 pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     /// Opens or creates a file.
@@ -43,10 +50,12 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     /// Gives a file a second name.
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Creates a directory and its parents; no error if it exists.
+    /// Creates a directory and its parents; no error if it exists. The name of each new directory is in its parent, and
+    /// durable only after a [`FileSystem::sync_dir`] of that.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
 
-    /// The names in a directory, sorted (so that a run does not depend on the file system's order).
+    /// The names in a directory, without the directory's own path in front, sorted (so that a run does not depend on
+    /// the file system's order).
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
 
     /// A file's length in bytes, by its name.
@@ -59,9 +68,25 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Takes an exclusive lock on a file, creating it if needed, and writes `holder` into it. Fails with
-    /// [`io::ErrorKind::WouldBlock`] if it is held, whoever holds it. Released when the returned guard is dropped or the
-    /// process ends.
+    /// [`io::ErrorKind::WouldBlock`] if it is held, whoever holds it. Released when the returned guard is dropped or
+    /// the process ends.
     fn lock(&self, path: &Path, holder: &str) -> io::Result<Box<dyn FileLock>>;
+
+    /// What the holder of a lock wrote into its file, or what a past one left there.
+    fn lock_holder(&self, path: &Path) -> io::Result<String> {
+        let file = self.open(path, OpenMode::Read)?;
+        let mut text = [0; LOCK_HOLDER_BYTES_MAX];
+        let mut len = 0;
+        while len < text.len() {
+            match file.read_at(&mut text[len..], len as u64) {
+                Ok(0) => break,
+                Ok(read) => len += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(String::from_utf8_lossy(&text[..len]).trim().to_owned())
+    }
 
     /// Bytes that may still be written to the file system holding `path`.
     fn available_space(&self, path: &Path) -> io::Result<u64>;
@@ -73,8 +98,8 @@ pub trait File: fmt::Debug + Send + Sync {
     /// Zero means the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes up to `data.len()` bytes at `offset` and returns how many; a gap below `offset` reads as zeros. In the operating
-    /// system's hands when it returns: the process may die, the machine may not.
+    /// Writes up to `data.len()` bytes at `offset` and returns how many; a gap below `offset` reads as zeros. In the
+    /// operating system's hands when it returns: the process may die, the machine may not.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize>;
 
     /// Makes the file's data durable, and its length if that changed (`fdatasync`).

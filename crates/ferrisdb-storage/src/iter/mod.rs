@@ -3,6 +3,10 @@
 //! Every sorted source (memtable, table, level) gives a [`PointIterator`] over its point entries in internal-key order.
 //! The merging iterator makes one of many; the visible iterator picks, per user key, what a reader at one version sees.
 
+pub(crate) mod cover;
+pub(crate) mod merging;
+pub(crate) mod visible;
+
 use crate::error::Result;
 use crate::key::InternalKey;
 

@@ -1,0 +1,107 @@
+//! How a command fails: an exit code that scripts can rely on, and a message that says what to do.
+//!
+//! | exit code | meaning |
+//! | --- | --- |
+//! | 0 | done |
+//! | 1 | it failed: the message says why |
+//! | 2 | the command line is wrong (clap ends the process itself) |
+//! | 3 | corruption was found: what is on disk is not what was written |
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It failed: what, with which value, and what to do about it.
+    Failed {
+        /// What went wrong.
+        what: String,
+        /// What to do, if that is not in `what`.
+        remedy: String,
+    },
+    /// What is on disk is not what was written.
+    Corrupt(String),
+    /// Whoever reads our output has heard enough (`ferrisdb inspect … | head`). That is no error of ours.
+    OutputClosed,
+}
+
+impl Failure {
+    /// A failure with its remedy.
+    pub(crate) fn failed(what: impl Into<String>, remedy: impl Into<String>) -> Failure {
+        Failure::Failed { what: what.into(), remedy: remedy.into() }
+    }
+
+    /// Says it on standard error and returns the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        match self {
+            Failure::Failed { .. } => {
+                eprintln!("{self}");
+                ExitCode::from(1)
+            }
+            Failure::Corrupt(_) => {
+                eprintln!("{self}");
+                ExitCode::from(3)
+            }
+            Failure::OutputClosed => ExitCode::SUCCESS,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Failed { what, remedy } if remedy.is_empty() => write!(f, "error: {what}"),
+            Failure::Failed { what, remedy } => write!(f, "error: {what}\n  help: {remedy}"),
+            Failure::Corrupt(what) => write!(f, "corruption: {what}"),
+            Failure::OutputClosed => f.write_str("the output was closed"),
+        }
+    }
+}
+
+/// An error while printing: the only input or output that a command does without saying which file it was.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            Failure::OutputClosed
+        } else {
+            Failure::failed(format!("cannot write the output: {error}"), "check where standard output leads to")
+        }
+    }
+}
+
+/// The engine's errors name the file and say what to do.
+impl From<ferrisdb_storage::Error> for Failure {
+    fn from(error: ferrisdb_storage::Error) -> Failure {
+        if error.is_corruption() { Failure::Corrupt(error.to_string()) } else { Failure::failed(error.to_string(), "") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+    use ferrisdb_storage::Error;
+
+    /// Scripts tell damaged data (3) from everything else that failed (1), and the message has the file and the remedy.
+    #[test]
+    fn corruption_has_an_exit_code_of_its_own() {
+        let corrupt = Failure::from(Error::corruption("db/000123.sst", 8192, "data block checksum"));
+        assert_eq!(format!("{:?}", corrupt.report()), format!("{:?}", ExitCode::from(3)));
+        expect!["corruption: corruption in db/000123.sst at offset 8192: data block checksum; restore this file from a replica or a backup"]
+            .assert_eq(&corrupt.to_string());
+
+        let refused = Failure::from(Error::io("open", "db/CURRENT", io::ErrorKind::PermissionDenied.into()));
+        assert_eq!(format!("{:?}", refused.report()), format!("{:?}", ExitCode::from(1)));
+        expect!["error: open db/CURRENT failed: permission denied"].assert_eq(&refused.to_string());
+    }
+
+    /// `ferrisdb inspect … | head` ends quietly and well; a full disk behind the output does not.
+    #[test]
+    fn a_reader_that_stops_reading_is_no_failure() {
+        let closed = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(format!("{:?}", closed.report()), format!("{:?}", ExitCode::SUCCESS));
+        assert!(matches!(Failure::from(io::Error::from(io::ErrorKind::StorageFull)), Failure::Failed { .. }));
+    }
+}

@@ -1,0 +1,50 @@
+//! `ferrisdb inspect` and `ferrisdb verify`: the storage crate looks, [`Printer`] prints.
+
+use std::io::Write;
+
+use ferrisdb_storage::fs::real::RealFileSystem;
+use ferrisdb_storage::inspect::{self, Sink};
+
+use crate::arguments::{InspectArguments, Inspected, OutputArguments, VerifyArguments};
+use crate::failure::Failure;
+use crate::printer::Printer;
+
+/// Prints what is inside a file or directory.
+pub(crate) fn inspect(arguments: &InspectArguments, out: impl Write) -> Result<(), Failure> {
+    let look = match arguments.what {
+        Inspected::Wal => inspect::wal,
+        Inspected::Sst => inspect::sst,
+        Inspected::Manifest => inspect::manifest,
+        Inspected::Dir => inspect::dir,
+    };
+    print(&arguments.output, out, |sink| look(&RealFileSystem::new(), &arguments.path, sink))
+}
+
+/// Checks a whole database and prints what is wrong with it.
+pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(), Failure> {
+    let mut problems = 0;
+    print(&arguments.output, out, |sink| {
+        problems = inspect::verify(&RealFileSystem::new(), &arguments.path, sink)?;
+        Ok(())
+    })?;
+    match problems {
+        0 => Ok(()),
+        problems => Err(Failure::Corrupt(format!(
+            "{problems} problems in {}; restore the files named above from a replica or a backup",
+            arguments.path.display()
+        ))),
+    }
+}
+
+/// Prints what `look` tells. What was told before an error is printed whole, and the error comes last.
+fn print(
+    arguments: &OutputArguments,
+    out: impl Write,
+    look: impl FnOnce(&mut dyn Sink) -> ferrisdb_storage::Result<()>,
+) -> Result<(), Failure> {
+    let mut printer = Printer::new(arguments.output, out);
+    let looked = look(&mut printer);
+    let error = looked.as_ref().err().map(ToString::to_string);
+    printer.finish(error.as_deref())?;
+    Ok(looked?)
+}

@@ -1,0 +1,56 @@
+//! Runs the demo as a user does. It needs the engine.
+#![cfg(feature = "engine")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn demo(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ferrisdb"))
+        .args(["demo", "--directory"])
+        .arg(directory)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn names(directory: &Path) -> Vec<std::ffi::OsString> {
+    directory.read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect()
+}
+
+/// The main job: it loads, reads, scans, deletes, is killed three times, loses nothing, and cleans up.
+#[test]
+fn the_demo_loses_nothing_and_removes_its_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = demo(directory.path(), &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let starts: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next()).collect();
+    let crash = ["kill", "recover"];
+    let expected =
+        [&["load", "flush", "read", "scan", "scan", "delete"][..], &crash, &crash, &crash, &["verify"]].concat();
+    assert_eq!(starts, expected, "{text}");
+    assert!(text.contains("34,888 Unicode characters"), "{text}");
+    assert!(text.contains("Nothing acknowledged was lost"), "{text}");
+    assert_eq!(names(directory.path()).len(), 0, "the directory is removed");
+}
+
+/// The same as JSON, with the directory kept.
+#[test]
+fn the_demo_speaks_json_and_can_keep_its_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = demo(directory.path(), &["--output", "json", "--keep"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(value["nothing_acknowledged_was_lost"], true, "{text}");
+    assert_eq!(value["steps"].as_array().unwrap().len(), 13, "{text}");
+    assert_eq!(names(directory.path()).len(), 1);
+
+    // What is left is a sound database.
+    let kept = directory.path().join(&names(directory.path())[0]);
+    let verify = Command::new(env!("CARGO_BIN_EXE_ferrisdb")).arg("verify").arg(&kept).output().unwrap();
+    assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stderr));
+}

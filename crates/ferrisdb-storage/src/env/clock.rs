@@ -1,0 +1,32 @@
+//! The operating system's clock: [`RealClock`], the only module that reads it.
+
+#![expect(clippy::disallowed_methods, reason = "this is the one door to the real clock")]
+
+use std::time::{Duration, Instant};
+
+use ferrisdb_core::Clock;
+
+/// A monotonic clock that begins at zero when it is made. It may stand still while the machine is suspended.
+#[derive(Debug, Clone)]
+pub struct RealClock {
+    origin: Instant,
+}
+
+impl RealClock {
+    /// A clock whose origin is now.
+    pub fn new() -> RealClock {
+        RealClock { origin: Instant::now() }
+    }
+}
+
+impl Default for RealClock {
+    fn default() -> RealClock {
+        RealClock::new()
+    }
+}
+
+impl Clock for RealClock {
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+}

@@ -1,0 +1,270 @@
+//! The arena: one piece of memory of fixed size from which a memtable takes its nodes.
+//!
+//! A place in it is a `u32` offset, half the size of a pointer, and needs no lifetime: nothing is freed until the whole arena is.
+//! Offset 0 is never handed out and means "none". The memory is not cleared and the operating system gives its pages when
+//! they are first touched, so a large arena costs nothing until it is used.
+//!
+//! Space is **reserved** first ([`Arena::try_reserve`]) and then taken out of the reservation ([`Arena::allocate`]), which
+//! cannot fail. So a whole write batch either fits or is refused before its first entry goes in. (Pebble's engine panicked with
+//! "arena is full" during WAL replay when the two steps disagreed, pebble issues 36 and 2516; here the second takes its right from the
+//! first in the form of a [`Reserved`].)
+//!
+//! # Invariants
+//! - allocated <= reserved <= capacity <= [`ARENA_BYTES_MAX`]. So an offset plus the size of its allocation fits a `u32`.
+//! - Allocations are disjoint, in bounds and aligned to [`ALIGN`].
+//!
+//! # Concurrency
+//! Any number of threads reserve, allocate and access. The arena orders nothing between them: whoever publishes an offset does it
+//! with Release, whoever follows it with Acquire. Under a model checker `arena_model.rs` takes the place of the raw accesses and
+//! checks exactly that.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// The alignment of every allocation, in bytes: that of the widest field that is read in place, a `u64`.
+pub(super) const ALIGN: usize = 8;
+
+/// The largest arena, in bytes: every offset, and the end of every allocation, fits a `u32`.
+pub(super) const ARENA_BYTES_MAX: usize = u32::MAX as usize / ALIGN * ALIGN;
+
+/// The right to allocate so many bytes of one arena. Only [`Arena::try_reserve`] makes one.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    bytes: usize,
+}
+
+impl Reserved {
+    /// The right to nothing.
+    pub(super) const NONE: Reserved = Reserved { bytes: 0 };
+
+    /// Bytes left.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes over the right of `other`, which is left with none. Both must be of the same arena.
+    pub(super) fn absorb(&mut self, other: Reserved) {
+        self.bytes += other.bytes;
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Arena {
+    /// Invariant: the start of an allocation of `capacity` bytes that lives as long as this value.
+    base: NonNull<u8>,
+    capacity: usize,
+    // Both are u64 so that no number of refused attempts could make them wrap.
+    reserved: AtomicU64,
+    allocated: AtomicU64,
+    #[cfg(any(loom, shuttle))]
+    model: super::arena_model::Model,
+}
+
+// SAFETY: the arena owns its memory and nothing in it is tied to a thread.
+unsafe impl Send for Arena {}
+// SAFETY: the counters are atomic. All accesses to the memory are `unsafe` methods whose callers promise that no plain write
+// runs at the same time as another access to the same bytes; links are atomics.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// An arena of `capacity` bytes.
+    ///
+    /// # Panics
+    /// If `capacity` is not a multiple of [`ALIGN`], is zero, or is above [`ARENA_BYTES_MAX`]. Aborts like `Vec` if the
+    /// operating system refuses the address space.
+    pub(super) fn new(capacity: usize) -> Arena {
+        assert!(
+            (ALIGN..=ARENA_BYTES_MAX).contains(&capacity) && capacity.is_multiple_of(ALIGN),
+            "an arena of {capacity} bytes is outside its limits"
+        );
+        let layout = Arena::layout(capacity);
+        // Not `alloc_zeroed`: every byte is written before it is published, and clearing would touch every page when the allocator
+        // hands out memory that it had before.
+        // SAFETY: the layout has a size above zero, as asserted.
+        let base = unsafe { alloc(layout) };
+        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
+        Arena {
+            base,
+            capacity,
+            // The first bytes are never handed out, so that offset 0 is free to mean "none".
+            reserved: AtomicU64::new(ALIGN as u64),
+            allocated: AtomicU64::new(ALIGN as u64),
+            #[cfg(any(loom, shuttle))]
+            model: super::arena_model::Model::new(capacity),
+        }
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        Layout::from_size_align(capacity, ALIGN).expect("a capacity below 4 GiB is a valid size")
+    }
+
+    /// Bytes in all.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes handed out so far, and so about the memory that the operating system has given.
+    pub(super) fn allocated_bytes(&self) -> usize {
+        // A statistic: Relaxed, because nothing is read on the strength of it.
+        usize::try_from(self.allocated.load(Ordering::Relaxed)).expect("at most the capacity, which is a usize")
+    }
+
+    /// Bytes that are neither handed out nor promised.
+    pub(super) fn unreserved_bytes(&self) -> usize {
+        self.capacity - usize::try_from(self.reserved.load(Ordering::Relaxed)).expect("at most the capacity")
+    }
+
+    /// Sets `bytes` aside, or says that so many are not left. All or nothing.
+    pub(super) fn try_reserve(&self, bytes: usize) -> Option<Reserved> {
+        // Relaxed throughout: the counter protects a number, not memory.
+        let mut reserved = self.reserved.load(Ordering::Relaxed);
+        loop {
+            let after = reserved.checked_add(bytes as u64).filter(|&after| after <= self.capacity as u64)?;
+            match self.reserved.compare_exchange(reserved, after, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(Reserved { bytes }),
+                Err(actual) => reserved = actual,
+            }
+        }
+    }
+
+    /// Gives back what was reserved on this arena and is not needed.
+    pub(super) fn unreserve(&self, reserved: Reserved) {
+        if reserved.bytes > 0 {
+            self.reserved.fetch_sub(reserved.bytes as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes `size` bytes, a multiple of [`ALIGN`], out of a reservation on this arena and returns their offset. Their content is
+    /// not defined.
+    ///
+    /// # Panics
+    /// If the reservation has fewer bytes left, or is of another arena and this one is full: our bug.
+    #[inline]
+    pub(super) fn allocate(&self, reserved: &mut Reserved, size: usize) -> u32 {
+        debug_assert!(size.is_multiple_of(ALIGN), "sizes keep the alignment of what comes after");
+        reserved.bytes = reserved.bytes.checked_sub(size).expect("a node never needs more than was reserved for it");
+        // Relaxed: a read-modify-write hands out each place once whatever the order.
+        let start = self.allocated.fetch_add(size as u64, Ordering::Relaxed);
+        assert!(start + size as u64 <= self.capacity as u64, "a reservation is spent on the arena that gave it");
+        u32::try_from(start).expect("the capacity fits a u32")
+    }
+
+    /// The address of an offset, without a promise about what lies there.
+    #[inline]
+    fn at(&self, offset: u32) -> *mut u8 {
+        debug_assert!((offset as usize) < self.capacity, "offsets come from allocate");
+        self.base.as_ptr().wrapping_add(offset as usize)
+    }
+
+    /// Asks the processor to fetch the cache line at `offset`; never faults, whatever the offset is.
+    #[cfg(not(any(loom, shuttle)))]
+    #[inline]
+    pub(super) fn prefetch(&self, offset: u32) {
+        let address = self.base.as_ptr().wrapping_add(offset as usize);
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        // SAFETY: a prefetch is a hint that reads nothing and faults on no address; SSE is part of x86-64.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast::<i8>());
+        }
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        let _ = address;
+    }
+
+    /// Writes a number that is not published yet.
+    ///
+    /// # Safety
+    /// `offset` is aligned for `T` and `offset..offset + size_of::<T>()` lies in an allocation that no other thread has been told
+    /// about; `T` is an integer.
+    #[inline]
+    pub(super) unsafe fn write<T: Copy>(&self, offset: u32, value: T) {
+        #[cfg(any(loom, shuttle))]
+        self.model.plain_write(offset, size_of::<T>());
+        // SAFETY: in bounds, aligned and not shared, as the caller promises.
+        unsafe { self.at(offset).cast::<T>().write(value) }
+    }
+
+    /// Copies bytes to a place that is not published yet.
+    ///
+    /// # Safety
+    /// `offset..offset + bytes.len()` lies in an allocation that no other thread has been told about.
+    #[inline]
+    pub(super) unsafe fn write_bytes(&self, offset: u32, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        #[cfg(any(loom, shuttle))]
+        self.model.plain_write(offset, bytes.len());
+        // SAFETY: in bounds and not shared, as the caller promises; `bytes` cannot overlap it, because no slice of an unpublished
+        // allocation exists.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(offset), bytes.len()) }
+    }
+
+    /// Reads a number that was written before the offset was published.
+    ///
+    /// # Safety
+    /// A `T` was written at `offset` by [`Self::write`], that write happens before this call, and no write follows.
+    #[inline]
+    pub(super) unsafe fn read<T: Copy>(&self, offset: u32) -> T {
+        #[cfg(any(loom, shuttle))]
+        self.model.plain_read(offset, size_of::<T>());
+        // SAFETY: initialised, aligned and immutable, as the caller promises.
+        unsafe { self.at(offset).cast::<T>().read() }
+    }
+
+    /// The bytes that were written before the offset was published.
+    ///
+    /// # Safety
+    /// Every byte of `offset..offset + len` was written, those writes happen before this call, and no write follows.
+    #[inline]
+    pub(super) unsafe fn bytes(&self, offset: u32, len: usize) -> &[u8] {
+        if len == 0 {
+            return &[];
+        }
+        #[cfg(any(loom, shuttle))]
+        self.model.plain_read(offset, len);
+        // SAFETY: initialised and immutable for as long as the arena lives, as the caller promises.
+        unsafe { std::slice::from_raw_parts(self.at(offset), len) }
+    }
+
+    /// Gives a link its first value, before it can be reached.
+    ///
+    /// # Safety
+    /// `offset` is aligned to 4 and `offset..offset + 4` lies in an allocation; no other thread accesses these bytes until a
+    /// publication that follows.
+    #[inline]
+    pub(super) unsafe fn init_link(&self, offset: u32, value: u32) {
+        #[cfg(any(loom, shuttle))]
+        self.model.link(offset).store(value, Ordering::Relaxed);
+        #[cfg(not(any(loom, shuttle)))]
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.write(offset, value);
+        }
+    }
+
+    /// A link: a `u32` that may change after publication.
+    ///
+    /// # Safety
+    /// [`Self::init_link`] was called at `offset`, that happens before this call, and nothing else accesses these four bytes other
+    /// than through this method.
+    #[inline]
+    pub(super) unsafe fn link(&self, offset: u32) -> &AtomicU32 {
+        #[cfg(any(loom, shuttle))]
+        return self.model.link(offset);
+        #[cfg(not(any(loom, shuttle)))]
+        // SAFETY: initialised, aligned, alive as long as the arena, and accessed as an atomic only, as the caller promises.
+        unsafe {
+            AtomicU32::from_ptr(self.at(offset).cast::<u32>())
+        }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: `base` came from `alloc` with this layout, and nobody can hold a reference into it any more.
+        unsafe { dealloc(self.base.as_ptr(), Arena::layout(self.capacity)) }
+    }
+}

@@ -1,0 +1,484 @@
+//! The memtable against a `BTreeMap`, its limits, and real threads. Interleavings that threads hardly ever meet are in `loom_tests.rs`
+//! and `shuttle_tests.rs`.
+//!
+//! Under the address sanitizer (a nightly toolchain):
+//!
+//! ```sh
+//! RUSTFLAGS="--cfg tokio_unstable -Zsanitizer=address" cargo +nightly test -p ferrisdb-storage --lib memtable:: \
+//!     --target x86_64-unknown-linux-gnu --target-dir target/asan
+//! ```
+//!
+//! The speed figures of `docs/decisions/0003-memtable.md`:
+//!
+//! ```sh
+//! cargo test --release -p ferrisdb-storage --lib memtable::tests::speed -- --ignored --nocapture
+//! ```
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
+
+use ferrisdb_core::{Random, SplitMix64};
+
+use super::*;
+use crate::iter::PointIterator;
+
+fn v(number: u64) -> Version {
+    Version::from_u64(number)
+}
+
+type Model = BTreeMap<(Vec<u8>, Reverse<u64>), (ValueKind, Vec<u8>)>;
+
+fn entry(cursor: &impl PointIterator) -> Option<(Vec<u8>, u64, Vec<u8>)> {
+    cursor.valid().then(|| {
+        let key = cursor.key();
+        (key.user_key.to_vec(), key.trailer.version().get(), cursor.value().to_vec())
+    })
+}
+
+fn model_entry(found: Option<(&(Vec<u8>, Reverse<u64>), &(ValueKind, Vec<u8>))>) -> Option<(Vec<u8>, u64, Vec<u8>)> {
+    found.map(|((key, Reverse(version)), (_, value))| (key.clone(), *version, value.clone()))
+}
+
+/// Keys that collide in every interesting way: short, prefixes of each other, equal heads, zeros at the end, long.
+fn odd_key(random: &mut SplitMix64) -> Vec<u8> {
+    let mut key = match random.below(4) {
+        0 => Vec::new(),
+        1 => b"prefix12".to_vec(),
+        2 => vec![0; random.below(10) as usize],
+        _ => vec![b'k'; 7 + random.below(3) as usize],
+    };
+    for _ in 0..random.below(4) {
+        key.push(random.below(3) as u8);
+    }
+    key
+}
+
+/// Every call gives what a `BTreeMap` over (key, version descending) gives, forwards and backwards, for sorted and unsorted
+/// insertion by several inserters.
+#[test]
+fn equals_a_btree_map() {
+    for seed in 0..40 {
+        let mut random = SplitMix64::new(seed);
+        let memtable = Arc::new(Memtable::new(1 << 20));
+        let mut model = Model::new();
+        let mut inserters = [Inserter::new(), Inserter::new()];
+        for step in 0..1_500 {
+            let key = if seed % 4 == 0 { format!("{step:06}").into_bytes() } else { odd_key(&mut random) };
+            let version = 1 + random.below(300);
+            let kind = if random.one_in(5) { ValueKind::Tombstone } else { ValueKind::Value };
+            let value = if kind == ValueKind::Value { vec![step as u8; random.below(20) as usize] } else { Vec::new() };
+            let inserter = &mut inserters[random.below(2) as usize];
+            let result = memtable.insert(&key, v(version), kind, &value, inserter);
+            if model.contains_key(&(key.clone(), Reverse(version))) {
+                assert_eq!(result, Err(InsertError::Duplicate), "seed {seed}");
+            } else {
+                assert_eq!(result, Ok(()), "seed {seed}");
+                model.insert((key, Reverse(version)), (kind, value));
+            }
+        }
+        memtable.check();
+        assert_eq!(memtable.entry_count(), model.len() as u64);
+        assert_eq!(memtable.smallest_version().map(Version::get), model.keys().map(|key| key.1.0).min());
+        assert_eq!(memtable.largest_version().map(Version::get), model.keys().map(|key| key.1.0).max());
+
+        let mut cursor = memtable.iter_owned();
+        assert!(!cursor.valid(), "a new cursor is not on an entry");
+        cursor.seek_to_first().unwrap();
+        for expected in model.iter() {
+            assert_eq!(entry(&cursor), model_entry(Some(expected)), "seed {seed}");
+            cursor.next().unwrap();
+        }
+        assert!(!cursor.valid());
+        cursor.seek_to_last().unwrap();
+        for expected in model.iter().rev() {
+            assert_eq!(entry(&cursor), model_entry(Some(expected)), "seed {seed}");
+            cursor.prev().unwrap();
+        }
+        assert!(!cursor.valid());
+
+        let mut cursor = memtable.iter();
+        for _ in 0..1_500 {
+            let (key, version) = (odd_key(&mut random), random.below(302));
+            let place = (key.clone(), Reverse(version));
+            cursor.seek(InternalKey::seek(&key, v(version))).unwrap();
+            assert_eq!(entry(&cursor), model_entry(model.range(place.clone()..).next()), "seed {seed} {place:?}");
+            cursor.seek_before(InternalKey::seek(&key, v(version))).unwrap();
+            assert_eq!(entry(&cursor), model_entry(model.range(..place.clone()).next_back()), "seed {seed} {place:?}");
+
+            let expected = model.range(place..).next().filter(|(found, _)| found.0 == key);
+            let expected = expected.map(|((_, Reverse(version)), (kind, value))| (v(*version), *kind, &value[..]));
+            let found = memtable.get(&key, v(version)).map(|found| (found.version, found.kind, found.value));
+            assert_eq!(found, expected, "seed {seed}");
+        }
+    }
+}
+
+/// The same insertions make the same list: heights, and with them the memory used, do not depend on chance.
+#[test]
+fn is_deterministic() {
+    let fill = || {
+        let memtable = Memtable::new(1 << 20);
+        let mut inserter = Inserter::new();
+        for key in 0..1_000u32 {
+            let key = key.wrapping_mul(2_654_435_761).to_be_bytes();
+            memtable.insert(&key, v(1), ValueKind::Value, b"value", &mut inserter).unwrap();
+        }
+        memtable.memory_bytes()
+    };
+    assert_eq!(fill(), fill());
+}
+
+/// One node in four goes up a level.
+#[test]
+fn heights_are_geometric() {
+    let mut counts = [0u32; HEIGHT_MAX + 1];
+    (0..1 << 20).for_each(|ordinal| counts[height_of(ordinal)] += 1);
+    for height in 1..6 {
+        let expected = (1 << 20) as f64 * 0.75 / 4f64.powi(height as i32 - 1);
+        let off = (f64::from(counts[height]) - expected).abs() / expected;
+        assert!(off < 0.1, "{} nodes of height {height}, expected {expected}", counts[height]);
+    }
+}
+
+/// A memtable of any size fills to the end, says so, loses nothing, and has wasted less than one entry.
+#[test]
+fn fills_up_and_says_so() {
+    for capacity in [0, 4 << 10, (4 << 10) + 8, 5_000, 64 << 10] {
+        let memtable = Memtable::new(capacity);
+        let mut inserter = Inserter::new();
+        let mut count = 0u32;
+        let full = loop {
+            match memtable.insert(&count.to_be_bytes(), v(1), ValueKind::Value, &[7; 100], &mut inserter) {
+                Ok(()) => count += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full, InsertError::Full);
+        assert_eq!(memtable.entry_count(), u64::from(count));
+        memtable.check();
+        let left = memtable.capacity_bytes() - memtable.memory_bytes();
+        assert!(left < Memtable::bytes_needed(4, 100), "{left} bytes of {capacity} are left");
+        for key in 0..count {
+            assert_eq!(memtable.get(&key.to_be_bytes(), v(1)).unwrap().value, [7; 100]);
+        }
+    }
+}
+
+/// A batch whose need was reserved never fails half-way, whatever others insert meanwhile; what it does not use comes back.
+#[test]
+fn a_reserved_batch_is_all_or_nothing() {
+    let memtable = Memtable::new(CAPACITY_BYTES_MIN);
+    let need = 8 * Memtable::bytes_needed(8, 100);
+    let (mut batch, mut other) = (Inserter::new(), Inserter::new());
+    assert!(memtable.try_reserve(need, &mut batch));
+    assert!(!memtable.try_reserve(CAPACITY_BYTES_MIN, &mut other), "more than there is");
+    let mut others = 0u64;
+    while memtable.insert(&others.to_be_bytes(), v(1), ValueKind::Value, b"other", &mut other).is_ok() {
+        others += 1;
+    }
+    assert!(others > 0);
+    for key in 0..8u64 {
+        memtable.insert(&key.to_be_bytes(), v(2), ValueKind::Value, &[1; 100], &mut batch).expect("it was reserved");
+    }
+    let before = memtable.list.arena().unreserved_bytes();
+    memtable.release(&mut batch);
+    assert!(memtable.list.arena().unreserved_bytes() > before, "towers are mostly lower than the reservation assumes");
+    memtable.check();
+}
+
+/// A batch larger than any usual memtable has one that it fits.
+#[test]
+fn capacity_for_a_large_batch() {
+    for bytes in [0, 1, 4_000, 4_096, 1 << 20] {
+        let memtable = Memtable::new(Memtable::capacity_for(bytes));
+        assert!(memtable.try_reserve(bytes, &mut Inserter::new()), "{bytes}");
+    }
+}
+
+/// An inserter that comes from another memtable brings neither places nor reservations of that one.
+#[test]
+fn an_inserter_may_change_memtables() {
+    let mut inserter = Inserter::new();
+    let tables: Vec<Memtable> = (0..3).map(|_| Memtable::new(CAPACITY_BYTES_MIN)).collect();
+    assert!(tables[0].try_reserve(3_000, &mut inserter));
+    assert!(!tables[1].try_reserve(CAPACITY_BYTES_MIN, &mut inserter), "the reservation was of another memtable");
+    for key in 0..30u8 {
+        tables[usize::from(key) % 3].insert(&[key], v(1), ValueKind::Value, &[key], &mut inserter).unwrap();
+    }
+    for (index, table) in tables.iter().enumerate() {
+        table.check();
+        assert_eq!(table.entry_count(), 10);
+        assert!((0..30u8).all(|key| table.get(&[key], v(1)).is_some() == (usize::from(key) % 3 == index)));
+    }
+}
+
+/// The longest key and a value of some megabytes.
+#[test]
+fn long_keys_and_values() {
+    let memtable = Memtable::new(8 << 20);
+    let mut inserter = Inserter::new();
+    let (key, value) = (vec![b'x'; crate::key::KEY_BYTES_MAX], vec![b'y'; 5 << 20]);
+    memtable.insert(&key, v(1), ValueKind::Value, &value, &mut inserter).unwrap();
+    memtable.insert(&key[1..], v(1), ValueKind::BlobPointer, b"", &mut inserter).unwrap();
+    assert_eq!(memtable.get(&key, v(1)).unwrap().value, value);
+    assert_eq!(memtable.get(&key[1..], v(1)).unwrap().kind, ValueKind::BlobPointer);
+    assert_eq!(memtable.insert(b"z", v(1), ValueKind::Value, &value, &mut inserter), Err(InsertError::Full));
+    memtable.check();
+}
+
+/// Lookups over range tombstones equal the definition after every insertion, by runs and merged; the empty one costs nothing.
+#[test]
+fn range_tombstones_equal_the_definition() {
+    for seed in 0..30 {
+        let mut random = SplitMix64::new(seed);
+        let memtable = Memtable::new(CAPACITY_BYTES_MIN);
+        assert!(
+            memtable.is_empty() && memtable.range_tombstones().is_none() && memtable.range_tombstone_runs().is_empty()
+        );
+        let mut inserted: Vec<(u8, u8, u64)> = Vec::new();
+        for _ in 0..40 {
+            let (a, b, version) = (random.below(16) as u8, random.below(16) as u8, random.below(20));
+            memtable.insert_range_tombstone(&[a], &[b], v(version));
+            if a < b {
+                inserted.push((a, b, version));
+            }
+            memtable.check();
+            assert_eq!(memtable.range_tombstone_count(), inserted.len());
+            let (merged, runs) = (memtable.range_tombstones().unwrap_or_default(), memtable.range_tombstone_runs());
+            assert!(runs.len() <= inserted.len().max(1).ilog2() as usize + 1, "{} runs", runs.len());
+            for (key, at) in (0..17u8).flat_map(|key| (0..21).map(move |at| (key, at))) {
+                let covers = |&(start, end, version): &(u8, u8, u64)| start <= key && key < end && version <= at;
+                let expected = inserted.iter().filter(|t| covers(t)).map(|t| v(t.2)).max();
+                assert_eq!(memtable.newest_covering(&[key], v(at)), expected, "seed {seed}");
+                assert_eq!(merged.newest_covering(&[key], v(at)), expected, "seed {seed}");
+                let of_runs = runs.iter().filter_map(|run| run.newest_covering(&[key], v(at))).max();
+                assert_eq!(of_runs, expected, "seed {seed}");
+            }
+        }
+        assert_eq!(memtable.is_empty(), inserted.is_empty());
+    }
+}
+
+/// A queue that is trimmed from the left thousands of times makes quadratically many fragments: they are counted, and the memtable refuses
+/// further batches long before they take a multiple of its capacity.
+#[test]
+fn overlapping_range_tombstones_fill_the_memtable() {
+    let memtable = Memtable::new(1 << 20);
+    let mut inserter = Inserter::new();
+    let mut deletes = 0u64;
+    while memtable.try_reserve(Memtable::bytes_needed(8, 0), &mut inserter) {
+        deletes += 1;
+        memtable.insert_range_tombstone(b"", &deletes.to_be_bytes(), v(deletes));
+        assert!(deletes < 10_000, "{} bytes and no end", memtable.memory_bytes());
+    }
+    assert!(deletes > 100);
+    assert!(memtable.memory_bytes() < 5 << 20, "{} bytes after {deletes} deletes", memtable.memory_bytes());
+    assert_eq!(memtable.newest_covering(&1u64.to_be_bytes(), v(deletes)), Some(v(deletes)));
+}
+
+/// Real threads insert, others read at the same time: what a reader once saw it sees again, in order, forwards and backwards, and what a
+/// writer says is in is found. At the end nothing is missing.
+#[test]
+fn threads_insert_while_others_read() {
+    const WRITERS: u64 = 3;
+    const KEYS: u64 = 6_000;
+    for seed in 0..3 {
+        let memtable = Memtable::new(16 << 20);
+        let done = AtomicBool::new(false);
+        let inserted = [const { AtomicU64::new(0) }; WRITERS as usize];
+        // Writers share user keys and differ in the version, so that they meet at the same places.
+        let key_of = |number: u64| (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 50).to_be_bytes();
+        let version_of = |writer: u64, number: u64| v(1 + number * WRITERS + writer);
+        std::thread::scope(|scope| {
+            let (memtable, done, inserted) = (&memtable, &done, &inserted);
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|writer| {
+                    scope.spawn(move || {
+                        let mut inserter = Inserter::new();
+                        for number in 0..KEYS {
+                            let key = if seed == 0 { number.to_be_bytes() } else { key_of(number) };
+                            let value = [key, key].concat();
+                            let version = version_of(writer, number);
+                            memtable.insert(&key, version, ValueKind::Value, &value, &mut inserter).unwrap();
+                            if number % 100 == 0 {
+                                let end = (number + 1).to_be_bytes();
+                                memtable.insert_range_tombstone(&number.to_be_bytes(), &end, version);
+                            }
+                            inserted[writer as usize].store(number + 1, Ordering::Release);
+                        }
+                    })
+                })
+                .collect();
+            for reader in 0..2 {
+                scope.spawn(move || {
+                    let mut random = SplitMix64::new(seed * 10 + reader);
+                    let mut seen_before = 0;
+                    while !done.load(Ordering::Acquire) {
+                        let mut cursor = memtable.iter();
+                        let (mut seen, mut last) = (0, None::<(Vec<u8>, Reverse<u64>)>);
+                        if reader == 0 {
+                            cursor.seek_to_first().unwrap()
+                        } else {
+                            cursor.seek_to_last().unwrap()
+                        };
+                        while let Some((key, version, value)) = entry(&cursor) {
+                            assert_eq!(value, [&key[..], &key[..]].concat(), "an entry is whole when it can be seen");
+                            let here = (key, Reverse(version));
+                            let ordered = last.is_none_or(|last| if reader == 0 { last < here } else { here < last });
+                            assert!(ordered, "a scan is sorted");
+                            last = Some(here);
+                            seen += 1;
+                            if reader == 0 {
+                                cursor.next().unwrap()
+                            } else {
+                                cursor.prev().unwrap()
+                            };
+                        }
+                        assert!(seen >= seen_before, "a scan sees all that an earlier one saw");
+                        seen_before = seen;
+                        for _ in 0..200 {
+                            let writer = random.below(WRITERS);
+                            let count = inserted[writer as usize].load(Ordering::Acquire);
+                            if count == 0 {
+                                continue;
+                            }
+                            let number = random.below(count);
+                            let key = if seed == 0 { number.to_be_bytes() } else { key_of(number) };
+                            let version = version_of(writer, number);
+                            assert_eq!(memtable.get(&key, version).expect("it was inserted").version, version);
+                            if number % 100 == 0 {
+                                assert!(memtable.newest_covering(&number.to_be_bytes(), version) >= Some(version));
+                            }
+                        }
+                    }
+                });
+            }
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+            done.store(true, Ordering::Release);
+        });
+        memtable.check();
+        assert_eq!(memtable.entry_count(), WRITERS * KEYS);
+        let mut cursor = memtable.iter();
+        cursor.seek_to_first().unwrap();
+        let mut found = BTreeSet::new();
+        while let Some((_, version, _)) = entry(&cursor) {
+            found.insert(version);
+            cursor.next().unwrap();
+        }
+        assert_eq!(found.len() as u64, WRITERS * KEYS, "seed {seed}");
+    }
+}
+
+/// Nanoseconds that this thread has been on a processor: a measure that other work on the machine disturbs least.
+fn cpu_nanos() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    stat.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// The figures in the decision file. Prints nanoseconds of processor time per operation.
+#[test]
+#[ignore = "a measurement: run it in release"]
+#[expect(clippy::print_stdout, reason = "it is there to print")]
+fn speed() {
+    const COUNT: u64 = 480_000;
+    let value = [0x5Au8; 100];
+    let key_of = |number: u64| {
+        let mut key = [0u8; 16];
+        let mixed = SplitMix64::new(number).next_u64();
+        key[..8].copy_from_slice(&mixed.to_be_bytes());
+        key[8..].copy_from_slice(&number.to_be_bytes());
+        key
+    };
+    let ascending = |number: u64| {
+        let mut key = *b"user0000--------";
+        key[8..].copy_from_slice(&number.to_be_bytes());
+        key
+    };
+    let measure = |what: &str, count: u64, work: &mut dyn FnMut()| {
+        let start = cpu_nanos();
+        work();
+        println!("{what:<44}{:>8.0} ns", (cpu_nanos() - start) as f64 / count as f64);
+    };
+    let random = Memtable::new(128 << 20);
+    let mut inserter = Inserter::new();
+    measure("insert, random", COUNT, &mut || {
+        for number in 0..COUNT {
+            random.insert(&key_of(number), v(number), ValueKind::Value, &value, &mut inserter).unwrap();
+        }
+    });
+    println!("{} MiB", random.memory_bytes() >> 20);
+    measure("get, random, hit", COUNT, &mut || {
+        for number in 0..COUNT {
+            let number = number * 7_919 % COUNT;
+            assert!(random.get(&key_of(number), Version::MAX).is_some());
+        }
+    });
+    measure("get, random, miss", COUNT, &mut || {
+        for number in 0..COUNT {
+            assert!(random.get(&key_of(number + COUNT), Version::MAX).is_none());
+        }
+    });
+    let mut cursor = random.iter();
+    measure("next, per entry", COUNT, &mut || {
+        cursor.seek_to_first().unwrap();
+        while cursor.valid() {
+            cursor.next().unwrap();
+        }
+    });
+    measure("prev, per entry", COUNT, &mut || {
+        cursor.seek_to_last().unwrap();
+        while cursor.valid() {
+            cursor.prev().unwrap();
+        }
+    });
+    for (what, hint) in [("insert, ascending", true), ("insert, ascending, no hint", false)] {
+        let table = Memtable::new(128 << 20);
+        let mut inserter = Inserter::new();
+        measure(what, COUNT, &mut || {
+            for number in 0..COUNT {
+                if !hint {
+                    inserter = Inserter::new();
+                }
+                table.insert(&ascending(number), v(number), ValueKind::Value, &value, &mut inserter).unwrap();
+            }
+        });
+    }
+    let table = Memtable::new(128 << 20);
+    let mut inserter = Inserter::new();
+    measure("insert, sorted batches of 100 random keys", COUNT, &mut || {
+        for batch in 0..COUNT / 100 {
+            let mut keys: Vec<_> = (0..100).map(|number| key_of(batch * 100 + number)).collect();
+            keys.sort_unstable();
+            for key in keys {
+                table.insert(&key, v(batch), ValueKind::Value, &value, &mut inserter).unwrap();
+            }
+        }
+    });
+    let table = Memtable::new(128 << 20);
+    let mut inserter = Inserter::new();
+    measure("insert, same 1000 keys over and over", COUNT, &mut || {
+        for number in 0..COUNT {
+            table
+                .insert(&ascending(number * 7_919 % 1_000), v(number), ValueKind::Value, &value, &mut inserter)
+                .unwrap();
+        }
+    });
+    let mut keys: BTreeMap<[u8; 16], [u8; 100]> = BTreeMap::new();
+    measure("for comparison: BTreeMap, random", COUNT, &mut || {
+        for number in 0..COUNT {
+            keys.insert(key_of(number), value);
+        }
+    });
+    let tombstones = Memtable::new(128 << 20);
+    measure("insert_range_tombstone, disjoint", 20_000, &mut || {
+        for number in 0..20_000u64 {
+            tombstones.insert_range_tombstone(&key_of(number), &[&key_of(number)[..], b"\xFF"].concat(), v(number));
+        }
+    });
+    measure("newest_covering, 20,000 tombstones", COUNT, &mut || {
+        for number in 0..COUNT {
+            std::hint::black_box(tombstones.newest_covering(&key_of(number), Version::MAX));
+        }
+    });
+}
