@@ -80,7 +80,9 @@ pub(super) struct Node(u32);
 pub(super) const NULL: Node = Node(0);
 
 /// The node before all others: the arena's first allocation.
-pub(super) const HEAD: Node = Node(ALIGN as u32);
+pub(super) const HEAD: Node = Node(8);
+
+const _: () = assert!(HEAD.0 as usize == ALIGN, "the arena begins to hand out here");
 
 /// A node and a hint of its key, as stored in a link. Order of hints: see the module.
 ///
@@ -147,6 +149,15 @@ pub(super) const fn node_bytes(height: usize, key_len: usize, value_len: usize) 
         * ALIGN
 }
 
+/// Where a node's link on `level` lies; for its height in place of a level, where its bytes begin.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "a level is at most HEIGHT_MAX")]
+const fn next_offset(node: Node, level: usize) -> u32 {
+    node.0 + NEXT + LINK * level as u32
+}
+
+const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize, "a key length takes 16 bits of the shape");
+
 /// The least arena: the first node, and what is lost at offset 0.
 pub(super) const LIST_BYTES_MIN: usize = ALIGN + node_bytes(HEIGHT_MAX, 0, 0);
 
@@ -155,6 +166,7 @@ pub(super) const LIST_BYTES_MIN: usize = ALIGN + node_bytes(HEIGHT_MAX, 0, 0);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plant {
     Nothing,
+    #[cfg_attr(shuttle, expect(dead_code, reason = "shuttle cannot find it"))]
     /// Link with Relaxed: a reader may reach a node whose content it does not see.
     RelaxedPublish,
     /// Follow links with Relaxed: the same from the other side.
@@ -194,8 +206,8 @@ impl SkipList {
         // SAFETY: the node was just allocated and nobody else knows it.
         unsafe {
             arena.init_link(head + BEFORE, Link::TO_HEAD.0);
-            for level in 0..HEIGHT_MAX as u32 {
-                arena.init_link(head + NEXT + LINK * level, Link::TO_NULL.0);
+            for level in 0..HEIGHT_MAX {
+                arena.init_link(next_offset(HEAD, level), Link::TO_NULL.0);
             }
         }
         SkipList {
@@ -251,7 +263,7 @@ impl SkipList {
                     if level == 0 {
                         self.arena.init_link(node.0 + BEFORE, prev.0);
                     }
-                    self.arena.init_link(node.0 + NEXT + LINK * level as u32, next.0);
+                    self.arena.init_link(next_offset(node, level), next.0);
                 }
                 if self.publish(self.next_link(prev.node(), level), next, link) {
                     if level == 0 {
@@ -291,7 +303,8 @@ impl SkipList {
     fn raise_height(&self, height: usize) -> usize {
         let mut known = self.height.load(Ordering::Relaxed);
         if height > known as usize {
-            known = self.height.fetch_max(height as u32, Ordering::Relaxed).max(height as u32);
+            let height = u32::try_from(height).expect("at most HEIGHT_MAX");
+            known = self.height.fetch_max(height, Ordering::Relaxed).max(height);
         }
         known as usize
     }
@@ -325,18 +338,18 @@ impl SkipList {
     /// Writes a node that nobody knows yet.
     fn new_node(&self, key: InternalKey<'_>, value: &[u8], height: usize, reserved: &mut Reserved) -> Node {
         let InternalKey { user_key: key, trailer } = key;
-        assert!(key.len() <= KEY_BYTES_MAX, "the engine refuses longer keys");
+        let key_len = u16::try_from(key.len()).expect("the engine refuses longer keys");
         let value_len = u32::try_from(value.len()).expect("the engine refuses values of 4 GiB");
         let node = self.arena.allocate(reserved, node_bytes(height, key.len(), value.len()));
-        let shape = u64::from(value_len) | (key.len() as u64) << 32 | (height as u64) << 48;
-        let bytes = node + NEXT + LINK * height as u32;
+        let shape = u64::from(value_len) | u64::from(key_len) << 32 | (height as u64) << 48;
+        let bytes = next_offset(Node(node), height);
         // SAFETY: all of it lies in the node that was just allocated (`node_bytes` is the sum of these parts) and nobody else
         // knows it. Allocations are aligned to 8, and so are the two numbers in them.
         unsafe {
             self.arena.write(node + TRAILER, trailer.0);
             self.arena.write(node + SHAPE, shape);
             self.arena.write_bytes(bytes, key);
-            self.arena.write_bytes(bytes + key.len() as u32, value);
+            self.arena.write_bytes(bytes + u32::from(key_len), value);
         }
         Node(node)
     }
@@ -381,7 +394,7 @@ impl SkipList {
     #[inline]
     fn next_link(&self, node: Node, level: usize) -> &AtomicU64 {
         // SAFETY: a node that is reached on this level has it, and was initialised before it was published (see the invariants).
-        unsafe { self.arena.link(node.0 + NEXT + LINK * level as u32) }
+        unsafe { self.arena.link(next_offset(node, level)) }
     }
 
     /// The field `before` of a node; for `NULL` that of the end, which the first node keeps.
@@ -491,19 +504,19 @@ impl SkipList {
 
     /// Where the key begins, its length, and the length of the value, which follows it.
     #[inline]
-    fn shape(&self, node: Node) -> (u32, usize, usize) {
+    fn shape(&self, node: Node) -> (u32, u32, usize) {
         debug_assert!(node != HEAD && node != NULL, "the first node and the end have no key");
         // SAFETY: as for `trailer`.
         let shape = unsafe { self.arena.read::<u64>(node.0 + SHAPE) };
         let height = (shape >> 48) as u32;
-        (node.0 + NEXT + LINK * height, (shape >> 32 & 0xFFFF) as usize, (shape & 0xFFFF_FFFF) as usize)
+        (node.0 + NEXT + LINK * height, (shape >> 32 & 0xFFFF) as u32, (shape & 0xFFFF_FFFF) as usize)
     }
 
     #[inline]
     fn user_key(&self, node: Node) -> &[u8] {
         let (start, key_len, _) = self.shape(node);
         // SAFETY: the node was published with a key of this length here.
-        unsafe { self.arena.bytes(start, key_len) }
+        unsafe { self.arena.bytes(start, key_len as usize) }
     }
 
     /// The key of an entry: of a node that is neither [`HEAD`] nor [`NULL`].
@@ -517,7 +530,7 @@ impl SkipList {
     pub(super) fn value(&self, node: Node) -> &[u8] {
         let (start, key_len, value_len) = self.shape(node);
         // SAFETY: the node was published with a value of this length behind its key.
-        unsafe { self.arena.bytes(start + key_len as u32, value_len) }
+        unsafe { self.arena.bytes(start + key_len, value_len) }
     }
 
     /// The newest entry of `user_key` that a reader at `at` sees.

@@ -14,6 +14,8 @@
 //! cargo test --release -p ferrisdb-storage --lib memtable::tests::speed -- --ignored --nocapture
 //! ```
 
+#![expect(clippy::cast_possible_truncation, reason = "numbers here are small")]
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
@@ -27,7 +29,8 @@ fn v(number: u64) -> Version {
     Version::from_u64(number)
 }
 
-type Model = BTreeMap<(Vec<u8>, Reverse<u64>), (ValueKind, Vec<u8>)>;
+type Model = BTreeMap<Place, (ValueKind, Vec<u8>)>;
+type Place = (Vec<u8>, Reverse<u64>);
 
 fn entry(cursor: &impl PointIterator) -> Option<(Vec<u8>, u64, Vec<u8>)> {
     cursor.valid().then(|| {
@@ -36,7 +39,7 @@ fn entry(cursor: &impl PointIterator) -> Option<(Vec<u8>, u64, Vec<u8>)> {
     })
 }
 
-fn model_entry(found: Option<(&(Vec<u8>, Reverse<u64>), &(ValueKind, Vec<u8>))>) -> Option<(Vec<u8>, u64, Vec<u8>)> {
+fn model_entry(found: Option<(&Place, &(ValueKind, Vec<u8>))>) -> Option<(Vec<u8>, u64, Vec<u8>)> {
     found.map(|((key, Reverse(version)), (_, value))| (key.clone(), *version, value.clone()))
 }
 
@@ -136,10 +139,10 @@ fn is_deterministic() {
 fn heights_are_geometric() {
     let mut counts = [0u32; HEIGHT_MAX + 1];
     (0..1 << 20).for_each(|ordinal| counts[height_of(ordinal)] += 1);
-    for height in 1..6 {
-        let expected = (1 << 20) as f64 * 0.5 / 2f64.powi(height as i32 - 1);
-        let off = (f64::from(counts[height]) - expected).abs() / expected;
-        assert!(off < 0.1, "{} nodes of height {height}, expected {expected}", counts[height]);
+    for (height, &count) in counts.iter().enumerate().take(7).skip(1) {
+        let expected = f64::from(1u32 << (20 - height));
+        let off = (f64::from(count) - expected).abs() / expected;
+        assert!(off < 0.1, "{count} nodes of height {height}, expected {expected}");
     }
 }
 
@@ -403,8 +406,8 @@ fn threads_insert_while_others_read() {
 
 /// Nanoseconds that this thread has been on a processor: a measure that other work on the machine disturbs least.
 fn cpu_nanos() -> u64 {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    stat.split(' ').next().unwrap().parse().unwrap()
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux has scheduler statistics");
+    stat.split(' ').next().and_then(|nanos| nanos.parse().ok()).expect("the first number is the time on a processor")
 }
 
 /// The figures in the decision file. Prints nanoseconds of processor time per operation.
