@@ -516,10 +516,11 @@ fn a_segment_whose_first_write_failed_is_left_out_of_the_chain() {
     assert_eq!(wal.append(&[&[3; 5000]]).unwrap().segment(), 3);
     wal.append(&[&[4; 5000]]).unwrap();
     wal.sync().unwrap();
+    let lens = |wal: &Wal| contents(wal).unwrap().iter().map(String::len).collect::<Vec<usize>>();
+    assert_eq!(lens(&wal), [3000, 5000, 5000]);
     drop(wal);
     let wal = open(&TestFs::on(fs.disk().crash(Crash::LoseAll)));
-    let lens: Vec<usize> = contents(&wal).unwrap().iter().map(String::len).collect();
-    assert_eq!(lens, [3000, 5000, 5000]);
+    assert_eq!(lens(&wal), [3000, 5000, 5000]);
     assert_eq!(wal.inner.chain()[1].previous_end, end);
 }
 
