@@ -11,7 +11,7 @@
 //! ```
 //!
 //! # Format
-//! See [`format`]. A log is a chain of segment files `0000000001.wal`, …; a record lies in one segment, one that is larger
+//! See the head of `format.rs`. A log is a chain of segment files `0000000001.wal`, …; a record lies in one segment, one that is larger
 //! than a segment gets a segment of its own size.
 //!
 //! # Invariants
@@ -32,7 +32,7 @@
 //! Everything is callable from any thread. Locks, in the order in which they may be taken: `maintenance` (held across I/O; taken
 //! by preparing, purging and truncating, and by an append only when no segment is ready), `writer` (held for one write),
 //! `chain`, `sync` (held for a few instructions). None of the last three is ever held across a sync.
-//! There is no condition variable: who waits holds a future, see [`sync`]. Wakers must not call back into the WAL: after a
+//! There is no condition variable: who waits holds a future, see the head of `sync.rs`. Wakers must not call back into the WAL: after a
 //! failure they may be woken with a lock held.
 
 mod format;
@@ -106,7 +106,7 @@ impl Default for WalOptions {
             segment_bytes: 64 << 20,
             recycle_max: 4,
             reserve_bytes: 1 << 20,
-            fill: true,
+            fill: false,
             identity: 0,
             required_from: WalPosition::ZERO,
         }

@@ -174,16 +174,17 @@ impl SegmentScan {
                 }
             };
             self.window.truncate(read);
-            let mut at = 0;
-            while at + header_len <= read {
-                let bytes = self.window[at..at + header_len].try_into().expect("as long as a header");
+            // One header a step of eight bytes; `windows` keeps the bounds checks out of the loop.
+            let headers = self.window.windows(header_len).step_by(ALIGNMENT as usize);
+            let at = headers.len() * ALIGNMENT as usize;
+            for (index, bytes) in headers.enumerate() {
+                let bytes = bytes.try_into().expect("as long as a header");
                 if is_plausible(bytes)
-                    && let Ok(offset) = u32::try_from(start + at as u64)
+                    && let Ok(offset) = u32::try_from(start + (index * ALIGNMENT as usize) as u64)
                     && let Some(header) = RecordHeader::decode(bytes, self.place, offset)
                 {
                     found(offset, header);
                 }
-                at += ALIGNMENT as usize;
             }
             if read < READ_BYTES || start + at as u64 >= limit {
                 return Ok(());
