@@ -309,6 +309,10 @@ impl Work for Keeper {
             let below = core.jobs.purge_below.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(below) = below {
                 wal.purge(below)?;
+                if below >= wal.last_position() {
+                    // Everything is in tables and nobody writes: give the space back.
+                    wal.trim(1)?;
+                }
                 return Ok(Step::Again);
             }
         }
