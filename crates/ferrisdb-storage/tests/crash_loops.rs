@@ -210,6 +210,12 @@ fn mixed() {
         script.write_group(&[&[DeleteRange(1, 12)], &[Put(7, 7)], &[Put(8, 8)], &[Delete(7)]]);
         script.flush().unwrap();
         script.write(&[Put(2, 1)], Buffered).unwrap();
+        // A full memtable is flushed while the next one has durable writes already.
+        script.write(&[Put(13, 6000)], Buffered).unwrap();
+        script.write(&[Put(14, 6000)], Buffered).unwrap();
+        script.write(&[Put(15, 6000)], Sync).unwrap();
+        script.machine.spawner.run_until_idle();
+        script.write(&[Put(16, 10)], Sync).unwrap();
     });
 }
 

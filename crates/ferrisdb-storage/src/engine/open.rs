@@ -35,6 +35,7 @@ use crate::manifest::log::Found;
 use crate::manifest::{EngineId, Manifest, ManifestState};
 use crate::memtable::{Inserter, Memtable};
 use crate::options::{Options, Retention};
+use crate::planted::{Bug, planted};
 use crate::wal::{ReadUpTo, Wal, WalOptions, WalPosition, WalReader};
 
 pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> Result<Engine> {
@@ -214,7 +215,8 @@ fn open_wal(
     }
     let (wal, recovery) = Wal::open(Arc::clone(fs), &path, wal_options)?;
     // Not simply `start`: what was flushed need not have been synced in the WAL, so a crash may have left a log that ends before it.
-    let mut reader = wal.subscribe(recovery.replay_from, ReadUpTo::Appended)?;
+    let from = if planted(Bug::ReplayFromBeyondTheEnd) { start.max(recovery.first) } else { recovery.replay_from };
+    let mut reader = wal.subscribe(from, ReadUpTo::Appended)?;
     replay.run(&path, &mut reader)?;
     Ok(Some(wal))
 }

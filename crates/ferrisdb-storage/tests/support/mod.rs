@@ -205,6 +205,11 @@ impl Script {
 
     /// Submits several batches before waiting for the first of them, last one first.
     pub(crate) fn write_group(&mut self, groups: &[&[Op]]) {
+        self.try_write_group(groups).into_iter().for_each(|result| result.unwrap());
+    }
+
+    /// As [`Script::write_group`]; what each wait came to.
+    pub(crate) fn try_write_group(&mut self, groups: &[&[Op]]) -> Vec<Result<()>> {
         let mut tickets = Vec::new();
         for ops in groups {
             let (batch, options) = self.prepare(ops, Durability::Sync);
@@ -213,14 +218,19 @@ impl Script {
                 Submitted::Stalled { .. } => panic!("a script leaves room for its batches"),
             }
         }
+        let mut results = Vec::new();
         for (index, ticket) in tickets.into_iter().rev() {
             let mut result = None;
             let mut ticket = Box::pin(ticket);
             let waiting = std::future::poll_fn(|context| ticket.as_mut().poll(context).map(|done| result = Some(done)));
             self.machine.spawner.block_on(std::pin::pin!(waiting));
-            result.expect("block_on waits until it is ready").unwrap();
-            self.acknowledge(index, Durability::Sync);
+            let result = result.expect("block_on waits until it is ready");
+            if result.is_ok() {
+                self.acknowledge(index, Durability::Sync);
+            }
+            results.push(result.map(|_| ()));
         }
+        results
     }
 
     pub(crate) fn flush(&mut self) -> Result<()> {
