@@ -200,7 +200,7 @@ impl SegmentScan {
     /// The first intact header behind `offset`: where a reader would go on that takes a hole for nothing.
     pub(super) fn next_intact(&mut self, offset: u32) -> Result<Option<u32>> {
         let mut next = None;
-        self.search_each(offset + ALIGNMENT, |found, _| next = next.or(Some(found)))?;
+        self.search_each(offset + ALIGNMENT, u64::MAX, |found, _| next = next.or(Some(found)))?;
         Ok(next)
     }
 
