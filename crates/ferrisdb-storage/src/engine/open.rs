@@ -100,7 +100,12 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
 
 fn prepare_directory(fs: &dyn FileSystem, dir: &Path, options: &Options, read_only: bool) -> Result<()> {
     if fs.exists(dir).map_err(|error| Error::io("open", dir, error))? {
-        return Ok(());
+        let lock = dir.join(LOCK);
+        // A directory that is not ours does not even get a lock file.
+        return match fs.exists(&lock).map_err(|error| Error::io("open", &lock, error))? {
+            true => Ok(()),
+            false => find_engine(fs, dir, options, read_only).map(drop),
+        };
     }
     if read_only || !options.create_if_missing {
         return Err(Error::NotAnEngine { directory: dir.to_path_buf(), reason: "it does not exist".to_owned() });
@@ -132,13 +137,25 @@ fn lock_directory(fs: &dyn FileSystem, dir: &Path, read_only: bool) -> Result<Op
 }
 
 fn open_manifest(env: &Env, dir: &Path, options: &Options, read_only: bool) -> Result<Manifest> {
-    let not_an_engine = |reason: &str| Error::NotAnEngine { directory: dir.to_path_buf(), reason: reason.to_owned() };
-    match Manifest::find(&*env.fs, dir, &[LOCK, OPTIONS])? {
-        Found::Nothing if read_only => Err(not_an_engine("it is empty")),
-        Found::Nothing if !options.create_if_missing => Err(not_an_engine("it is empty, and create_if_missing is off")),
+    match find_engine(&*env.fs, dir, options, read_only)? {
         Found::Nothing => Manifest::create(Arc::clone(&env.fs), dir, EngineId(env.entropy.unique_bytes())),
         _ if read_only => Manifest::open_read_only(Arc::clone(&env.fs), dir),
         _ => Manifest::open(Arc::clone(&env.fs), dir),
+    }
+}
+
+/// What is in the directory, if that can be opened or may be created.
+fn find_engine(fs: &dyn FileSystem, dir: &Path, options: &Options, read_only: bool) -> Result<Found> {
+    let not_an_engine = |reason: &str| Error::NotAnEngine { directory: dir.to_path_buf(), reason: reason.to_owned() };
+    match Manifest::find(fs, dir, &[LOCK, OPTIONS]) {
+        Ok(Found::Nothing) if read_only => Err(not_an_engine("it is empty")),
+        Ok(Found::Nothing) if !options.create_if_missing => {
+            Err(not_an_engine("it is empty, and create_if_missing is off"))
+        }
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
+            Err(not_an_engine("it is a file"))
+        }
+        found => found,
     }
 }
 
