@@ -79,10 +79,7 @@ fn tables() {
         }
         let other = tables[(index + 1) % tables.len()].clone();
         let error = survive(&machine, &history, file, &Damage::SwapWith(other.clone())).unwrap_err();
-        assert!(
-            matches!(&error, Error::Corruption { file: named, .. } if named == file || *named == other),
-            "{error}"
-        );
+        assert!(matches!(&error, Error::Corruption { file: named, .. } if named == file || *named == other), "{error}");
         for other in machine.files("MANIFEST").iter().chain(&machine.files("CURRENT")).chain(&machine.files(".wal")) {
             survive(&machine, &history, file, &Damage::SwapWith(other.clone())).unwrap_err();
         }
@@ -106,7 +103,7 @@ fn current_and_manifest() {
         // is then missed or superfluous elsewhere. Cuts within a sector are always seen.
         let step = if file == &current { 1 } else { 100 };
         for cut in (0..len).step_by(step).filter(|cut| cut % 512 != 0 || *cut == 0) {
-            if let Ok(()) = survive_cut(&machine, &history, file, cut) {
+            if let Ok(()) = survive(&machine, &history, file, &Damage::Truncate(cut)) {
                 assert!(file != &current, "CURRENT cut to {cut} bytes is accepted");
             }
         }
@@ -117,11 +114,6 @@ fn current_and_manifest() {
         let error = survive(&machine, &history, &current, &Damage::SwapWith(other)).unwrap_err();
         assert!(matches!(error, Error::Corruption { .. }), "{error}");
     }
-}
-
-/// A cut that reading takes for a torn last record gives an older state, which must not be taken for the present one.
-fn survive_cut(machine: &Machine, history: &History, file: &Path, cut: u64) -> Result<()> {
-    survive(machine, history, file, &Damage::Truncate(cut))
 }
 
 /// WAL segments at the beginning, in the middle and at the end. After a clean close all of it is known to be synced: nothing may be

@@ -83,7 +83,8 @@ fn generate(to: &Path) {
             let mut owner = WriteBatch::new();
             owner.set_owner_state(b"the owner's bytes");
             // The owner's bytes belong to the flushed version: the next one up carries them.
-            let options = ferrisdb_storage::WriteOptions { durability: Durability::Sync, version: Some(v(n * 100 + 1)) };
+            let options =
+                ferrisdb_storage::WriteOptions { durability: Durability::Sync, version: Some(v(n * 100 + 1)) };
             engine.write(owner, options).unwrap();
             engine.flush().unwrap();
             engine.wait_for_compactions().unwrap();

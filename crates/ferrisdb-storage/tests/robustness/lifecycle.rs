@@ -193,7 +193,9 @@ fn an_iterator_outlives_its_files() {
 /// reads go on, and the next open finds everything.
 #[test]
 fn a_panicking_job_poisons() {
-    for (part, kind) in [(".sst", OpKind::Write), (".sst", OpKind::Create), ("MANIFEST", OpKind::Write), (DIR, OpKind::SyncDir)] {
+    for (part, kind) in
+        [(".sst", OpKind::Write), (".sst", OpKind::Create), ("MANIFEST", OpKind::Write), (DIR, OpKind::SyncDir)]
+    {
         let machine = Machine::new(SimFileSystem::new(), 0);
         let engine = machine.open(small()).unwrap();
         let mut history = History::default();
@@ -257,7 +259,8 @@ fn a_panicking_caller_leaves_nobody_waiting() {
 
 /// File descriptors of this process that lie below a directory.
 fn open_files_below(dir: &Path) -> usize {
-    let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    let links =
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
     links.filter(|target| target.starts_with(dir)).count()
 }
 
@@ -281,7 +284,11 @@ fn nothing_leaks() {
         if let Submitted::Written(ticket) = engine.submit(put_batch("t", "t"), Durability::Sync).unwrap() {
             drop(ticket);
         }
-        if round % 2 == 0 { engine.close().unwrap() } else { drop(engine) }
+        if round % 2 == 0 {
+            engine.close().unwrap()
+        } else {
+            drop(engine)
+        }
         // `live_jobs` sinks when a thread is about to end, shortly after its job was dropped.
         for _ in 0..1000 {
             if spawner.live_jobs() == 0 {

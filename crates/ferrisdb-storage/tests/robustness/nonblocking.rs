@@ -160,7 +160,9 @@ fn try_get_reads_memory_only() {
         engine.get(key).unwrap();
     }
     assert_eq!(would_read(&machine), 0, "a blocking read brings it into memory");
-    assert!(engine.try_get(b"key0000x", None).is_ok() || matches!(engine.try_get(b"key0000x", None), Err(Error::WouldRead)));
+    assert!(
+        engine.try_get(b"key0000x", None).is_ok() || matches!(engine.try_get(b"key0000x", None), Err(Error::WouldRead))
+    );
 }
 
 /// An iterator that stopped with `WouldRead` is finished by a blocking move in either direction and goes on where it was, with no key left
@@ -274,7 +276,11 @@ fn run_on_one_thread(seed: u64) -> (u64, u64, u64) {
             None => {
                 let value = noise(random.next_u64(), 200);
                 let mut batch = WriteBatch::new();
-                if random.next_u64().is_multiple_of(5) { batch.delete(&key) } else { batch.put(&key, &value) };
+                if random.next_u64().is_multiple_of(5) {
+                    batch.delete(&key)
+                } else {
+                    batch.put(&key, &value)
+                };
                 (batch, Some(()))
             }
         };

@@ -230,6 +230,9 @@ pub(crate) fn closed_engine(per_table: u64, in_wal: u64, value_bytes: usize) -> 
     engine.flush().unwrap();
     write_some(&mut history, in_wal);
     history.check(&engine).unwrap();
+    // Obsolete tables go.
+    machine.spawner.run_for(std::time::Duration::from_secs(1));
+    assert_eq!(engine.verify().unwrap().leftovers, Vec::<PathBuf>::new());
     engine.close().unwrap();
     (machine, history)
 }
