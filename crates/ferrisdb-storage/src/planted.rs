@@ -62,8 +62,6 @@ bugs! {
     SecondNameReused = "second-name-reused",
     /// Names in the WAL's directory that an earlier process may have left unsynced are relied upon.
     NamesFoundNotSynced = "names-found-not-synced",
-    /// WAL replay begins where the manifest says even if a crash left a log that ends before.
-    ReplayFromBeyondTheEnd = "replay-from-beyond-the-end",
 }
 
 /// True if `bug` is planted in this process.

@@ -132,6 +132,7 @@ impl Core {
         {
             return Err(Error::InvertedRange { start: start.to_vec(), end: end.to_vec() });
         }
+        self.check_open()?;
         if self.options.compaction_jobs == 0 {
             let reason = "compact_range needs a compaction job to carry it out".to_owned();
             return Err(Error::InvalidOption { option: "compaction_jobs", value: "0".into(), reason });
@@ -154,6 +155,7 @@ impl Core {
     }
 
     pub(super) fn wait_for_compactions(&self) -> Result<()> {
+        self.check_open()?;
         if self.options.compaction_jobs == 0 || self.read_only {
             return Ok(());
         }

@@ -202,20 +202,32 @@ impl Core {
                 flushed
             }
             (Some(wal), false) => self.check_poison().and_then(|()| {
-                let position = self.write_state().last_record;
+                let (position, version) = {
+                    let state = self.write_state();
+                    (state.last_record, state.last_version)
+                };
                 self.sync_wal(wal, position)?;
                 // The mark makes damage to the last group recognisable as such. Best effort: the data is durable already.
-                match wal.try_begin_sync()? {
-                    Some(claim) => claim
-                        .sync_and_mark()
-                        .map(|_| ())
-                        .or_else(|error| if error.is_no_space() { Ok(()) } else { Err(error) }),
-                    None => Ok(()),
+                let best_effort = |error: Error| if error.is_no_space() { Ok(()) } else { Err(error) };
+                if let Some(claim) = wal.try_begin_sync()? {
+                    claim.sync_and_mark().map(|_| ()).or_else(best_effort)?;
                 }
+                self.note_last_version(version).or_else(best_effort)
             }),
         };
         self.stop_jobs();
         result
+    }
+}
+
+impl Core {
+    /// Leaves the newest version in the manifest, so that the next open can tell that the end of the WAL is missing.
+    fn note_last_version(&self, version: Version) -> Result<()> {
+        let mut manifest = self.manifest();
+        if version <= manifest.state().last_version {
+            return Ok(());
+        }
+        manifest.apply(&ManifestEdit { last_version: Some(version), ..ManifestEdit::default() })
     }
 }
 

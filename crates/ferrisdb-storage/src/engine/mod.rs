@@ -254,6 +254,7 @@ impl Engine {
     /// [`Error::InvalidOption`] unless the engine was opened with [`Retention::FromFloor`](crate::options::Retention::FromFloor).
     pub fn set_oldest_readable_version(&self, floor: Version) -> Result<()> {
         let core = self.core();
+        core.check_open()?;
         if core.options.retention != crate::options::Retention::FromFloor {
             return Err(Error::InvalidOption {
                 option: "retention",
@@ -272,6 +273,7 @@ impl Engine {
     /// [`Error::VersionNotReadable`].
     pub fn pin(&self, version: Version) -> Result<()> {
         let core = self.core();
+        core.check_open()?;
         core.versions.pin(version, core.visibility.visible())
     }
 
@@ -326,6 +328,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Io`] if a file cannot be read.
     pub fn verify(&self) -> Result<VerifyReport> {
+        self.core().check_open()?;
         verify::verify(self.core())
     }
 
@@ -445,6 +448,7 @@ impl Core {
         // Jobs that run side by side took these numbers at different times; neither goes back.
         edit.next_file_number = Some(self.next_file_number());
         let oldest_readable = manifest.state().oldest_readable;
+        edit.last_version = edit.last_version.max(Some(manifest.state().last_version));
         edit.oldest_readable = edit.oldest_readable.map(|version| version.max(oldest_readable));
         let edit = &edit;
         manifest.apply(edit)?;

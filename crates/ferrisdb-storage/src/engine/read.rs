@@ -30,6 +30,7 @@ impl Core {
     /// Checks a version that a reader chose, or takes the visible one. Call it after loading the view.
     #[inline]
     pub(super) fn read_version(&self, at: Option<Version>) -> Result<Version> {
+        self.check_open()?;
         let visible = self.visibility.visible();
         match at {
             None => Ok(visible),

@@ -187,6 +187,9 @@ impl Core {
                     self.wal.as_ref().map(|_| state.last_record).filter(|_| options.durability == Durability::Sync);
                 return Ok(Attempt::Written(Written { version: state.last_version, sync }));
             }
+            None if state.last_version == Version::MAX => {
+                return Err(Error::VersionNotIncreasing { given: Version::MAX, last: Version::MAX });
+            }
             None => state.last_version.next(),
         };
         if !self.visibility.has_room() {
