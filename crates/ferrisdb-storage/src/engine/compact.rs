@@ -114,7 +114,8 @@ impl Core {
     pub(super) fn levels_changed(&self) {
         let levels = self.levels();
         let pending = picker::pending_bytes(&levels, &picker_options(&self.options));
-        let l0 = levels.level(0).tables().len();
+        // The tables of one ingestion are disjoint: a read asks one of them, so they count once.
+        let l0 = usize::try_from(picker::l0_runs(&levels)).expect("as many as tables at most");
         self.counters.set_pending(pending);
         if self.options.compaction_jobs > 0 {
             self.stall.update(&self.options, l0, pending);

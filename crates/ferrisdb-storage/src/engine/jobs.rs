@@ -15,7 +15,7 @@
 //! A job that is told to stop ends at its next step; a run that was under way is dropped, and its files are removed at the next open.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -118,6 +118,8 @@ impl Core {
     pub(super) fn stop_jobs(&self) {
         self.closed.store(true, Ordering::Release);
         self.jobs.stopping.store(true, Ordering::Release);
+        // Against the one in `Hold::new`: either it sees that we close, or we see that it holds.
+        fence(Ordering::SeqCst);
         self.jobs.wake_wal();
         self.jobs.wake_keeper();
         self.jobs.wake_flush();
@@ -162,12 +164,12 @@ impl Core {
         Ok(self.flushed_version())
     }
 
-    fn failed_flushes(&self) -> u64 {
+    pub(super) fn failed_flushes(&self) -> u64 {
         self.jobs.failed_flushes.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Waits until `done`, or until a flush failed after `failed_before`.
-    fn wait_for_flush(&self, failed_before: u64, done: impl Fn(&Core) -> bool) -> Result<()> {
+    pub(super) fn wait_for_flush(&self, failed_before: u64, done: impl Fn(&Core) -> bool) -> Result<()> {
         self.progress.wait(&*self.env.spawner, || {
             if done(self) {
                 return Some(Ok(()));
@@ -215,6 +217,28 @@ impl Core {
         };
         self.stop_jobs();
         result
+    }
+}
+
+/// A call that works in the directory beside the jobs. The directory is not given free before it is dropped.
+pub(super) struct Hold<'a> {
+    core: &'a Core,
+}
+
+impl<'a> Hold<'a> {
+    pub(super) fn new(core: &'a Core) -> Result<Hold<'a>> {
+        core.jobs.running.fetch_add(1, Ordering::AcqRel);
+        let hold = Hold { core };
+        fence(Ordering::SeqCst);
+        core.check_open()?;
+        Ok(hold)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.core.jobs.running.fetch_sub(1, Ordering::AcqRel);
+        self.core.progress.notify();
     }
 }
 
@@ -337,7 +361,8 @@ impl Core {
         if !manifest.is_settled() {
             manifest.settle_if_space()?;
         }
-        Ok(manifest.is_settled())
+        // A failed edit may be there after all: then the next open needs the files that it adds, which nobody here knows.
+        Ok(manifest.is_settled() && manifest.poisoned().is_none())
     }
 }
 

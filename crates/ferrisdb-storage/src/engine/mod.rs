@@ -8,6 +8,7 @@
 //! open, close  recovery, locking, options                             versions    floor and pins: what compaction must keep
 //! jobs         the background jobs and when they run                  merge_run   the loop that flushes and compactions share
 //! stall        when writes slow down                                  files       names, and removing obsolete files
+//! ingest       sorted data past the WAL and the memtable
 //! ```
 //!
 //! # Locks, in the order in which they are taken
@@ -18,6 +19,7 @@
 //! Readers take none of them.
 
 mod compact;
+mod ingest;
 mod iter;
 mod jobs;
 mod merge_run;
@@ -46,6 +48,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ferrisdb_core::Version;
 
+pub use ingest::{IngestOptions, Ingestion};
 pub use iter::{Iter, IterOptions};
 pub use stats::{LevelStatistics, Statistics};
 pub use value::Value;
@@ -107,6 +110,8 @@ pub(crate) struct Core {
     versions: ReadableVersions,
     write: Mutex<WriteState>,
     wal: Option<Wal>,
+    /// While an ingestion is being installed no write takes a version. Set under the writer lock.
+    gate_closed: AtomicBool,
     manifest: Mutex<Manifest>,
     tables: Arc<TableContext>,
     obsolete: Arc<ObsoleteFiles>,
@@ -440,7 +445,28 @@ impl Core {
     }
 
     /// Makes an edit durable and publishes it, with the flushed memtables gone from the view.
-    fn install(&self, mut edit: ManifestEdit, flushed: &[Arc<LiveMemtable>]) -> Result<()> {
+    fn install(&self, edit: ManifestEdit, flushed: &[Arc<LiveMemtable>]) -> Result<()> {
+        self.install_with(edit, |memtables| {
+            let stays = |memtable: &&Arc<LiveMemtable>| !flushed.iter().any(|gone| Arc::ptr_eq(gone, memtable));
+            memtables.iter().filter(stays).cloned().collect()
+        })
+    }
+
+    /// The same for tables that did not come from a memtable. The active memtable is empty, nobody writes to it, and the new view gets
+    /// another one, so that no write that follows is in a view without these tables.
+    fn install_above(&self, edit: ManifestEdit) -> Result<()> {
+        let fresh = self.fresh_memtable(0);
+        self.install_with(edit, |memtables| {
+            debug_assert!(memtables[0].is_idle(), "the gate is closed");
+            std::iter::once(fresh).chain(memtables[1..].iter().cloned()).collect()
+        })
+    }
+
+    fn install_with(
+        &self,
+        mut edit: ManifestEdit,
+        memtables: impl FnOnce(&[Arc<LiveMemtable>]) -> Vec<Arc<LiveMemtable>>,
+    ) -> Result<()> {
         let mut manifest = self.manifest();
         // Jobs that run side by side took these numbers at different times; neither goes back.
         edit.next_file_number = Some(self.next_file_number());
@@ -464,8 +490,7 @@ impl Core {
                 })
             });
             let Ok(levels) = levels;
-            let stays = |memtable: &&Arc<LiveMemtable>| !flushed.iter().any(|gone| Arc::ptr_eq(gone, memtable));
-            View::new(view.memtables.iter().filter(stays).cloned().collect(), levels)
+            View::new(memtables(&view.memtables), levels)
         });
         drop(manifest);
         self.progress.notify();
