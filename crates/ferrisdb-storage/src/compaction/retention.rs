@@ -31,6 +31,7 @@
 use ferrisdb_core::Version;
 
 use crate::key::ValueKind;
+use crate::planted::{Bug, planted};
 
 /// The readable versions, as of the start of a compaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,7 +135,12 @@ impl Retention {
     /// True if some readable version sees an operation at `version` whose next newer one is `newer`.
     #[inline]
     fn needed(&self, version: Version, newer: Option<Version>) -> bool {
-        match (self.first_boundary_from(version), newer) {
+        let boundary = if planted(Bug::CompactionDropsPinned) && version <= self.floor() {
+            Some(self.floor())
+        } else {
+            self.first_boundary_from(version)
+        };
+        match (boundary, newer) {
             // Above the floor, or the newest operation of all.
             (None, _) | (_, None) => true,
             (Some(boundary), Some(newer)) => boundary < newer,
@@ -175,7 +181,8 @@ impl KeyFilter<'_> {
         if !self.retention.needed(version, newer) {
             return Decision::Drop;
         }
-        if !self.bottom || version > self.retention.lowest() {
+        let bottom = self.bottom || (planted(Bug::DropTombstoneAboveBottom) && kind == ValueKind::Tombstone);
+        if !bottom || version > self.retention.lowest() {
             return Decision::Keep;
         }
         match kind {

@@ -332,7 +332,16 @@ impl Work for Keeper {
             }
             let below = core.jobs.purge_below.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(below) = below {
+                // A segment goes only when the header of the next is durable, which buffered writes alone never make it.
+                if wal.sync()?.is_none() {
+                    core.jobs.purge_wal_below(below);
+                    return Ok(Step::WaitFor(RECLAIM_AFTER));
+                }
                 wal.purge(below)?;
+                if below >= wal.last_position() {
+                    // Everything is in tables and nobody writes: give the space back.
+                    wal.trim(1)?;
+                }
                 return Ok(Step::Again);
             }
         }

@@ -200,6 +200,8 @@ fn open_wal(
     let wal_options = WalOptions {
         segment_bytes,
         reserve_bytes: (segment_bytes / 16).min(1 << 20),
+        // All that a full set of memtables needs: a steady load then never creates a segment. An idle engine trims them.
+        recycle_max: options.write_buffers_max * options.write_buffer_bytes / options.wal_segment_bytes + 2,
         identity: u64::from_le_bytes(*id),
         required_from: start,
         ..WalOptions::default()
@@ -213,7 +215,7 @@ fn open_wal(
         return Ok(None);
     }
     let (wal, recovery) = Wal::open(Arc::clone(fs), &path, wal_options)?;
-    let mut reader = wal.subscribe(start.max(recovery.first), ReadUpTo::Appended)?;
+    let mut reader = wal.subscribe(recovery.replay_from, ReadUpTo::Appended)?;
     replay.run(&path, &mut reader)?;
     Ok(Some(wal))
 }

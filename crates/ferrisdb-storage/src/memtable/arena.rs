@@ -21,7 +21,7 @@
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The alignment of every allocation, in bytes: that of the widest field that is read in place, a `u64`.
 pub(super) const ALIGN: usize = 8;
@@ -232,10 +232,10 @@ impl Arena {
     /// Gives a link its first value, before it can be reached.
     ///
     /// # Safety
-    /// `offset` is aligned to 4 and `offset..offset + 4` lies in an allocation; no other thread accesses these bytes until a
+    /// `offset` is aligned to 8 and `offset..offset + 8` lies in an allocation; no other thread accesses these bytes until a
     /// publication that follows.
     #[inline]
-    pub(super) unsafe fn init_link(&self, offset: u32, value: u32) {
+    pub(super) unsafe fn init_link(&self, offset: u32, value: u64) {
         #[cfg(any(loom, shuttle))]
         self.model.link(offset).store(value, Ordering::Relaxed);
         #[cfg(not(any(loom, shuttle)))]
@@ -245,19 +245,19 @@ impl Arena {
         }
     }
 
-    /// A link: a `u32` that may change after publication.
+    /// A link: a `u64` that may change after publication.
     ///
     /// # Safety
-    /// [`Self::init_link`] was called at `offset`, that happens before this call, and nothing else accesses these four bytes other
+    /// [`Self::init_link`] was called at `offset`, that happens before this call, and nothing else accesses these eight bytes other
     /// than through this method.
     #[inline]
-    pub(super) unsafe fn link(&self, offset: u32) -> &AtomicU32 {
+    pub(super) unsafe fn link(&self, offset: u32) -> &AtomicU64 {
         #[cfg(any(loom, shuttle))]
         return self.model.link(offset);
         #[cfg(not(any(loom, shuttle)))]
         // SAFETY: initialised, aligned, alive as long as the arena, and accessed as an atomic only, as the caller promises.
         unsafe {
-            AtomicU32::from_ptr(self.at(offset).cast::<u32>())
+            AtomicU64::from_ptr(self.at(offset).cast::<u64>())
         }
     }
 }

@@ -275,6 +275,12 @@ impl Wal {
         Ok(self.first_position())
     }
 
+    /// Removes segments that wait to be used, prepared or recycled, down to `keep`: for a log that nobody is writing to, whose space
+    /// is better spent on data. They come back as they are needed.
+    pub fn trim(&self, keep: usize) -> Result<()> {
+        self.inner.trim(keep)
+    }
+
     /// Drops the record at `position` and all behind it, durably. Later records lie at higher positions than any that was dropped.
     /// Takes the sync claim, because no sync may run meanwhile; what is kept is durable too afterwards.
     ///
@@ -414,6 +420,24 @@ impl Inner {
                 self.publish(ready);
             }
         }
+    }
+
+    fn trim(&self, keep: usize) -> Result<()> {
+        let mut maintenance = self.maintenance();
+        self.check_poisoned()?;
+        let mut unneeded = std::mem::take(&mut maintenance.spares);
+        // From the back: ready segments stay numbered in the order of their use.
+        let mut writer = self.writer();
+        let at = keep.min(writer.ready.len());
+        unneeded.extend(writer.ready.drain(at..));
+        drop(writer);
+        let mut result = Ok(());
+        for file in unneeded {
+            if let (Err(error), Ok(())) = (self.fs.remove_file(&file.path), &result) {
+                result = Err(Error::io("remove", &file.path, error));
+            }
+        }
+        result
     }
 
     /// Renames a segment that left the log, to be used again, or removes it. Durable with the next sync of the directory.
