@@ -472,6 +472,10 @@ impl Core {
         edit.next_file_number = Some(self.next_file_number());
         let oldest_readable = manifest.state().oldest_readable;
         edit.oldest_readable = edit.oldest_readable.map(|version| version.max(oldest_readable));
+        // An ingestion may have gone ahead of memtables that hold nothing for its range, or nothing at all.
+        let state = manifest.state();
+        edit.last_version = edit.last_version.map(|version| version.max(state.last_version));
+        edit.flushed = edit.flushed.map(|version| version.max(state.flushed));
         let edit = &edit;
         manifest.apply(edit)?;
         self.change_view(|view| {

@@ -158,15 +158,15 @@ fn refusals() {
     let fill = |engine: &Engine| {
         assert_eq!(
             reason(engine.ingest(at(9), [("k1", ""), ("k9", "")])),
-            "an entry of key k5 has version v10, above the ingestion's v9"
+            "an entry of key k5 has version 10, above the ingestion's 9"
         );
         assert_eq!(
             reason(engine.ingest(at(10), [("k1", ""), ("k5", ""), ("k9", "")])),
-            "an entry of key k5 has version v10, the ingestion's own v10"
+            "an entry of key k5 has version 10, the ingestion's own 10"
         );
         let what = reason(engine.ingest(at(9), [("r3", ""), ("s", "")]));
         assert!(
-            what.contains("range tombstone") && what.ends_with("of key r3 has version v10, above the ingestion's v9")
+            what.contains("range tombstone") && what.ends_with("of key r3 has version 10, above the ingestion's 9")
         );
         let wide = IngestOptions { version: Some(v(9)), range: Some((b"a".to_vec(), b"l".to_vec())) };
         assert!(reason(engine.ingest(wide, [("b", "")])).contains("k5"));
@@ -197,7 +197,7 @@ fn refusals() {
     let inverted = IngestOptions { version: None, range: Some((b"b".to_vec(), b"a".to_vec())) };
     assert!(matches!(engine.ingestion(inverted), Err(Error::InvertedRange { .. })));
     engine.set_oldest_readable_version(v(8)).unwrap();
-    assert_eq!(reason(engine.ingest(at(7), [("x", "")])), "version v7 lies below v8, the oldest readable one");
+    assert_eq!(reason(engine.ingest(at(7), [("x", "")])), "version 7 lies below 8, the oldest readable one");
 
     // A dropped ingestion leaves nothing, and a closed or read-only engine takes none.
     let mut dropped = engine.ingestion(IngestOptions::default()).unwrap();
