@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use ferrisdb_core::Version;
 
+use crate::engine::Listener;
 use crate::error::{Error, Result};
 use crate::levels::LEVELS;
 use crate::table::{Compression, TableOptions};
@@ -96,6 +97,9 @@ pub struct Options {
     /// Entries that one step of a background job handles before it gives way to others: what makes a simulated run
     /// interleave. From 1 up. Default: 4,096.
     pub job_step_entries: usize,
+
+    /// Told about flushes, compactions, stalls and errors as they happen. It must not wait. Default: none.
+    pub event_listener: Option<Listener>,
 }
 
 impl Default for Options {
@@ -122,6 +126,7 @@ impl Default for Options {
             pending_compaction_slowdown_bytes: 64 << 30,
             pinned_versions: Vec::new(),
             job_step_entries: 4096,
+            event_listener: None,
         }
     }
 }

@@ -8,8 +8,10 @@
 //!   published. So no two running plans touch the same tables or write overlapping ranges of one level.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::Core;
+use super::events::{Compaction, Event};
 use super::merge_run::{MergeRun, Target};
 use super::sources::{LevelIterator, Source};
 use super::view::Table;
@@ -53,6 +55,8 @@ struct State {
 struct Running {
     plan: CompactionPlan,
     retention: Retention,
+    /// When it was picked.
+    began: Duration,
     progress: Mutex<Progress>,
 }
 
@@ -272,11 +276,13 @@ impl CompactionJob {
         };
         let divided = parts.len() > 1;
         let progress = Progress { unfinished: parts.len(), waiting: parts, ..Progress::default() };
-        let running = Arc::new(Running { plan, retention, progress: Mutex::new(progress) });
+        let began = core.env.clock.now();
+        let running = Arc::new(Running { plan, retention, began, progress: Mutex::new(progress) });
         state.busy.push(running.plan.clone());
         state.running.push(Arc::clone(&running));
         let part = running.progress().waiting.pop();
         drop(state);
+        core.tell(|| Event::CompactionBegun { compaction: Compaction::of(&running.plan) });
         match part {
             Some(run) => self.part = Some((running, run)),
             None => running.install(core)?,
@@ -338,6 +344,11 @@ impl Running {
         }
         core.jobs.compaction.state().remove(self);
         core.levels_changed();
+        core.tell(|| Event::CompactionDone {
+            compaction: Compaction::of(&self.plan),
+            written_bytes: written,
+            took: core.env.clock.now().saturating_sub(self.began),
+        });
         Ok(())
     }
 

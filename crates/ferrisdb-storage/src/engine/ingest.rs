@@ -35,6 +35,7 @@ use ferrisdb_core::Version;
 
 use super::Core;
 use super::Engine;
+use super::events::Event;
 use super::jobs::Hold;
 use super::merge_run::{Output, meta_of, open_output};
 use super::view::LiveMemtable;
@@ -314,6 +315,8 @@ impl Ingestion {
         }
         drop(gate);
         core.levels_changed();
+        let bytes = self.tables.iter().map(|(summary, _)| summary.file_bytes).sum();
+        core.tell(|| Event::IngestionDone { version, bytes });
         Ok(version)
     }
 

@@ -24,6 +24,7 @@ use ferrisdb_core::Version;
 
 use super::Core;
 use super::compact::{CompactionJob, Compactions};
+use super::events::Event;
 use super::merge_run::{MergeRun, Target};
 use super::sources::Source;
 use super::view::LiveMemtable;
@@ -102,7 +103,7 @@ impl Core {
             wal.set_sync_waker(waker.clone());
             core.jobs.wal.set(waker).expect("jobs are started once");
         }
-        let keeper = spawn("keeper", Box::new(Keeper));
+        let keeper = spawn("keeper", Box::new(Keeper::default()));
         if let Some(wal) = &core.wal {
             wal.set_prepare_waker(keeper.clone());
         }
@@ -271,10 +272,12 @@ impl Job for Guarded {
             Ok(Ok(step)) => step,
             Ok(Err(error)) if error.is_no_space() => {
                 self.core.counters.retried();
+                self.core.tell(|| Event::BackgroundError { error: &error, is_retried: true });
                 Step::WaitFor(RETRY_AFTER)
             }
             Ok(Err(error)) => {
                 self.core.poison(&error);
+                self.core.tell(|| Event::BackgroundError { error: &error, is_retried: false });
                 // It stays, doing nothing: reads go on, and the engine can be closed.
                 self.work = Some(Box::new(Idle));
                 Step::Wait
@@ -322,10 +325,17 @@ impl Work for WalSync {
     }
 }
 
-struct Keeper;
+#[derive(Default)]
+struct Keeper {
+    /// The listener knows that the engine is poisoned.
+    told_poison: bool,
+}
 
 impl Work for Keeper {
     fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        if let Some(reason) = core.poison.get().filter(|_| !std::mem::replace(&mut self.told_poison, true)) {
+            core.tell(|| Event::Poisoned { reason });
+        }
         if let Some(wal) = &core.wal {
             if wal.prepare_step()? == PrepareStep::Again {
                 return Ok(Step::Again);
@@ -360,6 +370,8 @@ impl Work for Keeper {
 fn remove(core: &Core, path: &std::path::Path) {
     if core.env.fs.remove_file(path).is_err() {
         core.counters.unremoved();
+    } else {
+        core.tell(|| Event::FileRemoved { path });
     }
 }
 
@@ -377,7 +389,8 @@ impl Core {
 
 /// Writes the oldest immutable memtable into L0, one after another in the order in which they were filled.
 struct Flush {
-    run: Option<(MergeRun, Arc<LiveMemtable>)>,
+    /// The run, its memtable, and when it began.
+    run: Option<(MergeRun, Arc<LiveMemtable>, Duration)>,
 }
 
 impl Work for Flush {
@@ -400,7 +413,7 @@ impl Flush {
         if core.poison.get().is_some() {
             return Ok(Step::Wait);
         }
-        let Some((run, memtable)) = &mut self.run else {
+        let Some((run, memtable, began)) = &mut self.run else {
             let Some(memtable) = core.view.read().immutables().last().cloned() else { return Ok(Step::Wait) };
             let sealed_at = *memtable.sealed_at.get().expect("an immutable memtable was sealed");
             // Its last writers may still be inserting.
@@ -408,7 +421,9 @@ impl Flush {
             if !ready {
                 return Ok(Step::Wait);
             }
-            self.run = Some((flush_run(core, &memtable), memtable));
+            let memtable_bytes = memtable.entries.memory_bytes() as u64;
+            core.tell(|| Event::FlushBegun { memtable_bytes });
+            self.run = Some((flush_run(core, &memtable), memtable, core.env.clock.now()));
             return Ok(Step::Again);
         };
         if !run.step(core.options.job_step_entries)? {
@@ -418,12 +433,15 @@ impl Flush {
         let wal_start = edit.wal_start;
         core.install(edit, std::slice::from_ref(memtable))?;
         run.set_installed();
-        core.counters.flushed(run.outputs().iter().map(|meta| meta.file_bytes).sum());
+        let bytes = run.outputs().iter().map(|meta| meta.file_bytes).sum();
+        core.counters.flushed(bytes);
+        let took = core.env.clock.now().saturating_sub(*began);
         if let Some(position) = wal_start {
             core.jobs.purge_wal_below(WalPosition::from_u64(position));
         }
         self.run = None;
         core.levels_changed();
+        core.tell(|| Event::FlushDone { bytes, flushed: core.flushed_version(), took });
         Ok(Step::Again)
     }
 }

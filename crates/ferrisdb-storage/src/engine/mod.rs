@@ -8,7 +8,8 @@
 //! open, close  recovery, locking, options                             versions    floor and pins: what compaction must keep
 //! jobs         the background jobs and when they run                  merge_run   the loop that flushes and compactions share
 //! stall        when writes slow down                                  files       names, and removing obsolete files
-//! ingest       sorted data past the WAL and the memtable
+//! ingest       sorted data past the WAL and the memtable         checkpoint   a copy made of hard links
+//! sizes        how large a range is, and where to cut it         events       telling the owner what happens
 //! ```
 //!
 //! # Locks, in the order in which they are taken
@@ -18,7 +19,9 @@
 //!
 //! Readers take none of them.
 
+mod checkpoint;
 mod compact;
+mod events;
 mod ingest;
 mod iter;
 mod jobs;
@@ -26,6 +29,7 @@ mod merge_run;
 mod open;
 mod read;
 mod signal;
+mod sizes;
 mod sources;
 mod stall;
 mod stats;
@@ -48,8 +52,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ferrisdb_core::Version;
 
+pub use events::{Compaction, Event, EventListener, Listener};
 pub use ingest::{IngestOptions, Ingestion};
 pub use iter::{Iter, IterOptions};
+pub use sizes::RangeSize;
 pub use stats::{LevelStatistics, Statistics};
 pub use value::Value;
 pub use verify::VerifyReport;
@@ -416,6 +422,8 @@ impl Core {
         let reason: Arc<str> = reason.to_string().into();
         // The first reason stays: later failures follow from it.
         let _first = self.poison.set(reason);
+        // Told by the keeper: who poisons may hold locks.
+        self.jobs.wake_keeper();
         self.progress.notify();
         self.visibility.wake_all();
     }
@@ -498,6 +506,7 @@ impl Core {
         });
         drop(manifest);
         self.progress.notify();
+        self.tell_created(&edit.added, |number| edit.removed.iter().any(|(_, gone)| *gone == number));
         Ok(())
     }
 

@@ -23,6 +23,7 @@ use std::time::Duration;
 use ferrisdb_core::Version;
 
 use super::Core;
+use super::events::Event;
 use super::view::{LiveMemtable, View};
 use super::visibility;
 use crate::batch::{BatchRecord, Operation, WriteBatch};
@@ -332,13 +333,16 @@ impl Core {
     #[cold]
     fn wait_for_room(&self) -> Result<()> {
         let began = self.env.clock.now();
+        self.tell(|| Event::StallBegun);
         self.progress.wait(&*self.env.spawner, || {
             let go = self.poison.get().is_some()
                 || self.closed.load(Ordering::Acquire)
                 || (self.visibility.has_room() && self.has_room());
             go.then_some(())
         });
-        self.counters.stalled(self.env.clock.now().saturating_sub(began));
+        let took = self.env.clock.now().saturating_sub(began);
+        self.counters.stalled(took);
+        self.tell(|| Event::StallEnded { took });
         self.check_open()?;
         self.check_poison()
     }

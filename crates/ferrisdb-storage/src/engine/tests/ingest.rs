@@ -46,15 +46,23 @@ fn get_at(engine: &Engine, key: &str, version: u64) -> Option<Vec<u8>> {
 fn a_range_is_filled_below_the_newest_version() {
     let machine = Machine::new(SimFileSystem::new(), 1);
     let engine = machine.open(from_floor()).unwrap();
-    write_at(&engine, 10, |batch| drop(batch.put(b"shard/a", b"stale").put(b"shard/z", b"stale")));
-    write_at(&engine, 20, |batch| drop(batch.delete_range(b"shard/", b"shard0")));
-    write_at(&engine, 90, |batch| drop(batch.put(b"other", b"1")));
+    write_at(&engine, 10, |batch| {
+        batch.put(b"shard/a", b"stale").put(b"shard/z", b"stale");
+    });
+    write_at(&engine, 20, |batch| {
+        batch.delete_range(b"shard/", b"shard0");
+    });
+    write_at(&engine, 90, |batch| {
+        batch.put(b"other", b"1");
+    });
     let range = |from: &str, to: &str| Some((from.as_bytes().to_vec(), to.as_bytes().to_vec()));
     let first = IngestOptions { version: Some(v(30)), range: range("shard/", "shard/m") };
     assert_eq!(engine.ingest(first, [("shard/a", "A"), ("shard/b", "B")]).unwrap(), v(30));
     let second = IngestOptions { version: Some(v(40)), range: range("shard/m", "shard0") };
     assert_eq!(engine.ingest(second, [("shard/x", "X")]).unwrap(), v(40));
-    write_at(&engine, 100, |batch| drop(batch.put(b"shard/b", b"later").delete(b"shard/x")));
+    write_at(&engine, 100, |batch| {
+        batch.put(b"shard/b", b"later").delete(b"shard/x");
+    });
 
     let check = |engine: &Engine| {
         assert_eq!(engine.visible_version(), v(100));
@@ -154,7 +162,9 @@ fn an_older_view_does_not_show_later_writes() {
 fn refusals() {
     let machine = Machine::new(SimFileSystem::new(), 5);
     let engine = machine.open(from_floor()).unwrap();
-    write_at(&engine, 10, |batch| drop(batch.put(b"k5", b"").delete_range(b"r1", b"r5")));
+    write_at(&engine, 10, |batch| {
+        batch.put(b"k5", b"").delete_range(b"r1", b"r5");
+    });
     let fill = |engine: &Engine| {
         assert_eq!(
             reason(engine.ingest(at(9), [("k1", ""), ("k9", "")])),
