@@ -72,7 +72,8 @@ pub struct Options {
     /// read. From 1 to 100. Default: 4.
     pub l0_compaction_tables: usize,
 
-    /// Tables in L0 from which on writes are slowed down, more with every table. Default: 12.
+    /// Tables in L0 from which on writes are slowed down, more with every table; disjoint tables that came together count once.
+    /// Default: 12.
     pub l0_slowdown_tables: usize,
 
     /// Tables in L0 at which writes stop until a compaction is done. Default: 24.

@@ -247,6 +247,9 @@ impl History {
     fn refuses(&self, version: Version, start: &[u8], end: &[u8], keys: &[Vec<u8>]) -> bool {
         let newer =
             |versions: &BTreeMap<Version, _>| versions.keys().next_back().is_some_and(|newest| *newest > version);
+        if start >= end {
+            return false;
+        }
         self.points.iter().any(|(key, versions)| start <= &key[..] && &key[..] < end && newer(versions))
             || keys.iter().any(|key| self.points.get(key).is_some_and(|versions| versions.contains_key(&version)))
             || self.ranges.iter().any(|(s, e, at)| &s[..] < end && start < &e[..] && *at > version)
@@ -329,9 +332,9 @@ fn run_against_history(seed: u64, options: &Options) -> (usize, usize) {
             }
             10 if random.one_in(2) => {
                 let disk = machine.disk.fork();
-                if random.one_in(2) {
+                if !options.wal || random.one_in(2) {
                     engine.clone().close().unwrap();
-                } else if options.wal {
+                } else {
                     machine = Machine::new(disk, random.next_u64());
                 }
                 drop(engine);
