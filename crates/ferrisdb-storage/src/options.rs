@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use ferrisdb_core::Version;
 
+use crate::engine::Listener;
 use crate::error::{Error, Result};
 use crate::levels::LEVELS;
 use crate::table::{Compression, TableOptions};
@@ -71,7 +72,8 @@ pub struct Options {
     /// read. From 1 to 100. Default: 4.
     pub l0_compaction_tables: usize,
 
-    /// Tables in L0 from which on writes are slowed down, more with every table. Default: 12.
+    /// Tables in L0 from which on writes are slowed down, more with every table; disjoint tables that came together count once.
+    /// Default: 12.
     pub l0_slowdown_tables: usize,
 
     /// Tables in L0 at which writes stop until a compaction is done. Default: 24.
@@ -100,6 +102,9 @@ pub struct Options {
     /// Entries that one step of a background job handles before it gives way to others: what makes a simulated run
     /// interleave. From 1 up. Default: 4,096.
     pub job_step_entries: usize,
+
+    /// Told about flushes, compactions, stalls and errors as they happen. It must not wait. Default: none.
+    pub event_listener: Option<Listener>,
 }
 
 impl Default for Options {
@@ -127,6 +132,7 @@ impl Default for Options {
             pinned_versions: Vec::new(),
             manifest_bytes_max: crate::manifest::log::LOG_BYTES_MAX,
             job_step_entries: 4096,
+            event_listener: None,
         }
     }
 }

@@ -8,8 +8,10 @@
 //!   published. So no two running plans touch the same tables or write overlapping ranges of one level.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::Core;
+use super::events::{Compaction, Event};
 use super::merge_run::{MergeRun, Target};
 use super::sources::{LevelIterator, Source};
 use super::view::Table;
@@ -55,6 +57,8 @@ struct State {
 struct Running {
     plan: CompactionPlan,
     retention: Retention,
+    /// When it was picked.
+    began: Duration,
     progress: Mutex<Progress>,
 }
 
@@ -116,7 +120,8 @@ impl Core {
     pub(super) fn levels_changed(&self) {
         let levels = self.levels();
         let pending = picker::pending_bytes(&levels, &picker_options(&self.options));
-        let l0 = levels.level(0).tables().len();
+        // The tables of one ingestion are disjoint: a read asks one of them, so they count once.
+        let l0 = usize::try_from(picker::l0_runs(&levels)).expect("as many as tables at most");
         self.counters.set_pending(pending);
         if self.options.compaction_jobs > 0 {
             self.stall.update(&self.options, l0, pending);
@@ -299,11 +304,13 @@ impl CompactionJob {
         };
         let divided = parts.len() > 1;
         let progress = Progress { unfinished: parts.len(), waiting: parts, ..Progress::default() };
-        let running = Arc::new(Running { plan, retention, progress: Mutex::new(progress) });
+        let began = core.env.clock.now();
+        let running = Arc::new(Running { plan, retention, began, progress: Mutex::new(progress) });
         state.busy.push(running.plan.clone());
         state.running.push(Arc::clone(&running));
         let part = running.progress().waiting.pop();
         drop(state);
+        core.tell(|| Event::CompactionBegun { compaction: Compaction::of(&running.plan) });
         match part {
             Some(run) => self.part = Some((running, run)),
             None => running.install(core)?,
@@ -365,6 +372,11 @@ impl Running {
         }
         core.jobs.compaction.state().remove(self);
         core.levels_changed();
+        core.tell(|| Event::CompactionDone {
+            compaction: Compaction::of(&self.plan),
+            written_bytes: written,
+            took: core.env.clock.now().saturating_sub(self.began),
+        });
         Ok(())
     }
 

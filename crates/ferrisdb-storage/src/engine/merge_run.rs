@@ -67,9 +67,11 @@ pub(super) struct MergeRun {
     installed: bool,
 }
 
-struct Output {
-    builder: TableBuilder,
-    number: FileNumber,
+/// A table that is being written.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub(super) builder: TableBuilder,
+    pub(super) number: FileNumber,
 }
 
 impl MergeRun {
@@ -264,7 +266,8 @@ impl Drop for MergeRun {
     }
 }
 
-fn open_output(core: &Core, level: usize, written: &mut Vec<PathBuf>) -> Result<Output> {
+/// Begins a table of `level`; its file is noted in `written`.
+pub(super) fn open_output(core: &Core, level: usize, written: &mut Vec<PathBuf>) -> Result<Output> {
     let number = core.allocate_file_number();
     let path = files::table_path(&core.dir, number);
     let file = core.env.fs.open(&path, OpenMode::CreateNew).map_err(|error| Error::io("create", &path, error))?;

@@ -86,6 +86,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         versions: ReadableVersions::new(options.retention, floor, &options.pinned_versions),
         write: Mutex::new(write),
         wal,
+        gate_closed: AtomicBool::new(false),
         next_file_number: AtomicU64::new(state.next_file_number.0.max(leftovers.next_number)),
         manifest: Mutex::new(manifest),
         tables,
