@@ -384,7 +384,7 @@ impl Flush {
         let wal_start = edit.wal_start;
         core.install(edit, std::slice::from_ref(memtable))?;
         run.set_installed();
-        core.counters.flushed(run.outputs().iter().map(|meta| meta.file_bytes).sum());
+        core.counters.flushed(run.written_bytes());
         if let Some(position) = wal_start {
             core.jobs.purge_wal_below(WalPosition::from_u64(position));
         }
@@ -416,6 +416,7 @@ fn flush_run(core: &Arc<Core>, memtable: &Arc<LiveMemtable>) -> MergeRun {
         grandparents: Vec::new(),
         grandparent_bytes_max: u64::MAX,
         l0_rank: None,
+        relocate: Vec::new(),
     };
     let sources = vec![Source::Memtable(memtable.entries.iter_owned())];
     let tombstones = memtable.entries.range_tombstones().map(|list| (*list).clone()).unwrap_or_default();
@@ -434,6 +435,7 @@ fn flush_edit(run: &MergeRun, memtable: &LiveMemtable) -> ManifestEdit {
         wal_start,
         owner: owner.as_ref().map(|(_, bytes)| bytes.as_slice().into()),
         oldest_readable: Some(run.floor()),
+        added_blobs: run.blob_outputs().to_vec(),
         ..ManifestEdit::default()
     }
 }

@@ -7,6 +7,7 @@
 //! read, iter   point reads and cursors over a view                     view        memtables and tables as one immutable object
 //! open, close  recovery, locking, options                             versions    floor and pins: what compaction must keep
 //! jobs         the background jobs and when they run                  merge_run   the loop that flushes and compactions share
+//! blobs        live blob files, and what to collect                   large_values  what goes to blob files in that loop
 //! stall        when writes slow down                                  files       names, and removing obsolete files
 //! ```
 //!
@@ -17,9 +18,11 @@
 //!
 //! Readers take none of them.
 
+mod blobs;
 mod compact;
 mod iter;
 mod jobs;
+mod large_values;
 mod merge_run;
 mod open;
 mod read;
@@ -53,6 +56,7 @@ pub use verify::VerifyReport;
 pub use write::{Submitted, Ticket};
 
 use crate::batch::WriteBatch;
+use crate::blob::garbage;
 use crate::cache::BlockCache;
 use crate::env::Env;
 use crate::epoch::EpochCell;
@@ -446,6 +450,7 @@ impl Core {
         edit.next_file_number = Some(self.next_file_number());
         let oldest_readable = manifest.state().oldest_readable;
         edit.oldest_readable = edit.oldest_readable.map(|version| version.max(oldest_readable));
+        garbage::settle(manifest.state(), &mut edit);
         let edit = &edit;
         manifest.apply(edit)?;
         self.change_view(|view| {
@@ -465,7 +470,8 @@ impl Core {
             });
             let Ok(levels) = levels;
             let stays = |memtable: &&Arc<LiveMemtable>| !flushed.iter().any(|gone| Arc::ptr_eq(gone, memtable));
-            View::new(view.memtables.iter().filter(stays).cloned().collect(), levels)
+            let blobs = view.blobs.apply(edit).map_or_else(|| Arc::clone(&view.blobs), Arc::new);
+            View::new(view.memtables.iter().filter(stays).cloned().collect(), levels, blobs)
         });
         drop(manifest);
         self.progress.notify();
