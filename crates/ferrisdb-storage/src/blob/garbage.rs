@@ -36,7 +36,8 @@ pub(crate) fn settle(state: &ManifestState, edit: &mut ManifestEdit) {
     };
     edit.added.iter().for_each(|(_, meta)| taken(meta, &mut freed));
     for (number, bytes) in freed.into_iter().filter(|(_, bytes)| *bytes > 0) {
-        let live = state.blobs.get(&number).expect("what a table refers to is live, and a run refers to all that it wrote");
+        let live =
+            state.blobs.get(&number).expect("what a table refers to is live, and a run refers to all that it wrote");
         if live.garbage_bytes + bytes >= record_bytes(&live.meta) {
             edit.removed_blobs.push(number);
         } else {
@@ -128,9 +129,9 @@ mod tests {
     #[should_panic(expected = "a run refers only to what its inputs referred to")]
     fn a_reference_from_nowhere_is_refused() {
         let mut state = ManifestState::new(EngineId([1; 16]));
-        let added = vec![table(2, &[(1, 60)])];
+        let added = vec![table(2, &[(1, 100)])];
         apply(&mut state, ManifestEdit { added, added_blobs: vec![blob(1, 100)], ..ManifestEdit::default() });
-        let (removed, added) = (vec![(0, FileNumber(2))], vec![table(3, &[(1, 61)])]);
+        let (removed, added) = (vec![(0, FileNumber(2))], vec![table(3, &[(1, 101)])]);
         apply(&mut state, ManifestEdit { removed, added, ..ManifestEdit::default() });
     }
 }

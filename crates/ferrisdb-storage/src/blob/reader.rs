@@ -81,8 +81,7 @@ impl BlobReader {
             return Err(Error::WouldRead);
         }
         let record = self.read_range(pointer.offset, pointer.record_bytes)?;
-        let value =
-            open_record(&record, pointer).map_err(|error| Error::decode(&self.path, pointer.offset, error))?;
+        let value = open_record(&record, pointer).map_err(|error| Error::decode(&self.path, pointer.offset, error))?;
         if cacheable {
             self.cache.insert(self.cache_id, pointer.offset, CachedBlock::Blob(Arc::clone(&value)));
         }

@@ -53,7 +53,18 @@ fn golden_bytes() {
         let codes: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();
         writeln!(shown, "{}", codes.join(" ")).unwrap();
     }
-    expect![[""]].assert_eq(&shown);
+    expect![[r#"
+        89 46 45 52 52 49 53 42 01 00 00 00 00 00 00 00
+        73 69 78 74 65 65 6e 20 62 79 74 65 73 20 69 64
+        2c 01 00 00 00 00 00 00 64 b9 b5 57 3b 9c a3 f8
+        61 20 63 72 61 62 20 77 61 6c 6b 73 20 73 69 64
+        65 77 61 79 73 00 65 b8 0c e7 95 37 04 2e ac 02
+        1f 78 01 00 ff 13 60 78 78 78 78 78 78 01 19 73
+        24 31 6f 42 c4 59
+
+        ac 02 4e 18 ac 02
+    "#]]
+    .assert_eq(&shown);
 }
 
 /// What is written is read, compressed or not, past the cache and through it; a value that is too large for the cache is read each time.

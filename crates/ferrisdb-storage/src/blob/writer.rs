@@ -36,14 +36,7 @@ impl BlobWriter {
     ) -> BlobWriter {
         let mut out = Vec::new();
         encode_header(engine, number, &mut out);
-        BlobWriter {
-            file,
-            path: path.to_path_buf(),
-            number,
-            compressor: Compressor::new(compression),
-            out,
-            written: 0,
-        }
+        BlobWriter { file, path: path.to_path_buf(), number, compressor: Compressor::new(compression), out, written: 0 }
     }
 
     /// The length of the file if it were finished now.

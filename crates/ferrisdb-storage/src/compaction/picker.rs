@@ -190,7 +190,9 @@ pub fn pick<T: TableLike>(
             let patient = l0_score < 2 * DUE && !tombstones_running;
             patient.then(|| hints.skipped.iter().find_map(|range| picker.skipped(range))).flatten()
         })
-        .or_else(|| (hints.dirty_blobs_urgent && l0_score < 2 * DUE).then(|| picker.empty_blobs(hints.dirty_blobs)).flatten())
+        .or_else(|| {
+            (hints.dirty_blobs_urgent && l0_score < 2 * DUE).then(|| picker.empty_blobs(hints.dirty_blobs)).flatten()
+        })
         .or_else(|| scores.iter().find_map(|&(_, level)| picker.level(level)))
         .or_else(|| picker.dense())
         .or_else(|| picker.empty_blobs(hints.dirty_blobs))

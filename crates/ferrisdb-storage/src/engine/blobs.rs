@@ -100,7 +100,11 @@ impl Blobs {
         let pointer = self.decode(pointer)?;
         let Some(blob) = self.files.get(&pointer.number) else {
             let path = files::blob_path(&self.context.dir, pointer.number);
-            return Err(Error::corruption(path, pointer.offset, "a table points into this blob file, which is not live"));
+            return Err(Error::corruption(
+                path,
+                pointer.offset,
+                "a table points into this blob file, which is not live",
+            ));
         };
         blob.reader(mode)?.read(&pointer, mode)
     }

@@ -194,8 +194,7 @@ impl MergeRun {
                 Decision::Drop => None,
             };
             if let Some(version) = keep {
-                let (kind, value) =
-                    self.large_values.place(&self.core, &mut self.written, kind, self.input.value())?;
+                let (kind, value) = self.large_values.place(&self.core, &mut self.written, kind, self.input.value())?;
                 if self.builder.is_none() {
                     self.builder = Some(open_output(&self.core, self.target.level, &mut self.written)?);
                 }

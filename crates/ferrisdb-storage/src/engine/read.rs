@@ -70,7 +70,6 @@ enum Answer {
     Blob(Value),
 }
 
-
 impl Answer {
     #[inline]
     fn new(kind: ValueKind, value: Value) -> Answer {

@@ -21,8 +21,8 @@ use crate::blob::{BlobReader, garbage};
 use crate::error::{Error, Result};
 use crate::iter::PointIterator;
 use crate::iter::merging::MergingIterator;
-use crate::levels::{LEVELS, Levels};
 use crate::key::ValueKind;
+use crate::levels::{LEVELS, Levels};
 use crate::manifest::FileNumber;
 use crate::table::{ReadMode, TableIterator, TableReader};
 
