@@ -175,6 +175,17 @@ fn pointers_are_checked() {
     let disk = SimFileSystem::new();
     let (meta, pointers) = write(&disk, Compression::None, &[vec![7; 100], vec![8; 200]]);
     let reader = open(&disk, meta, 1 << 20).unwrap();
+    for bad in [
+        BlobPointer { offset: HEADER_BYTES - 1, ..pointers[0] },
+        BlobPointer { offset: u64::MAX - 50, ..pointers[0] },
+        BlobPointer { record_bytes: 8, ..pointers[0] },
+        BlobPointer { record_bytes: 100 + 10, ..pointers[0] },
+        BlobPointer { value_bytes: (256 << 20) + 1, record_bytes: 300 << 20, ..pointers[0] },
+    ] {
+        let mut bytes = Vec::new();
+        bad.encode(&mut bytes);
+        assert!(BlobPointer::decode(&bytes).is_err(), "{bad:?}");
+    }
     let mut accepted = 0;
     for round in 0..200_000 {
         let mut bytes = Vec::new();
