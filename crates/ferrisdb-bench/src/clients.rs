@@ -16,7 +16,7 @@ use crate::values::{Generations, ScanCheck, WrongRead, fill};
 use crate::workload::{Choice, Mix};
 
 /// Operations of a load or of a mass delete that go into one batch.
-pub(crate) const LOAD_BATCH: u64 = 1000;
+pub(crate) const LOAD_BATCH: u64 = 100;
 
 /// Puts of one batch of the durable batches.
 pub(crate) const DURABLE_BATCH: u64 = 100;
@@ -72,9 +72,9 @@ struct Holes {
 }
 
 impl Holes {
-    /// 4,096 deleted keys in a row and three times as many left, less in small data sets.
+    /// 1,024 deleted keys in a row and three times as many left, less in small data sets.
     fn of(count: u64) -> Holes {
-        let period = (count / 4).clamp(4, 16_384);
+        let period = (count / 4).clamp(4, 4096);
         Holes { dense: period / 4, period }
     }
 
@@ -410,9 +410,9 @@ mod tests {
     #[test]
     fn scans_out_of_a_hole_land_behind_it() {
         let holes = Holes::of(2_000_000);
-        assert_eq!((holes.dense, holes.period), (4096, 16_384));
-        assert_eq!(holes.live_from(16_384), 16_384 + 4096);
-        assert_eq!(holes.live_from(16_384 + 4095), 16_384 + 4096);
-        assert_eq!(holes.live_from(16_384 + 4096), 16_384 + 4096);
+        assert_eq!((holes.dense, holes.period), (1024, 4096));
+        assert_eq!(holes.live_from(4096), 4096 + 1024);
+        assert_eq!(holes.live_from(4096 + 1023), 4096 + 1024);
+        assert_eq!(holes.live_from(4096 + 1024), 4096 + 1024);
     }
 }

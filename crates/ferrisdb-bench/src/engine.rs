@@ -42,8 +42,8 @@ pub(crate) struct EngineConfig {
     pub(crate) larger_than_memory: bool,
 }
 
-/// How many memtables make the write-buffer budget: one that fills and one that is flushed.
-pub(crate) const MEMTABLES: u64 = 2;
+/// How many memtables make the write-buffer budget: one that fills, one that is flushed, and one to spare.
+pub(crate) const MEMTABLES: u64 = 3;
 
 impl EngineConfig {
     /// The bytes of all memtables together.

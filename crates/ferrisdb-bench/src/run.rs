@@ -225,6 +225,7 @@ impl Driven {
     fn add(&mut self, other: Driven) -> Result<()> {
         self.operations += other.operations;
         self.user_bytes += other.user_bytes;
+        self.elapsed = self.elapsed.max(other.elapsed);
         self.latency.add(other.latency)?;
         if let Some(theirs) = other.longest_ns {
             let ours = self.longest_ns.get_or_insert_default();
@@ -273,7 +274,6 @@ fn drive(clients: Vec<Client<'_>>, plan: Plan) -> Result<Driven> {
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        sum.elapsed = start.elapsed();
         sum.peak_anonymous_bytes = peak_anonymous_bytes.max(anonymous_bytes_now());
         Ok(sum)
     })
@@ -325,6 +325,9 @@ fn drive_one(mut client: Client<'_>, plan: Plan, stop: &AtomicBool) -> Result<Dr
         if client.measured {
             driven.operations += step.operations;
         }
+    }
+    if client.measured {
+        driven.elapsed = start.elapsed();
     }
     driven.longest_ns = plan.longest_per_second.then_some(longest_ns);
     Ok(driven)

@@ -2,7 +2,7 @@
 
 use ferrisdb_storage::{Durability as FerrisDurability, Engine, IterOptions, Options, WriteBatch};
 
-use crate::engine::{Batch, Durability, EngineConfig, KvEngine, Result};
+use crate::engine::{Batch, Durability, EngineConfig, KvEngine, MEMTABLES, Result};
 use crate::keys::Key;
 
 /// See the head of the file.
@@ -14,6 +14,7 @@ impl Ferris {
     pub(crate) fn open(config: &EngineConfig) -> Result<Ferris> {
         let options = Options {
             write_buffer_bytes: usize::try_from(config.write_buffer_bytes)?,
+            write_buffers_max: usize::try_from(MEMTABLES)?,
             block_cache_bytes: usize::try_from(config.cache_bytes)?,
             ..Options::default()
         };

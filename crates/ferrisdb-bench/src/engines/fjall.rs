@@ -51,11 +51,13 @@ impl KvEngine for Fjall {
     }
 
     fn put(&self, key: &Key, value: &[u8], durability: Durability) -> Result<()> {
-        self.keyspace.insert(key.as_slice(), value)?;
-        if durability == Durability::Sync {
-            self.database.persist(PersistMode::SyncData)?;
+        if durability == Durability::Buffered {
+            return Ok(self.keyspace.insert(key.as_slice(), value)?);
         }
-        Ok(())
+        // Only a batch can be written and synced under one hold of the journal's lock.
+        let mut write_batch = self.database.batch().durability(Some(persist_mode(durability)));
+        write_batch.insert(&self.keyspace, key.as_slice(), value);
+        Ok(write_batch.commit()?)
     }
 
     fn delete(&self, key: &Key) -> Result<()> {
