@@ -10,6 +10,7 @@
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
 pub mod batch;
+mod blob;
 pub mod cache;
 pub mod compaction;
 pub mod engine;

@@ -7,6 +7,7 @@
 //! read, iter   point reads and cursors over a view                     view        memtables and tables as one immutable object
 //! open, close  recovery, locking, options                             versions    floor and pins: what compaction must keep
 //! jobs         the background jobs and when they run                  merge_run   the loop that flushes and compactions share
+//! blobs        live blob files, and what to collect                   large_values  what goes to blob files in that loop
 //! stall        when writes slow down                                  files       names, and removing obsolete files
 //! ingest       sorted data past the WAL and the memtable         checkpoint   a copy made of hard links
 //! sizes        how large a range is, and where to cut it         events       telling the owner what happens
@@ -19,12 +20,14 @@
 //!
 //! Readers take none of them.
 
+mod blobs;
 mod checkpoint;
 mod compact;
 mod events;
 mod ingest;
 mod iter;
 mod jobs;
+mod large_values;
 mod merge_run;
 mod open;
 mod read;
@@ -62,6 +65,7 @@ pub use verify::VerifyReport;
 pub use write::{Submitted, Ticket};
 
 use crate::batch::WriteBatch;
+use crate::blob::garbage;
 use crate::cache::BlockCache;
 use crate::env::Env;
 use crate::epoch::EpochCell;
@@ -488,6 +492,7 @@ impl Core {
         let state = manifest.state();
         edit.last_version = edit.last_version.map(|version| version.max(state.last_version));
         edit.flushed = edit.flushed.map(|version| version.max(state.flushed));
+        garbage::settle(manifest.state(), &mut edit);
         let edit = &edit;
         manifest.apply(edit)?;
         self.change_view(|view| {
@@ -506,7 +511,8 @@ impl Core {
                 })
             });
             let Ok(levels) = levels;
-            View::new(memtables(&view.memtables), levels)
+            let blobs = view.blobs.apply(edit).map_or_else(|| Arc::clone(&view.blobs), Arc::new);
+            View::new(memtables(&view.memtables), levels, blobs)
         });
         drop(manifest);
         self.progress.notify();
