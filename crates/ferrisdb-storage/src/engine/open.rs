@@ -194,12 +194,11 @@ fn open_wal(
 ) -> Result<Option<Wal>> {
     let path = dir.join(WAL_DIR);
     let start = state.wal_start.map_or(WalPosition::ZERO, WalPosition::from_u64);
-    let id = state.engine_id.0.first_chunk().expect("an engine id has sixteen bytes");
     let segment_bytes = u32::try_from(options.wal_segment_bytes).expect("validated to be at most 1 GiB");
     let wal_options = WalOptions {
         segment_bytes,
         reserve_bytes: (segment_bytes / 16).min(1 << 20),
-        identity: u64::from_le_bytes(*id),
+        identity: state.engine_id.wal_identity(),
         required_from: start,
         ..WalOptions::default()
     };
