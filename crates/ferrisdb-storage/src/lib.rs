@@ -8,6 +8,7 @@
 //! It needs no runtime and starts no thread of its own: disk, time and threads come in through [`env::Env`].
 
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
+#![cfg_attr(test, expect(clippy::type_complexity, reason = "a test's model is read where it stands"))]
 
 pub mod batch;
 pub mod cache;

@@ -12,6 +12,7 @@ macro_rules! bugs {
     ($($(#[$doc:meta])* $bug:ident = $name:literal,)*) => {
         /// A defence that can be taken away.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[cfg_attr(not(any(test, feature = "planted-bugs")), expect(dead_code, reason = "no place plants a bug yet"))]
         pub(crate) enum Bug {
             $($(#[$doc])* $bug,)*
         }
@@ -57,12 +58,14 @@ bugs! {
 /// True if `bug` is planted in this process.
 #[cfg(not(feature = "planted-bugs"))]
 #[inline(always)]
+#[cfg_attr(not(test), expect(dead_code, reason = "no place plants a bug yet"))]
 pub(crate) const fn planted(_bug: Bug) -> bool {
     false
 }
 
 /// True if `bug` is planted in this process.
 #[cfg(feature = "planted-bugs")]
+#[cfg_attr(not(test), expect(dead_code, reason = "no place plants a bug yet"))]
 pub(crate) fn planted(bug: Bug) -> bool {
     use std::io::Write as _;
     use std::sync::OnceLock;

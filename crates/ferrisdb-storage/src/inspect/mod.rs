@@ -39,13 +39,13 @@ const VALUE_BYTES_SHOWN: usize = 64;
 /// followed by its rows.
 pub trait Sink {
     /// A fact about the whole file, such as its format version.
-    fn field(&mut self, name: &'static str, value: Cell<'_>) -> crate::Result<()>;
+    fn field(&mut self, name: &'static str, value: Cell<'_>) -> Result<()>;
 
     /// Begins a table, which ends the one before.
-    fn table(&mut self, name: &'static str, columns: &'static [&'static str]) -> crate::Result<()>;
+    fn table(&mut self, name: &'static str, columns: &'static [&'static str]) -> Result<()>;
 
     /// A row of the current table: as many cells as it has columns.
-    fn row(&mut self, cells: &[Cell<'_>]) -> crate::Result<()>;
+    fn row(&mut self, cells: &[Cell<'_>]) -> Result<()>;
 }
 
 /// One value in an inspection.

@@ -105,6 +105,7 @@ fn assert_recovers(disk: &Disk, acked: u64, created: bool, context: &str) -> u64
 /// Every acknowledged edit survives a crash at any operation, and at any operation of the opening and writing after it,
 /// with nothing, everything or a random part of the unsynced bytes and names lost. Opening never fails.
 #[test]
+#[expect(clippy::print_stdout, reason = "the number of crash points is a result")]
 fn every_crash_point_recovers() {
     const EDITS: u64 = 14;
     let whole = Disk::new();
@@ -146,6 +147,7 @@ fn every_crash_point_recovers() {
 /// Every failing operation, once or from then on: an edit that failed without poisoning did not happen and does not come back;
 /// one that was acknowledged stays; after poisoning one of both outcomes is found. Space that comes back is enough to go on.
 #[test]
+#[expect(clippy::print_stdout, reason = "the number of faults is a result")]
 fn every_failing_operation_is_survived() {
     const EDITS: u64 = 8;
     let whole = Disk::new();

@@ -39,6 +39,14 @@
 //!
 //! *Height* of the list is a hint: one that is too small costs time, one that is too large meets empty levels.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::cast_possible_truncation,
+        reason = "lengths, heights and offsets lie in an arena, whose size fits a u32"
+    )
+)]
+
 use std::sync::atomic::AtomicU64 as StdAtomicU64;
 
 use ferrisdb_core::Version;
