@@ -31,7 +31,8 @@ pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(),
     match problems {
         0 => Ok(()),
         problems => Err(Failure::Corrupt(format!(
-            "{problems} problems in {}; restore the files named above from a replica or a backup",
+            "{problems} {} in {}; restore the files named above from a replica or a backup",
+            if problems == 1 { "problem" } else { "problems" },
             arguments.path.display()
         ))),
     }

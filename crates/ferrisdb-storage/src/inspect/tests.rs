@@ -56,7 +56,7 @@ type Inspection = fn(&dyn FileSystem, &Path, &mut dyn Sink) -> Result<()>;
 
 fn inspected(disk: &SimFileSystem, inspection: Inspection, path: impl AsRef<Path>) -> String {
     let before = disk.state_hash();
-    let text = told(|sink| inspection(disk, &Path::new(DIR).join(path), sink));
+    let text = told(|sink| inspection(disk, path.as_ref(), sink));
     assert_eq!(disk.state_hash(), before, "nothing is changed");
     text
 }
@@ -76,20 +76,20 @@ fn disk() -> SimFileSystem {
     let options =
         Options { compression: [Compression::None; crate::levels::LEVELS], compaction_jobs: 0, ..Options::tiny() };
     let engine = Engine::open_in(Env::sim(disk.clone()), DIR, options).unwrap();
-    let write = |fill: &dyn Fn(&mut WriteBatch)| {
+    let write = |fill: &dyn for<'a> Fn(&'a mut WriteBatch) -> &'a mut WriteBatch| {
         let mut batch = WriteBatch::new();
         fill(&mut batch);
         engine.write(batch, Durability::Sync).unwrap();
     };
     for n in 0..12 {
-        write(&|batch| drop(batch.put(format!("key{n:02}").as_bytes(), &[b'0' + n; 100])));
+        write(&|batch| batch.put(format!("key{n:02}").as_bytes(), &[b'0' + n; 100]));
     }
     engine.flush().unwrap();
-    write(&|batch| drop(batch.delete(b"key01").delete_range(b"key05", b"key08").put(b"key07", b"new")));
+    write(&|batch| batch.delete(b"key01").delete_range(b"key05", b"key08").put(b"key07", b"new"));
     engine.flush().unwrap();
-    write(&|batch| drop(batch.put(b"key20", b"a").set_owner_state(b"mine")));
-    write(&|batch| drop(batch.delete(b"key20").delete_range(b"a\x00", b"b")));
-    write(&|batch| drop(batch.put(b"long", &[b'x'; 1000])));
+    write(&|batch| batch.put(b"key20", b"a").set_owner_state(b"mine"));
+    write(&|batch| batch.delete(b"key20").delete_range(b"a\x00", b"b"));
+    write(&|batch| batch.put(b"long", &[b'x'; 1000]));
     engine.close().unwrap();
     disk.sync_everything();
     disk
@@ -124,8 +124,10 @@ fn a_directory() {
     disk.write_raw("/db/000099.sst", b"a crash left this");
     disk.write_raw("/db/CURRENT.tmp", b"and this");
     disk.write_raw("/db/notes.txt", b"and a person this");
-    check(&inspected(&disk, dir, ""), &expect![[r#"
-        directory: /db/
+    check(
+        &inspected(&disk, dir, DIR),
+        &expect![[r#"
+        directory: /db
         manifest: 1
         engine: afcd1d7b39a820e2f465b9a16a9e786e
         tables: 2
@@ -150,7 +152,8 @@ fn a_directory() {
           wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
         levels (level, tables, file_bytes, entries, smallest, largest)
           0 | 2 | 1964 | 14 | key00 | key11
-    "#]]);
+    "#]],
+    );
 }
 
 /// A directory whose files are not as the manifest says, and one without a manifest.
@@ -160,8 +163,10 @@ fn a_damaged_directory() {
     let [cut, gone] = &tables(&disk)[..] else { panic!("two tables") };
     disk.truncate_raw(cut, 100);
     disk.remove_raw(gone);
-    check(&inspected(&disk, dir, ""), &expect![[r#"
-        directory: /db/
+    check(
+        &inspected(&disk, dir, DIR),
+        &expect![[r#"
+        directory: /db
         manifest: 1
         engine: afcd1d7b39a820e2f465b9a16a9e786e
         tables: 2
@@ -184,10 +189,13 @@ fn a_damaged_directory() {
         levels (level, tables, file_bytes, entries, smallest, largest)
           0 | 2 | 1964 | 14 | key00 | key11
         error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1624; restore this file from a replica or a backup
-    "#]]);
+    "#]],
+    );
     disk.flip_bit("/db/CURRENT", 20, 0);
-    check(&inspected(&disk, dir, ""), &expect![[r#"
-        directory: /db/
+    check(
+        &inspected(&disk, dir, DIR),
+        &expect![[r#"
+        directory: /db
         files (file, kind, state, file_bytes, level, entries, smallest, largest)
           000001.sst | table | - | 100 | - | - | - | -
           CURRENT | names the manifest | live | 91 | - | - | - | -
@@ -197,17 +205,22 @@ fn a_damaged_directory() {
           wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
           wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
         error: corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
-    "#]]);
-    check(&inspected(&disk, dir, "nowhere"), &expect![[r#"
+    "#]],
+    );
+    check(
+        &inspected(&disk, dir, "/db/nowhere"),
+        &expect![[r#"
         error: list /db/nowhere failed: No such file or directory (os error 2)
-    "#]]);
+    "#]],
+    );
 }
 
 /// A table: footer, properties, tombstones, blocks, entries.
 #[test]
 fn a_table() {
     let disk = disk();
-    for (path, expected) in tables(&disk).iter().zip([expect![[r#"
+    for (path, expected) in tables(&disk).iter().zip([
+        expect![[r#"
         file: /db/000001.sst
         file_bytes: 1624
         table: 1
@@ -251,7 +264,8 @@ fn a_table() {
           886 | key09 | 0 | value | 100 | 9999999999999999999999999999999999999999999999999999999999999999
           886 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
           886 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
-    "#]], expect![[r#"
+    "#]],
+        expect![[r#"
         file: /db/000002.sst
         file_bytes: 340
         table: 2
@@ -284,7 +298,8 @@ fn a_table() {
         entries (block, key, version, kind, value_bytes, value)
           0 | key01 | 13 | tombstone | - | -
           0 | key07 | 13 | value | 3 | new
-    "#]]]) {
+    "#]],
+    ]) {
         check(&inspected(&disk, sst, path), &expected);
     }
 }
@@ -295,7 +310,9 @@ fn a_damaged_table() {
     let disk = disk();
     let path = &tables(&disk)[0];
     disk.flip_bit(path, 700, 3);
-    check(&inspected(&disk, sst, path), &expect![[r#"
+    check(
+        &inspected(&disk, sst, path),
+        &expect![[r#"
         file: /db/000001.sst
         file_bytes: 1624
         table: 1
@@ -335,10 +352,13 @@ fn a_damaged_table() {
           886 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
           886 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
         error: corruption in /db/000001.sst at offset 443: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-    "#]]);
+    "#]],
+    );
     let index_offset = crate::table::TableReader::footer(&disk, path).unwrap().parts[1].1.offset;
     disk.flip_bit(path, index_offset, 0);
-    check(&inspected(&disk, sst, path), &expect![[r#"
+    check(
+        &inspected(&disk, sst, path),
+        &expect![[r#"
         file: /db/000001.sst
         file_bytes: 1624
         table: 1
@@ -351,19 +371,28 @@ fn a_damaged_table() {
           range tombstones | 0 | 0
           properties | 1438 | 74
         error: corruption in /db/000001.sst at offset 1330: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-    "#]]);
+    "#]],
+    );
     disk.flip_bit(path, disk.read_raw(path).unwrap().len() as u64 - 60, 0);
-    check(&inspected(&disk, sst, path), &expect![[r#"
+    check(
+        &inspected(&disk, sst, path),
+        &expect![[r#"
         file: /db/000001.sst
         file_bytes: 1624
         error: corruption in /db/000001.sst at offset 1512: footer: checksum; restore this file from a replica or a backup
-    "#]]);
+    "#]],
+    );
 
     let whole = self::disk();
     let other = files::table_path(Path::new(DIR), FileNumber(77));
     whole.write_raw(&other, &whole.read_raw(path).unwrap());
     let text = inspected(&whole, sst, &other);
-    check(text.lines().last().unwrap(), &expect!["error: corruption in /db/000077.sst at offset 1624: this is table 1, not table 000077: the file was put in its place; restore this file from a replica or a backup"]);
+    check(
+        text.lines().last().unwrap(),
+        &expect![
+            "error: corruption in /db/000077.sst at offset 1624: this is table 1, not table 000077: the file was put in its place; restore this file from a replica or a backup"
+        ],
+    );
 }
 
 /// A segment: its records, and the operations in them; and one that is not used yet.
@@ -371,7 +400,9 @@ fn a_damaged_table() {
 fn a_wal_segment() {
     let disk = disk();
     let path = file_named(&disk, ".wal");
-    check(&inspected(&disk, wal, &path), &expect![[r#"
+    check(
+        &inspected(&disk, wal, &path),
+        &expect![[r#"
         file: /db/wal/0000000001.wal
         file_bytes: 16384
         identity: e220a8397b1dcdaf
@@ -417,13 +448,17 @@ fn a_wal_segment() {
           1808 | 15 | delete range | a\x00 | b | - | -
           1808 | 15 | delete | key20 | - | - | -
           1848 | 16 | put | long | - | 1000 | xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-    "#]]);
+    "#]],
+    );
     disk.write_raw("/db/wal/0000000099.wal", &[0; 4096]);
-    check(&inspected(&disk, wal, "wal/0000000099.wal"), &expect![[r#"
+    check(
+        &inspected(&disk, wal, "/db/wal/0000000099.wal"),
+        &expect![[r#"
         file: /db/wal/0000000099.wal
         file_bytes: 4096
         state: prepared and not used yet
-    "#]]);
+    "#]],
+    );
 }
 
 /// A flipped bit hides one record; those behind it are told, and that it was synced.
@@ -432,7 +467,9 @@ fn a_damaged_wal_segment() {
     let disk = disk();
     let path = file_named(&disk, ".wal");
     disk.flip_bit(&path, 300, 3);
-    check(&inspected(&disk, wal, &path), &expect![[r#"
+    check(
+        &inspected(&disk, wal, &path),
+        &expect![[r#"
         file: /db/wal/0000000001.wal
         file_bytes: 16384
         identity: e220a8397b1dcdaf
@@ -478,13 +515,17 @@ fn a_damaged_wal_segment() {
           1808 | 15 | delete | key20 | - | - | -
           1848 | 16 | put | long | - | 1000 | xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
         error: corruption in /db/wal/0000000001.wal at offset 200: a record is damaged or missing here, though the WAL was synced up to 1:2888; restore this file from a replica or a backup
-    "#]]);
+    "#]],
+    );
     disk.flip_bit(&path, 20, 0);
-    check(&inspected(&disk, wal, &path), &expect![[r#"
+    check(
+        &inspected(&disk, wal, &path),
+        &expect![[r#"
         file: /db/wal/0000000001.wal
         file_bytes: 16384
         error: corruption in /db/wal/0000000001.wal at offset 0: segment header checksum, or an unused segment; restore this file from a replica or a backup
-    "#]]);
+    "#]],
+    );
 }
 
 /// A manifest: its edits, what they change, and what is live in the end.
@@ -492,7 +533,9 @@ fn a_damaged_wal_segment() {
 fn a_manifest() {
     let disk = disk();
     let path = file_named(&disk, "MANIFEST");
-    check(&inspected(&disk, super::manifest, &path), &expect![[r#"
+    check(
+        &inspected(&disk, super::manifest, &path),
+        &expect![[r#"
         file: /db/MANIFEST-000001
         file_bytes: 2048
         manifest: 1
@@ -518,7 +561,8 @@ fn a_manifest() {
         tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
           0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
           0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
-    "#]]);
+    "#]],
+    );
 }
 
 /// The edits before the damage are told.
@@ -528,7 +572,9 @@ fn a_damaged_manifest() {
     let path = file_named(&disk, "MANIFEST");
     let end = disk.read_raw(&path).unwrap().len() as u64;
     disk.flip_bit(&path, end - 400, 3);
-    check(&inspected(&disk, super::manifest, &path), &expect![[r#"
+    check(
+        &inspected(&disk, super::manifest, &path),
+        &expect![[r#"
         file: /db/MANIFEST-000001
         file_bytes: 2048
         manifest: 1
@@ -552,33 +598,40 @@ fn a_damaged_manifest() {
         tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
           0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
         error: corruption in /db/MANIFEST-000001 at offset 1536: manifest sector checksum; restore this file from a replica or a backup
-    "#]]);
+    "#]],
+    );
     disk.flip_bit(&path, 30, 0);
-    check(&inspected(&disk, super::manifest, &path), &expect![[r#"
+    check(
+        &inspected(&disk, super::manifest, &path),
+        &expect![[r#"
         file: /db/MANIFEST-000001
         file_bytes: 2048
         error: corruption in /db/MANIFEST-000001 at offset 0: manifest header: checksum; restore this file from a replica or a backup
-    "#]]);
+    "#]],
+    );
 }
 
 /// A sound engine has no problem; leftovers are none.
 #[test]
 fn a_sound_engine_is_verified() {
     let disk = disk();
-    disk.write_raw("/db/000001.sst", b"a crash left this");
+    disk.write_raw("/db/000000.sst", b"a crash left this");
     let (problems, text) = verified(&disk);
-    check(&text, &expect![[r#"
+    check(
+        &text,
+        &expect![[r#"
         directory: /db
         tables: 2
         table_bytes: 1964
-        entries: 2
+        entries: 14
         wal_records: 16
         wal_torn: -
-        problems_found: 1
+        problems_found: 0
         problems (problem)
-          corruption in /db/000001.sst at offset 17: the file has 17 bytes, not the 1624 that the manifest says; restore this file from a replica or a backup
         leftovers (file)
-    "#]]);
+          /db/000000.sst
+    "#]],
+    );
     assert_eq!(problems, 0);
 }
 
@@ -589,7 +642,9 @@ fn every_damaged_file_is_named() {
     let [first, second] = &tables(&disk)[..] else { panic!("two tables") };
     disk.flip_bit(first, 200, 3);
     let (problems, text) = verified(&disk);
-    check(&text, &expect![[r#"
+    check(
+        &text,
+        &expect![[r#"
         directory: /db
         tables: 2
         table_bytes: 1964
@@ -600,13 +655,16 @@ fn every_damaged_file_is_named() {
         problems (problem)
           L0: corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
         leftovers (file)
-    "#]]);
+    "#]],
+    );
     assert_eq!(problems, 1);
 
     disk.remove_raw(second);
     disk.flip_bit(file_named(&disk, ".wal"), 300, 3);
     let (problems, text) = verified(&disk);
-    check(&text, &expect![[r#"
+    check(
+        &text,
+        &expect![[r#"
         directory: /db
         tables: 2
         table_bytes: 1964
@@ -619,12 +677,15 @@ fn every_damaged_file_is_named() {
           /db/000002.sst is missing, but the manifest names it; restore it from a replica or a backup
           corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
         leftovers (file)
-    "#]]);
+    "#]],
+    );
     assert_eq!(problems, 3);
 
     disk.flip_bit("/db/CURRENT", 20, 0);
     let (problems, text) = verified(&disk);
-    check(&text, &expect![[r#"
+    check(
+        &text,
+        &expect![[r#"
         directory: /db
         tables: 1
         table_bytes: 1624
@@ -637,7 +698,8 @@ fn every_damaged_file_is_named() {
           corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
           corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
         leftovers (file)
-    "#]]);
+    "#]],
+    );
     assert_eq!(problems, 3);
 }
 
@@ -645,14 +707,20 @@ fn every_damaged_file_is_named() {
 #[test]
 fn verify_leaves_other_directories_alone() {
     let disk = SimFileSystem::new();
-    check(&verified(&disk).1, &expect![[r#"
+    check(
+        &verified(&disk).1,
+        &expect![[r#"
         error: /db is not a FerrisDB engine directory: there is no engine in it
-    "#]]);
+    "#]],
+    );
     disk.create_dir_all(Path::new(DIR)).unwrap();
     disk.write_raw("/db/holiday.jpg", b"");
-    check(&verified(&disk).1, &expect![[r#"
+    check(
+        &verified(&disk).1,
+        &expect![[r#"
         error: /db is not a FerrisDB engine directory: CURRENT is missing, but there is holiday.jpg
-    "#]]);
+    "#]],
+    );
     assert_eq!(disk.files().len(), 1);
 }
 
@@ -676,8 +744,12 @@ fn flipped_bits_are_found_or_harmless() {
             told(|sink| inspection(&damaged, whole, sink));
             let (problems, text) = verified(&damaged);
             flips += 1;
-            let must_be_found = path.extension().is_some_and(|suffix| suffix == "sst");
-            assert!(problems > 0 || !must_be_found, "{} at {offset}: {text}", path.display());
+            // The rest are the lock, the options, which are for people, and what lies behind the end of the WAL.
+            let must_be_found = path != Path::new("/db/LOCK")
+                && path != Path::new("/db/OPTIONS")
+                && !path.to_str().unwrap().ends_with(".wal");
+            let found = problems > 0 || text.contains("error: ");
+            assert!(found || !must_be_found, "{} at {offset}: {text}", path.display());
         }
     }
     assert!(flips > 200, "{flips}");

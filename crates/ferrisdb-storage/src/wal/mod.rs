@@ -32,7 +32,7 @@
 //! Everything is callable from any thread. Locks, in the order in which they may be taken: `maintenance` (held across I/O; taken
 //! by preparing, purging and truncating, and by an append only when no segment is ready), `writer` (held for one write),
 //! `chain`, `sync` (held for a few instructions). None of the last three is ever held across a sync.
-//! There is no condition variable: who waits holds a future, see [`sync`].
+//! There is no condition variable: who waits holds a future, see `sync.rs`.
 
 mod format;
 mod inspect;
