@@ -534,7 +534,7 @@ fn a_manifest() {
     let disk = disk();
     let path = file_named(&disk, "MANIFEST");
     check(
-        &inspected(&disk, super::manifest, &path),
+        &inspected(&disk, manifest, &path),
         &expect![[r#"
         file: /db/MANIFEST-000001
         file_bytes: 2048
@@ -573,7 +573,7 @@ fn a_damaged_manifest() {
     let end = disk.read_raw(&path).unwrap().len() as u64;
     disk.flip_bit(&path, end - 400, 3);
     check(
-        &inspected(&disk, super::manifest, &path),
+        &inspected(&disk, manifest, &path),
         &expect![[r#"
         file: /db/MANIFEST-000001
         file_bytes: 2048
@@ -602,7 +602,7 @@ fn a_damaged_manifest() {
     );
     disk.flip_bit(&path, 30, 0);
     check(
-        &inspected(&disk, super::manifest, &path),
+        &inspected(&disk, manifest, &path),
         &expect![[r#"
         file: /db/MANIFEST-000001
         file_bytes: 2048
@@ -733,7 +733,7 @@ fn flipped_bits_are_found_or_harmless() {
         let inspection: Inspection = match path.to_str().unwrap() {
             name if name.ends_with(".sst") => sst,
             name if name.ends_with(".wal") => wal,
-            name if name.contains("MANIFEST") => super::manifest,
+            name if name.contains("MANIFEST") => manifest,
             _ => dir,
         };
         let step = (len / 60).max(1);
@@ -782,8 +782,7 @@ fn a_sink_that_fails_ends_the_inspection() {
     let disk = disk();
     let table = tables(&disk).remove(0);
     let (segment, log) = (file_named(&disk, ".wal"), file_named(&disk, "MANIFEST"));
-    let all: [(Inspection, &Path); 4] =
-        [(sst, &table), (wal, &segment), (super::manifest, &log), (dir, Path::new(DIR))];
+    let all: [(Inspection, &Path); 4] = [(sst, &table), (wal, &segment), (manifest, &log), (dir, Path::new(DIR))];
     for (inspection, path) in all {
         let mut taken = 0;
         while let Err(error) = inspection(&disk, path, &mut Full(taken)) {
