@@ -12,7 +12,6 @@ macro_rules! bugs {
     ($($(#[$doc:meta])* $bug:ident = $name:literal,)*) => {
         /// A defence that can be taken away.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[cfg_attr(not(any(test, feature = "planted-bugs")), expect(dead_code, reason = "no place plants a bug yet"))]
         pub(crate) enum Bug {
             $($(#[$doc])* $bug,)*
         }
@@ -53,19 +52,27 @@ bugs! {
     TornTailKeptAfterHole = "torn-tail-kept-after-hole",
     /// A failed sync is tried again, and the second answer is believed.
     RetryFailedSync = "retry-failed-sync",
+    /// A flush lets the WAL be replayed from its end, and not from where the next memtable begins.
+    FlushForgetsWalEnd = "flush-forgets-wal-end",
+    /// The WAL is purged before the manifest says that it is no longer needed.
+    PurgeBeforeFlush = "purge-before-flush",
+    /// CURRENT names a manifest that has not been synced.
+    SwitchBeforeSync = "switch-before-sync",
+    /// A spare WAL segment is used again although it may be another file's second name.
+    SecondNameReused = "second-name-reused",
+    /// WAL replay begins where the manifest says even if a crash left a log that ends before.
+    ReplayFromBeyondTheEnd = "replay-from-beyond-the-end",
 }
 
 /// True if `bug` is planted in this process.
 #[cfg(not(feature = "planted-bugs"))]
 #[inline(always)]
-#[cfg_attr(not(test), expect(dead_code, reason = "no place plants a bug yet"))]
 pub(crate) const fn planted(_bug: Bug) -> bool {
     false
 }
 
 /// True if `bug` is planted in this process.
 #[cfg(feature = "planted-bugs")]
-#[cfg_attr(not(test), expect(dead_code, reason = "no place plants a bug yet"))]
 pub(crate) fn planted(bug: Bug) -> bool {
     use std::io::Write as _;
     use std::sync::OnceLock;

@@ -1,6 +1,5 @@
 //! The engines under test, one adapter each. `docs/benchmarks/README.md` gives the reason for each of their options.
 
-#[cfg(feature = "ferris")]
 mod ferris;
 #[cfg(feature = "peers")]
 mod fjall;
@@ -22,7 +21,6 @@ use crate::engine::{EngineConfig, KvEngine, Result};
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum EngineName {
     /// FerrisDB's own engine.
-    #[cfg(feature = "ferris")]
     Ferris,
     /// RocksDB, to which all ratios are.
     #[cfg(feature = "peers")]
@@ -49,7 +47,6 @@ impl EngineName {
     /// The name in tables and JSON lines.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            #[cfg(feature = "ferris")]
             EngineName::Ferris => "ferris",
             #[cfg(feature = "peers")]
             EngineName::Rocksdb => "rocksdb",
@@ -66,7 +63,6 @@ impl EngineName {
     /// Opens an empty store.
     pub(crate) fn open(self, config: &EngineConfig) -> Result<Box<dyn KvEngine>> {
         Ok(match self {
-            #[cfg(feature = "ferris")]
             EngineName::Ferris => Box::new(ferris::Ferris::open(config)?),
             #[cfg(feature = "peers")]
             EngineName::Rocksdb => Box::new(rocksdb::Rocks::open(config)?),

@@ -31,6 +31,7 @@
 use ferrisdb_core::Version;
 
 use crate::key::ValueKind;
+use crate::planted::{Bug, planted};
 
 /// The readable versions, as of the start of a compaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +54,8 @@ pub enum Decision {
 impl Retention {
     /// All versions from `floor` on are readable, and `pins`, in any order; pins at or above the floor change nothing.
     pub fn new(floor: Version, pins: impl IntoIterator<Item = Version>) -> Retention {
-        let mut boundaries: Vec<Version> = pins.into_iter().filter(|&pin| pin < floor).collect();
+        let kept = |pin: &Version| *pin < floor && !planted(Bug::CompactionDropsPinned);
+        let mut boundaries: Vec<Version> = pins.into_iter().filter(kept).collect();
         boundaries.push(floor);
         boundaries.sort_unstable();
         boundaries.dedup();
@@ -134,7 +136,12 @@ impl Retention {
     /// True if some readable version sees an operation at `version` whose next newer one is `newer`.
     #[inline]
     fn needed(&self, version: Version, newer: Option<Version>) -> bool {
-        match (self.first_boundary_from(version), newer) {
+        let boundary = if planted(Bug::CompactionDropsPinned) && version <= self.floor() {
+            Some(self.floor())
+        } else {
+            self.first_boundary_from(version)
+        };
+        match (boundary, newer) {
             // Above the floor, or the newest operation of all.
             (None, _) | (_, None) => true,
             (Some(boundary), Some(newer)) => boundary < newer,
@@ -175,7 +182,8 @@ impl KeyFilter<'_> {
         if !self.retention.needed(version, newer) {
             return Decision::Drop;
         }
-        if !self.bottom || version > self.retention.lowest() {
+        let bottom = self.bottom || (planted(Bug::DropTombstoneAboveBottom) && kind == ValueKind::Tombstone);
+        if !bottom || version > self.retention.lowest() {
             return Decision::Keep;
         }
         match kind {

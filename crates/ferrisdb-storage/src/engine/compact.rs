@@ -47,6 +47,8 @@ struct State {
     skipped: Vec<SkippedRange>,
     manual: Vec<(u64, ManualRange)>,
     next_manual: u64,
+    /// Attempts that failed for want of space, and how the last one did: whoever waits for compactions must not wait for ever on a full disk.
+    failed: (u64, Option<Error>),
 }
 
 /// A plan that is being carried out.
@@ -143,7 +145,12 @@ impl Core {
         state.manual.push((id, range));
         drop(state);
         self.jobs.wake_compactions();
-        self.wait_for_jobs(|core| !core.jobs.compaction.state().manual.iter().any(|(other, _)| *other == id))
+        let result =
+            self.wait_for_jobs(|core| !core.jobs.compaction.state().manual.iter().any(|(other, _)| *other == id));
+        if result.is_err() {
+            self.jobs.compaction.state().manual.retain(|(other, _)| *other != id);
+        }
+        result
     }
 
     pub(super) fn wait_for_compactions(&self) -> Result<()> {
@@ -156,7 +163,9 @@ impl Core {
         })
     }
 
+    /// Waits until `done`, or until a compaction failed.
     fn wait_for_jobs(&self, done: impl Fn(&Core) -> bool) -> Result<()> {
+        let failed_before = self.jobs.compaction.state().failed.0;
         self.progress.wait(&*self.env.spawner, || {
             if done(self) {
                 return Some(Ok(()));
@@ -164,7 +173,13 @@ impl Core {
             if self.jobs.stopping() {
                 return Some(Err(Error::Closed));
             }
-            self.check_poison().err().map(Err)
+            if let Err(error) = self.check_poison() {
+                return Some(Err(error));
+            }
+            match &self.jobs.compaction.state().failed {
+                (count, Some(error)) if *count > failed_before => Some(Err(error.clone())),
+                _ => None,
+            }
         })
     }
 }
@@ -229,6 +244,17 @@ impl CompactionJob {
     }
 
     pub(super) fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        let result = self.step_part(core);
+        if let Err(error) = &result {
+            let mut state = core.jobs.compaction.state();
+            state.failed = (state.failed.0 + 1, Some(error.clone()));
+            drop(state);
+            core.progress.notify();
+        }
+        result
+    }
+
+    fn step_part(&mut self, core: &Arc<Core>) -> Result<Step> {
         if core.poison.get().is_some() {
             return Ok(Step::Wait);
         }

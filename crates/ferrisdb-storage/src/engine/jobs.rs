@@ -31,6 +31,7 @@ use crate::compaction::{KeySpan, Retention};
 use crate::env::{Job, Step};
 use crate::error::{Error, Result};
 use crate::manifest::ManifestEdit;
+use crate::planted::{Bug, planted};
 use crate::wal::{PrepareStep, WalPosition};
 
 /// How long a job waits for space before it tries again.
@@ -308,7 +309,16 @@ impl Work for Keeper {
             }
             let below = core.jobs.purge_below.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(below) = below {
+                // A segment goes only when the header of the next is durable, which buffered writes alone never make it.
+                if wal.sync()?.is_none() {
+                    core.jobs.purge_wal_below(below);
+                    return Ok(Step::WaitFor(RECLAIM_AFTER));
+                }
                 wal.purge(below)?;
+                if below >= wal.last_position() {
+                    // Everything is in tables and nobody writes: give the space back.
+                    wal.trim(1)?;
+                }
                 return Ok(Step::Again);
             }
         }
@@ -380,8 +390,16 @@ impl Flush {
         if !run.step(core.options.job_step_entries)? {
             return Ok(Step::Again);
         }
-        let edit = flush_edit(run, memtable);
+        let mut edit = flush_edit(run, memtable);
+        if planted(Bug::FlushForgetsWalEnd) {
+            edit.wal_start = core.wal.as_ref().map(|wal| wal.last_position().to_u64());
+        }
         let wal_start = edit.wal_start;
+        if planted(Bug::PurgeBeforeFlush)
+            && let (Some(wal), Some(start)) = (&core.wal, wal_start)
+        {
+            wal.purge(WalPosition::from_u64(start))?;
+        }
         core.install(edit, std::slice::from_ref(memtable))?;
         run.set_installed();
         core.counters.flushed(run.outputs().iter().map(|meta| meta.file_bytes).sum());

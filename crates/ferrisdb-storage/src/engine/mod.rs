@@ -348,7 +348,8 @@ impl Engine {
     /// Waits until no compaction is due. Writes that go on meanwhile may make it wait longer.
     ///
     /// # Errors
-    /// [`Error::Poisoned`] if a job failed; [`Error::Closed`] if the engine is closed meanwhile.
+    /// [`Error::NoSpace`] if a compaction found none, which it will try again; [`Error::Poisoned`] if a job failed;
+    /// [`Error::Closed`] if the engine is closed meanwhile.
     pub fn wait_for_compactions(&self) -> Result<()> {
         self.core().wait_for_compactions()
     }

@@ -35,6 +35,7 @@ use crate::manifest::log::Found;
 use crate::manifest::{EngineId, Manifest, ManifestState};
 use crate::memtable::{Inserter, Memtable};
 use crate::options::{Options, Retention};
+use crate::planted::{Bug, planted};
 use crate::wal::{ReadUpTo, Wal, WalOptions, WalPosition, WalReader};
 
 pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> Result<Engine> {
@@ -42,7 +43,8 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
     let fs = Arc::clone(&env.fs);
     prepare_directory(&*fs, dir, &options, read_only)?;
     let lock = lock_directory(&*fs, dir, read_only)?;
-    let manifest = open_manifest(&env, dir, &options, read_only)?;
+    let mut manifest = open_manifest(&env, dir, &options, read_only)?;
+    manifest.set_log_bytes_max(options.manifest_bytes_max);
     let state = manifest.state().clone();
 
     let cache = Arc::new(BlockCache::new(options.block_cache_bytes as u64));
@@ -198,6 +200,8 @@ fn open_wal(
     let wal_options = WalOptions {
         segment_bytes,
         reserve_bytes: (segment_bytes / 16).min(1 << 20),
+        // All that a full set of memtables needs: a steady load then never creates a segment. An idle engine trims them.
+        recycle_max: options.write_buffers_max * options.write_buffer_bytes / options.wal_segment_bytes + 2,
         identity: state.engine_id.wal_identity(),
         required_from: start,
         ..WalOptions::default()
@@ -211,7 +215,9 @@ fn open_wal(
         return Ok(None);
     }
     let (wal, recovery) = Wal::open(Arc::clone(fs), &path, wal_options)?;
-    let mut reader = wal.subscribe(start.max(recovery.first), ReadUpTo::Appended)?;
+    // Not simply `start`: what was flushed need not have been synced in the WAL, so a crash may have left a log that ends before it.
+    let from = if planted(Bug::ReplayFromBeyondTheEnd) { start.max(recovery.first) } else { recovery.replay_from };
+    let mut reader = wal.subscribe(from, ReadUpTo::Appended)?;
     replay.run(&path, &mut reader)?;
     Ok(Some(wal))
 }

@@ -105,7 +105,7 @@ fn assert_recovers(disk: &Disk, acked: u64, created: bool, context: &str) -> u64
 /// Every acknowledged edit survives a crash at any operation, and at any operation of the opening and writing after it,
 /// with nothing, everything or a random part of the unsynced bytes and names lost. Opening never fails.
 #[test]
-#[expect(clippy::print_stdout, reason = "the number of crash points is a result")]
+#[expect(clippy::print_stdout, reason = "the count of crash points is part of the test's output")]
 fn every_crash_point_recovers() {
     const EDITS: u64 = 14;
     let whole = Disk::new();
@@ -147,7 +147,6 @@ fn every_crash_point_recovers() {
 /// Every failing operation, once or from then on: an edit that failed without poisoning did not happen and does not come back;
 /// one that was acknowledged stays; after poisoning one of both outcomes is found. Space that comes back is enough to go on.
 #[test]
-#[expect(clippy::print_stdout, reason = "the number of faults is a result")]
 fn every_failing_operation_is_survived() {
     const EDITS: u64 = 8;
     let whole = Disk::new();
@@ -205,8 +204,27 @@ fn every_failing_operation_is_survived() {
             }
         }
     }
-    println!("{failed} failed edits, {poisoned} poisoned");
     assert!(failed > 20 && poisoned > 20);
+}
+
+/// Nothing is written behind or over a failed append: what is left of a long record would stand after a short one and look like
+/// corruption.
+#[test]
+fn a_failed_append_ends_the_file() {
+    let disk = Disk::new();
+    let mut manifest = Manifest::create(Arc::new(disk.clone()), Path::new(DIR), ID).unwrap();
+    manifest.apply(&edit(0)).unwrap();
+    manifest.apply(&edit(1)).unwrap();
+    let number = manifest.number();
+    // Two of the three sectors of the third edit get into the file.
+    disk.fault_at(disk.ops(), Fault::Fail(std::io::ErrorKind::StorageFull, 1024));
+    assert!(manifest.apply(&edit(2)).unwrap_err().is_no_space());
+    let small = ManifestEdit { last_version: Some(Version::from_u64(500)), ..ManifestEdit::default() };
+    manifest.apply(&small).unwrap();
+    assert!(manifest.number() > number, "the next edit goes into a new manifest");
+    for loss in LOSSES {
+        assert_eq!(read(&disk.after_crash(loss), Path::new(DIR)).unwrap().state, *manifest.state());
+    }
 }
 
 /// A full disk at open: the engine opens, knows that it is not settled, and settles when there is space.

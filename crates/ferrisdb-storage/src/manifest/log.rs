@@ -47,6 +47,7 @@ use super::frame::{self, FrameError, Header};
 use super::state::ManifestState;
 use crate::error::{Error, Result};
 use crate::fs::{File, FileSystem, OpenMode, read_exact_at, write_all_at};
+use crate::planted::{Bug, planted};
 
 /// The bound of a manifest, in bytes, above which it is switched, unless its snapshot alone is a large part of that. An edit of
 /// a flush takes one sector, so this is one switch in 2,000 flushes; reading it back takes a few milliseconds.
@@ -315,7 +316,9 @@ impl Manifest {
             self.log = None;
             return if error.is_no_space() { Err(error) } else { self.poison(&error) };
         }
-        if let Err(error) = log.file.sync_data() {
+        if !planted(Bug::ManifestNotSynced)
+            && let Err(error) = log.file.sync_data()
+        {
             let error = Error::io("sync", &log.path, error);
             return self.poison(&error);
         }
@@ -360,7 +363,12 @@ impl Manifest {
         let mut bytes = frame::encode_header(&Header { manifest: number, engine_id: next.engine_id });
         bytes.extend(frame::encode_record(number, bytes.len() as u64, &next.snapshot().encode()));
         let file = write_new_file(fs, &path, &bytes)?;
-        let sync_dir = || fs.sync_dir(&self.dir).map_err(|error| Error::io("sync directory", &self.dir, error));
+        let sync_dir = || {
+            if planted(Bug::SkipDirectorySync) {
+                return Ok(());
+            }
+            fs.sync_dir(&self.dir).map_err(|error| Error::io("sync directory", &self.dir, error))
+        };
         sync_dir().map_err(SwitchFailure::of_sync)?;
 
         let tmp = self.dir.join(CURRENT_TMP);
@@ -407,7 +415,9 @@ fn write_new_file(fs: &dyn FileSystem, path: &Path, bytes: &[u8]) -> std::result
         .open(path, OpenMode::CreateNew)
         .map_err(|error| SwitchFailure::NoEffect(Error::io("create", path, error)))?;
     write_all_at(&*file, bytes, 0).map_err(|error| SwitchFailure::NoEffect(Error::io("write", path, error)))?;
-    file.sync_all().map_err(|error| SwitchFailure::of_sync(Error::io("sync", path, error)))?;
+    if !planted(Bug::SwitchBeforeSync) {
+        file.sync_all().map_err(|error| SwitchFailure::of_sync(Error::io("sync", path, error)))?;
+    }
     Ok(file)
 }
 

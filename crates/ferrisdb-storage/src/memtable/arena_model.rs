@@ -5,29 +5,29 @@
 //! marked on every access: loom then reports a read that does not happen after the write ("Causality violation"), which is what a
 //! missing Acquire or Release on a link would cause. shuttle knows no such cells and checks the outcome only.
 
-use crate::sync::atomic::AtomicU32;
+use crate::sync::atomic::AtomicU64;
 
-/// One of each per four bytes of the arena.
+/// One of each per eight bytes of the arena.
 #[derive(Debug)]
 pub(super) struct Model {
-    links: Vec<AtomicU32>,
+    links: Vec<AtomicU64>,
     #[cfg(loom)]
     plain: Vec<loom::cell::UnsafeCell<()>>,
 }
 
-const WORD: usize = 4;
+const WORD: usize = 8;
 
 impl Model {
     pub(super) fn new(capacity: usize) -> Model {
         let words = capacity.div_ceil(WORD);
         Model {
-            links: (0..words).map(|_| AtomicU32::new(0)).collect(),
+            links: (0..words).map(|_| AtomicU64::new(0)).collect(),
             #[cfg(loom)]
             plain: (0..words).map(|_| loom::cell::UnsafeCell::new(())).collect(),
         }
     }
 
-    pub(super) fn link(&self, offset: u32) -> &AtomicU32 {
+    pub(super) fn link(&self, offset: u32) -> &AtomicU64 {
         assert!((offset as usize).is_multiple_of(WORD), "links are aligned");
         &self.links[offset as usize / WORD]
     }

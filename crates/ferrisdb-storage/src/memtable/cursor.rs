@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::Memtable;
-use super::skiplist::{HEAD, NULL, Node, Target};
+use super::skiplist::{HEAD, NULL, Node};
 use crate::error::Result;
 use crate::iter::PointIterator;
 use crate::key::InternalKey;
@@ -54,12 +54,12 @@ impl<M: Deref<Target = Memtable>> PointIterator for Cursor<M> {
     }
 
     fn seek(&mut self, target: InternalKey<'_>) -> Result<()> {
-        self.node = self.memtable.list.seek(&Target::new(target)).1;
+        self.node = self.memtable.list.seek(target).1;
         Ok(())
     }
 
     fn seek_before(&mut self, target: InternalKey<'_>) -> Result<()> {
-        self.place(self.memtable.list.seek(&Target::new(target)).0);
+        self.place(self.memtable.list.seek(target).0);
         Ok(())
     }
 

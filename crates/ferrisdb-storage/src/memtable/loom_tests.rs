@@ -29,7 +29,7 @@ fn explore(plant: Plant, scenario: fn(Plant)) {
 }
 
 fn list(plant: Plant) -> Arc<SkipList> {
-    let mut list = SkipList::new(LIST_BYTES_MIN + 4 * node_bytes(HEIGHT_MAX, 1, 1));
+    let mut list = SkipList::new(LIST_BYTES_MIN + 4 * node_bytes(HEIGHT_MAX, 1, 1), b"");
     list.plant = plant;
     Arc::new(list)
 }

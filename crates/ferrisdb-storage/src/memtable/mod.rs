@@ -27,7 +27,7 @@
 //! # Invariants
 //! - What was inserted is never changed or removed; memory is freed only when the whole memtable is dropped.
 //! - One (user key, version) occurs at most once among point entries.
-//! - Height of a node, and so the shape of the list, follows from the order of insertions alone: a simulation replays it.
+//! - The height of a node, and so the shape of the list, follows from the order of calls alone: a simulation replays it.
 //!
 //! # Concurrency
 //! Everything may be called from any thread at any time. Reads take no lock and wait for nobody. A reader sees what was inserted before it
@@ -38,6 +38,7 @@ mod arena;
 #[cfg(any(loom, shuttle))]
 mod arena_model;
 mod cursor;
+mod filter;
 mod range_tombstones;
 mod skiplist;
 
@@ -58,15 +59,19 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tombstone::{FragmentList, RangeTombstone};
 use arena::{ALIGN, ARENA_BYTES_MAX, Reserved};
 pub use cursor::{Cursor, MemtableIterator, OwnedMemtableIterator};
+use filter::Filter;
 use range_tombstones::RangeTombstones;
-use skiplist::{Duplicate, HEIGHT_MAX, LIST_BYTES_MIN, SkipList, Splice, node_bytes};
+use skiplist::{Duplicate, HEIGHT_MAX, LINK_BYTES, LIST_BYTES_MIN, SkipList, Splice, node_bytes};
 
-/// The smallest capacity of a memtable, in bytes: 4 KiB, of which the list itself takes about 100. Crash loops use it, so that a few
+/// The smallest capacity of a memtable, in bytes: 4 KiB, of which the list itself takes about 200. Crash loops use it, so that a few
 /// writes fill it.
 pub const CAPACITY_BYTES_MIN: usize = 4 << 10;
 
 /// The largest capacity of a memtable, in bytes: just below 4 GiB, because places in it are 32-bit offsets.
 pub const CAPACITY_BYTES_MAX: usize = ARENA_BYTES_MAX;
+
+/// The levels that every entry may claim: one more than the mean, so that a batch's low nodes pay for its tall ones.
+const HEIGHT_ENTITLED: usize = 3;
 
 const _: () =
     assert!(CAPACITY_BYTES_MIN > LIST_BYTES_MIN + node_bytes(HEIGHT_MAX, 64, 1024), "the smallest holds something");
@@ -102,12 +107,15 @@ pub struct Inserter {
     /// Which memtable `reserved` is of; 0 for none.
     reserved_of: u64,
     reserved: Reserved,
+    /// The part of `reserved` that no further entry of the batch is entitled to, because entries so far had low towers.
+    /// Invariant: surplus_bytes <= reserved.bytes().
+    surplus_bytes: usize,
 }
 
 impl Inserter {
     /// Without a memory.
     pub const fn new() -> Inserter {
-        Inserter { splice: Splice::new(), reserved_of: 0, reserved: Reserved::NONE }
+        Inserter { splice: Splice::new(), reserved_of: 0, reserved: Reserved::NONE, surplus_bytes: 0 }
     }
 }
 
@@ -120,6 +128,8 @@ impl Default for Inserter {
 /// Sorted writes in memory. See the module.
 pub struct Memtable {
     list: SkipList,
+    /// Invariant: holds the user keys of all entries of `list`.
+    filter: Filter,
     range_tombstones: RangeTombstones,
     entry_count: AtomicU64,
     // Of points and range tombstones. Nothing was inserted while smallest > largest.
@@ -128,12 +138,19 @@ pub struct Memtable {
 }
 
 impl Memtable {
-    /// An empty memtable whose point entries take up to `capacity_bytes`, brought between [`CAPACITY_BYTES_MIN`] and
-    /// [`CAPACITY_BYTES_MAX`]. Memory is used as it fills.
+    /// As [`Self::with_prefix`] when nothing is known about the keys to come.
     pub fn new(capacity_bytes: usize) -> Memtable {
+        Memtable::with_prefix(capacity_bytes, b"")
+    }
+
+    /// An empty memtable whose point entries take up to `capacity_bytes`, brought between [`CAPACITY_BYTES_MIN`] and
+    /// [`CAPACITY_BYTES_MAX`]. Memory is used as it fills. Operations are faster if most keys begin with `prefix`; take
+    /// [`Self::common_prefix`] of the memtable before. Any other key is as welcome.
+    pub fn with_prefix(capacity_bytes: usize, prefix: &[u8]) -> Memtable {
         let capacity = capacity_bytes.clamp(CAPACITY_BYTES_MIN, CAPACITY_BYTES_MAX) / ALIGN * ALIGN;
         Memtable {
-            list: SkipList::new(capacity),
+            list: SkipList::new(capacity, prefix),
+            filter: Filter::new(capacity),
             range_tombstones: RangeTombstones::new(),
             entry_count: AtomicU64::new(0),
             smallest_version: AtomicU64::new(u64::MAX),
@@ -141,10 +158,15 @@ impl Memtable {
         }
     }
 
-    /// The most that an entry with these lengths, in bytes, can take of the capacity. The mean is 55 bytes less, because few nodes are
-    /// high; [`Self::release`] gives back the difference.
+    /// What most keys of this memtable begin with; nothing while it has few.
+    pub fn common_prefix(&self) -> &[u8] {
+        self.list.common_prefix()
+    }
+
+    /// What an entry with these lengths, in bytes, may claim of the capacity. On average it takes 8 bytes less; taller nodes live on
+    /// what low ones leave over, and near the end of the capacity towers stay low. [`Self::release`] gives back what is left.
     pub const fn bytes_needed(key_len: usize, value_len: usize) -> usize {
-        node_bytes(HEIGHT_MAX, key_len, value_len)
+        node_bytes(HEIGHT_ENTITLED, key_len, value_len)
     }
 
     /// The capacity, in bytes, that a memtable must have for a batch that needs `bytes`, were it the only one.
@@ -166,12 +188,20 @@ impl Memtable {
     }
 
     fn reserve(&self, bytes: usize, inserter: &mut Inserter) -> bool {
-        let missing = bytes.saturating_sub(inserter.reserved.bytes());
+        // The surplus is left alone: it is what lets tall nodes be.
+        let missing = bytes.saturating_sub(inserter.reserved.bytes() - inserter.surplus_bytes);
         if missing == 0 {
             return true;
         }
-        let Some(reserved) = self.list.arena().try_reserve(missing) else { return false };
+        if let Some(reserved) = self.list.arena().try_reserve(missing) {
+            inserter.reserved.absorb(reserved);
+            return true;
+        }
+        // The arena is nearly full: entries go before tall towers.
+        let from_surplus = missing.min(inserter.surplus_bytes);
+        let Some(reserved) = self.list.arena().try_reserve(missing - from_surplus) else { return false };
         inserter.reserved.absorb(reserved);
+        inserter.surplus_bytes -= from_surplus;
         true
     }
 
@@ -180,6 +210,7 @@ impl Memtable {
     pub fn release(&self, inserter: &mut Inserter) {
         if inserter.reserved_of == self.list.id() {
             self.list.arena().unreserve(std::mem::replace(&mut inserter.reserved, Reserved::NONE));
+            inserter.surplus_bytes = 0;
         }
     }
 
@@ -189,7 +220,28 @@ impl Memtable {
         if inserter.reserved_of != self.list.id() {
             inserter.reserved_of = self.list.id();
             inserter.reserved = Reserved::NONE;
+            inserter.surplus_bytes = 0;
         }
+    }
+
+    /// The height that an entry gets which would like `wish` levels, with its claim reserved: what goes beyond the claim comes from the
+    /// surplus, or else from the arena, or else is not had.
+    #[inline]
+    fn affordable_height(&self, wish: usize, inserter: &mut Inserter) -> usize {
+        if wish <= HEIGHT_ENTITLED {
+            inserter.surplus_bytes += (HEIGHT_ENTITLED - wish) * LINK_BYTES;
+            return wish;
+        }
+        let extra = (wish - HEIGHT_ENTITLED) * LINK_BYTES;
+        if inserter.surplus_bytes < extra
+            && let Some(reserved) = self.list.arena().try_reserve(extra - inserter.surplus_bytes)
+        {
+            inserter.reserved.absorb(reserved);
+            inserter.surplus_bytes = extra;
+        }
+        let extra = extra.min(inserter.surplus_bytes / LINK_BYTES * LINK_BYTES);
+        inserter.surplus_bytes -= extra;
+        HEIGHT_ENTITLED + extra / LINK_BYTES
     }
 
     /// Adds a point entry. Takes from what `inserter` has reserved, and reserves what is missing.
@@ -213,7 +265,8 @@ impl Memtable {
         // The number of this entry among all; Relaxed, because it only has to be counted once.
         let ordinal = self.entry_count.fetch_add(1, Ordering::Relaxed);
         let key = InternalKey::new(user_key, Trailer::new(version, kind));
-        let height = height_of(ordinal);
+        let height = self.affordable_height(height_of(ordinal), inserter);
+        self.filter.add(user_key);
         match self.list.insert(key, value, height, &mut inserter.reserved, &mut inserter.splice) {
             Ok(()) => {
                 self.note_version(version);
@@ -251,6 +304,9 @@ impl Memtable {
     /// The newest point entry of `user_key` with a version of at most `at`, whether or not a range tombstone hides it.
     #[inline]
     pub fn get(&self, user_key: &[u8], at: Version) -> Option<Found<'_>> {
+        if !self.filter.may_hold(user_key) {
+            return None;
+        }
         let node = self.list.newest(user_key, at)?;
         let trailer = self.list.key(node).trailer;
         let kind = trailer.kind().expect("entries are inserted with a kind");
@@ -310,9 +366,9 @@ impl Memtable {
         Version::new(self.largest_version.load(Ordering::Relaxed))
     }
 
-    /// Bytes of memory in use: what is taken of the arena, and range tombstones.
+    /// Bytes of memory in use: what is taken of the arena, the filter (1/64 of the capacity), and range tombstones.
     pub fn memory_bytes(&self) -> usize {
-        self.list.arena().allocated_bytes() + self.range_tombstones.memory_bytes()
+        self.list.arena().allocated_bytes() + self.filter.memory_bytes() + self.range_tombstones.memory_bytes()
     }
 
     /// Bytes that point entries can take in all.
@@ -323,6 +379,11 @@ impl Memtable {
     /// Panics if an invariant does not hold. Only while nobody inserts; O(n).
     pub fn check(&self) {
         self.list.check();
+        let mut node = self.list.first();
+        while node != skiplist::NULL {
+            assert!(self.filter.may_hold(self.list.key(node).user_key), "the filter holds the keys of all entries");
+            node = self.list.next(node, 0);
+        }
         self.range_tombstones.check();
         let (smallest, largest) = (self.smallest_version(), self.largest_version());
         assert_eq!(smallest.is_none(), self.is_empty(), "versions are known once something was inserted");
@@ -342,7 +403,7 @@ impl fmt::Debug for Memtable {
     }
 }
 
-/// How many levels the `ordinal`-th entry has: one in four has two, one in sixteen three, … Mixed from the number (the finalizer of
+/// How many levels the `ordinal`-th entry has: one in two has a second, one in four a third, … Mixed from the number (the finalizer of
 /// SplitMix64) rather than drawn from a generator, so that concurrent writers share no state; and not from the key, so that nobody can
 /// choose keys that make the list flat.
 #[inline]
@@ -351,5 +412,5 @@ fn height_of(ordinal: u64) -> usize {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^= mixed >> 31;
-    (1 + mixed.trailing_zeros() as usize / 2).min(HEIGHT_MAX)
+    (1 + mixed.trailing_zeros() as usize).min(HEIGHT_MAX)
 }

@@ -4,15 +4,24 @@
 //! # A node
 //!
 //! ```text
-//!  0  u64        key head: the first eight bytes of the key, see `key_head`; most comparisons end here
-//!  8  u64        trailer: version and kind
-//! 16  u64        shape: value length (32 bits), key length (16), height (8), nothing (8)
-//! 24  u32        before: a node before this one on level 0, usually its neighbour
-//! 28  u32 × h    next: the next node on levels 0..h, 0 at the end
+//!  0  u64        trailer: version and kind
+//!  8  u64        shape: value length (32 bits), key length (16), height (8), nothing (8)
+//! 16  link       before: a node before this one on level 0, usually its neighbour
+//! 24  link × h   next: the next node on levels 0..h
 //!     bytes      key, then value; padded to 8
 //! ```
 //!
 //! The first node, [`HEAD`], has all levels and no key; its `before` field belongs to the end of the list.
+//!
+//! # Links and hints
+//! A search is a chain of cache misses, so what counts is how many nodes it touches. A link therefore carries, beside the offset of a node, a
+//! **hint**: 32 bits of that node's key. Most comparisons end there, and only nodes that the search passes *through* are touched,
+//! and of those only the cache line with the links. With that, low branching is best: at 1 in 2 a search goes through half a node per level,
+//! log₂(n) / 2 in all, where 1 in 4 makes it 3/4 log₂(n).
+//!
+//! Keys of one memtable often begin alike ("table 17, row …"), and then their first four bytes say nothing. So a list is told a prefix to skip, a
+//! guess from the keys of the memtable before. The hint of a key is the four bytes after the prefix; 0 for a key below all that have
+//! the prefix; all ones for one above. That never contradicts the order of keys, so a wrong guess costs time only.
 //!
 //! # Invariants
 //! - Each level is sorted by internal key, and is a subset of the level below it.
@@ -37,15 +46,7 @@
 //! reader walks forward from there until it meets the node that it came from; what it found it writes back, so that the next need
 //! not. (Finding the predecessor from the top, as LevelDB does, costs a whole search per step.)
 //!
-//! *Height* of the list is a hint: one that is too small costs time, one that is too large meets empty levels.
-
-#![cfg_attr(
-    not(test),
-    expect(
-        clippy::cast_possible_truncation,
-        reason = "lengths, heights and offsets lie in an arena, whose size fits a u32"
-    )
-)]
+//! *Height* of the list is advice: one that is too small costs time, one that is too large meets empty levels.
 
 use std::sync::atomic::AtomicU64 as StdAtomicU64;
 
@@ -53,16 +54,20 @@ use ferrisdb_core::Version;
 
 use super::arena::{ALIGN, Arena, Reserved};
 use crate::key::{InternalKey, KEY_BYTES_MAX, Trailer, key_head};
-use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Levels at most. One node in four goes up a level, so 16 levels serve 4^16 = 2^32 nodes, more than an arena can hold.
-/// (Model checking pays for each level of the first node.)
-pub(super) const HEIGHT_MAX: usize = if cfg!(any(loom, shuttle)) { 3 } else { 16 };
+/// Levels at most. One node in two goes up a level, so 20 levels serve 2^20 nodes in the best way, and a full 4 GiB arena of small
+/// entries, 2^26 nodes, with some 30 steps more. (Model checking pays for each level of the first node.)
+pub(super) const HEIGHT_MAX: usize = if cfg!(any(loom, shuttle)) { 3 } else { 20 };
 
-const TRAILER: u32 = 8;
-const SHAPE: u32 = 16;
-const BEFORE: u32 = 24;
-const NEXT: u32 = 28;
+const TRAILER: u32 = 0;
+const SHAPE: u32 = 8;
+const BEFORE: u32 = 16;
+const NEXT: u32 = 24;
+const LINK: u32 = 8;
+
+/// What a level costs a node.
+pub(super) const LINK_BYTES: usize = LINK as usize;
 
 /// A node of a list, by its offset in the arena.
 ///
@@ -75,7 +80,35 @@ pub(super) struct Node(u32);
 pub(super) const NULL: Node = Node(0);
 
 /// The node before all others: the arena's first allocation.
-pub(super) const HEAD: Node = Node(ALIGN as u32);
+pub(super) const HEAD: Node = Node(8);
+
+const _: () = assert!(HEAD.0 as usize == ALIGN, "the arena begins to hand out here");
+
+/// A node and a hint of its key, as stored in a link. Order of hints: see the module.
+///
+/// Invariant: the hint is that of the node's key; for [`HEAD`] and [`NULL`] it means nothing and is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Link(u64);
+
+impl Link {
+    const TO_HEAD: Link = Link::new(HEAD, 0);
+    const TO_NULL: Link = Link::new(NULL, 0);
+
+    #[inline]
+    const fn new(node: Node, hint: u32) -> Link {
+        Link((hint as u64) << 32 | node.0 as u64)
+    }
+
+    #[inline]
+    const fn node(self) -> Node {
+        Node((self.0 & 0xFFFF_FFFF) as u32)
+    }
+
+    #[inline]
+    const fn hint(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
 
 /// An entry of the same user key and version is in the list already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,37 +123,40 @@ pub(super) struct Splice {
     /// The list that the nodes belong to; 0 for none.
     list: u64,
     // One more than there are levels, so that the level above the highest can be asked too: it spans everything.
-    prev: [Node; HEIGHT_MAX + 1],
-    next: [Node; HEIGHT_MAX + 1],
+    prev: [Link; HEIGHT_MAX + 1],
+    next: [Link; HEIGHT_MAX + 1],
 }
 
 impl Splice {
     /// Without a memory.
     pub(super) const fn new() -> Splice {
-        Splice { list: 0, prev: [HEAD; HEIGHT_MAX + 1], next: [NULL; HEIGHT_MAX + 1] }
+        Splice { list: 0, prev: [Link::TO_HEAD; HEIGHT_MAX + 1], next: [Link::TO_NULL; HEIGHT_MAX + 1] }
     }
 }
 
-/// A key to search for, with its head computed once.
+/// A key to search for, with its hint computed once.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Target<'a> {
-    head: u64,
+struct Target<'a> {
+    hint: u32,
     key: InternalKey<'a>,
-}
-
-impl<'a> Target<'a> {
-    #[inline]
-    pub(super) fn new(key: InternalKey<'a>) -> Target<'a> {
-        Target { head: key_head(key.user_key), key }
-    }
 }
 
 /// The bytes that a node takes in the arena.
 #[inline]
 pub(super) const fn node_bytes(height: usize, key_len: usize, value_len: usize) -> usize {
-    (NEXT as usize + 4 * height).saturating_add(key_len).saturating_add(value_len).saturating_add(ALIGN - 1) / ALIGN
+    (NEXT as usize + LINK as usize * height).saturating_add(key_len).saturating_add(value_len).saturating_add(ALIGN - 1)
+        / ALIGN
         * ALIGN
 }
+
+/// Where a node's link on `level` lies; for its height in place of a level, where its bytes begin.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "a level is at most HEIGHT_MAX")]
+const fn next_offset(node: Node, level: usize) -> u32 {
+    node.0 + NEXT + LINK * level as u32
+}
+
+const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize, "a key length takes 16 bits of the shape");
 
 /// The least arena: the first node, and what is lost at offset 0.
 pub(super) const LIST_BYTES_MIN: usize = ALIGN + node_bytes(HEIGHT_MAX, 0, 0);
@@ -130,6 +166,7 @@ pub(super) const LIST_BYTES_MIN: usize = ALIGN + node_bytes(HEIGHT_MAX, 0, 0);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plant {
     Nothing,
+    #[cfg_attr(shuttle, expect(dead_code, reason = "shuttle cannot find it"))]
     /// Link with Relaxed: a reader may reach a node whose content it does not see.
     RelaxedPublish,
     /// Follow links with Relaxed: the same from the other side.
@@ -148,6 +185,8 @@ pub(super) struct SkipList {
     arena: Arena,
     /// Invariant: 1..=HEIGHT_MAX; only grows.
     height: AtomicU32,
+    /// What hints leave out.
+    prefix: Box<[u8]>,
     /// Differs from that of any other list of this process, so that a splice can never be used on the wrong one.
     id: u64,
     #[cfg(any(loom, shuttle))]
@@ -155,8 +194,9 @@ pub(super) struct SkipList {
 }
 
 impl SkipList {
-    /// An empty list in an arena of `capacity` bytes, at least [`LIST_BYTES_MIN`].
-    pub(super) fn new(capacity: usize) -> SkipList {
+    /// An empty list in an arena of `capacity` bytes, at least [`LIST_BYTES_MIN`]. Fastest if most keys begin with `prefix` and
+    /// differ soon after.
+    pub(super) fn new(capacity: usize, prefix: &[u8]) -> SkipList {
         // An identity, not a decision: its value shows nowhere, so the standard library's atomic does even under a model checker.
         static NEXT_ID: StdAtomicU64 = StdAtomicU64::new(1);
         let arena = Arena::new(capacity);
@@ -165,14 +205,15 @@ impl SkipList {
         assert_eq!(head, HEAD.0, "the first allocation is the first node");
         // SAFETY: the node was just allocated and nobody else knows it.
         unsafe {
-            arena.init_link(head + BEFORE, HEAD.0);
-            for level in 0..HEIGHT_MAX as u32 {
-                arena.init_link(head + NEXT + 4 * level, NULL.0);
+            arena.init_link(head + BEFORE, Link::TO_HEAD.0);
+            for level in 0..HEIGHT_MAX {
+                arena.init_link(next_offset(HEAD, level), Link::TO_NULL.0);
             }
         }
         SkipList {
             arena,
             height: AtomicU32::new(1),
+            prefix: prefix.into(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             #[cfg(any(loom, shuttle))]
             plant: Plant::Nothing,
@@ -205,13 +246,14 @@ impl SkipList {
         if splice.list != self.id {
             *splice = Splice { list: self.id, ..Splice::new() };
         }
-        let target = Target::new(key);
+        let target = self.target(key);
         let list_height = self.raise_height(height);
         self.locate(&target, list_height, splice);
-        if self.holds(splice.prev[0], key) || self.holds(splice.next[0], key) {
+        if self.holds(splice.prev[0], &target) || self.holds(splice.next[0], &target) {
             return Err(Duplicate);
         }
-        let node = self.new_node(&target, value, height, reserved);
+        let node = self.new_node(key, value, height, reserved);
+        let link = Link::new(node, target.hint);
         for level in 0..height {
             loop {
                 let (prev, next) = (splice.prev[level], splice.next[level]);
@@ -221,32 +263,48 @@ impl SkipList {
                     if level == 0 {
                         self.arena.init_link(node.0 + BEFORE, prev.0);
                     }
-                    self.arena.init_link(node.0 + NEXT + 4 * level as u32, next.0);
+                    self.arena.init_link(next_offset(node, level), next.0);
                 }
-                if self.publish(self.next_link(prev, level), next, node) {
+                if self.publish(self.next_link(prev.node(), level), next, link) {
                     if level == 0 {
-                        self.before_link(next).store(node.0, self.before_ordering());
+                        self.before_link(next.node()).store(link.0, self.before_ordering());
                     }
                     break;
                 }
                 // Somebody else linked a node here. Both neighbours are still on either side of ours, so look between them.
                 (splice.prev[level], splice.next[level]) = self.walk(&target, level, prev, splice.next[level + 1]);
-                if level == 0 && (self.holds(splice.prev[0], key) || self.holds(splice.next[0], key)) {
+                if level == 0 && (self.holds(splice.prev[0], &target) || self.holds(splice.next[0], &target)) {
                     // The node is not linked anywhere: its bytes are lost to the arena, no more.
                     return Err(Duplicate);
                 }
             }
         }
         // Ascending inserts find their place right behind this node.
-        splice.prev[..height].fill(node);
+        splice.prev[..height].fill(link);
         Ok(())
+    }
+
+    #[inline]
+    fn target<'a>(&self, key: InternalKey<'a>) -> Target<'a> {
+        Target { hint: self.hint(key.user_key), key }
+    }
+
+    /// Never falls as keys rise.
+    #[inline]
+    fn hint(&self, key: &[u8]) -> u32 {
+        match key.strip_prefix(&*self.prefix) {
+            Some(rest) => (key_head(rest) >> 32) as u32,
+            None if *key < *self.prefix => 0,
+            None => u32::MAX,
+        }
     }
 
     /// Makes the list at least `height` levels high and returns its height.
     fn raise_height(&self, height: usize) -> usize {
         let mut known = self.height.load(Ordering::Relaxed);
         if height > known as usize {
-            known = self.height.fetch_max(height as u32, Ordering::Relaxed).max(height as u32);
+            let height = u32::try_from(height).expect("at most HEIGHT_MAX");
+            known = self.height.fetch_max(height, Ordering::Relaxed).max(height);
         }
         known as usize
     }
@@ -258,9 +316,9 @@ impl SkipList {
         let mut level = 0;
         while level < list_height {
             let (prev, next) = (splice.prev[level], splice.next[level]);
-            if self.next(prev, level) == next
-                && (prev == HEAD || self.is_before(prev, target))
-                && (next == NULL || !self.is_before(next, target))
+            if (prev == Link::TO_HEAD || self.is_before(prev, target))
+                && (next == Link::TO_NULL || !self.is_before(next, target))
+                && self.next_of(prev.node(), level) == next
             {
                 break;
             }
@@ -268,7 +326,7 @@ impl SkipList {
         }
         if level == list_height {
             // No insert has written on this level of the splice; say so again rather than rely on it.
-            (splice.prev[level], splice.next[level]) = (HEAD, NULL);
+            (splice.prev[level], splice.next[level]) = (Link::TO_HEAD, Link::TO_NULL);
         }
         while level > 0 {
             level -= 1;
@@ -278,41 +336,40 @@ impl SkipList {
     }
 
     /// Writes a node that nobody knows yet.
-    fn new_node(&self, target: &Target<'_>, value: &[u8], height: usize, reserved: &mut Reserved) -> Node {
-        let key = target.key.user_key;
-        assert!(key.len() <= KEY_BYTES_MAX, "the engine refuses longer keys");
+    fn new_node(&self, key: InternalKey<'_>, value: &[u8], height: usize, reserved: &mut Reserved) -> Node {
+        let InternalKey { user_key: key, trailer } = key;
+        let key_len = u16::try_from(key.len()).expect("the engine refuses longer keys");
         let value_len = u32::try_from(value.len()).expect("the engine refuses values of 4 GiB");
         let node = self.arena.allocate(reserved, node_bytes(height, key.len(), value.len()));
-        let shape = u64::from(value_len) | (key.len() as u64) << 32 | (height as u64) << 48;
-        let bytes = node + NEXT + 4 * height as u32;
+        let shape = u64::from(value_len) | u64::from(key_len) << 32 | (height as u64) << 48;
+        let bytes = next_offset(Node(node), height);
         // SAFETY: all of it lies in the node that was just allocated (`node_bytes` is the sum of these parts) and nobody else
-        // knows it. Allocations are aligned to 8, and so are the three numbers in them.
+        // knows it. Allocations are aligned to 8, and so are the two numbers in them.
         unsafe {
-            self.arena.write(node, target.head);
-            self.arena.write(node + TRAILER, target.key.trailer.0);
+            self.arena.write(node + TRAILER, trailer.0);
             self.arena.write(node + SHAPE, shape);
             self.arena.write_bytes(bytes, key);
-            self.arena.write_bytes(bytes + key.len() as u32, value);
+            self.arena.write_bytes(bytes + u32::from(key_len), value);
         }
         Node(node)
     }
 
-    /// Puts `node` in the place of `expected`, unless that is no longer there.
+    /// Puts `new` in the place of `expected`, unless that is no longer there.
     #[inline]
-    fn publish(&self, link: &AtomicU32, expected: Node, node: Node) -> bool {
+    fn publish(&self, link: &AtomicU64, expected: Link, new: Link) -> bool {
         #[cfg(any(loom, shuttle))]
         match self.plant {
             Plant::RelaxedPublish => {
-                return link.compare_exchange(expected.0, node.0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+                return link.compare_exchange(expected.0, new.0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
             }
             Plant::StoreInsteadOfSwap => {
-                link.store(node.0, Ordering::Release);
+                link.store(new.0, Ordering::Release);
                 return true;
             }
             _ => {}
         }
         // Release: the node's content goes before. Failure may be Relaxed because the level is then walked again with Acquire.
-        link.compare_exchange(expected.0, node.0, Ordering::Release, Ordering::Relaxed).is_ok()
+        link.compare_exchange(expected.0, new.0, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
     #[inline]
@@ -335,23 +392,28 @@ impl SkipList {
     }
 
     #[inline]
-    fn next_link(&self, node: Node, level: usize) -> &AtomicU32 {
+    fn next_link(&self, node: Node, level: usize) -> &AtomicU64 {
         // SAFETY: a node that is reached on this level has it, and was initialised before it was published (see the invariants).
-        unsafe { self.arena.link(node.0 + NEXT + 4 * level as u32) }
+        unsafe { self.arena.link(next_offset(node, level)) }
     }
 
     /// The field `before` of a node; for `NULL` that of the end, which the first node keeps.
     #[inline]
-    fn before_link(&self, node: Node) -> &AtomicU32 {
+    fn before_link(&self, node: Node) -> &AtomicU64 {
         let holder = if node == NULL { HEAD } else { node };
         // SAFETY: every node has the field and was initialised before it was published.
         unsafe { self.arena.link(holder.0 + BEFORE) }
     }
 
+    #[inline]
+    fn next_of(&self, node: Node, level: usize) -> Link {
+        Link(self.next_link(node, level).load(self.follow_ordering()))
+    }
+
     /// The node after `node` on a level that it has.
     #[inline]
     pub(super) fn next(&self, node: Node, level: usize) -> Node {
-        Node(self.next_link(node, level).load(self.follow_ordering()))
+        self.next_of(node, level).node()
     }
 
     /// The first node.
@@ -361,54 +423,56 @@ impl SkipList {
 
     /// The node before `node` ([`NULL`]: before the end), or [`HEAD`].
     pub(super) fn prev(&self, node: Node) -> Node {
-        let link = self.before_link(node);
-        let hint = Node(link.load(Ordering::Acquire));
+        let before = self.before_link(node);
+        let advised = Link(before.load(Ordering::Acquire));
         #[cfg(any(loom, shuttle))]
         if self.plant == Plant::TrustBefore {
-            return hint;
+            return advised.node();
         }
-        let mut prev = hint;
+        let mut prev = advised;
         loop {
-            let next = self.next(prev, 0);
-            if next == node {
+            let next = self.next_of(prev.node(), 0);
+            if next.node() == node {
                 break;
             }
-            debug_assert!(next != NULL, "a node is on level 0 before anyone can reach it");
+            assert!(next != Link::TO_NULL, "a node is on level 0 before anyone can reach it");
             prev = next;
         }
-        if prev != hint {
+        if prev != advised {
             // Another thread may set it to a different node at the same time; either is less than `node`. Release, because the
             // next reader reaches `prev` by it.
-            link.store(prev.0, self.before_ordering());
+            before.store(prev.0, self.before_ordering());
         }
-        prev
+        prev.node()
     }
 
-    /// The last node before `target` (or [`HEAD`]) and the first at or after it (or [`NULL`]).
+    /// The last node before `key` (or [`HEAD`]) and the first at or after it (or [`NULL`]).
     #[inline]
-    pub(super) fn seek(&self, target: &Target<'_>) -> (Node, Node) {
+    pub(super) fn seek(&self, key: InternalKey<'_>) -> (Node, Node) {
+        let target = self.target(key);
         let mut level = self.height.load(Ordering::Relaxed) as usize;
-        let (mut prev, mut next) = (HEAD, NULL);
+        let (mut prev, mut next) = (Link::TO_HEAD, Link::TO_NULL);
         while level > 0 {
             level -= 1;
-            (prev, next) = self.walk(target, level, prev, next);
+            (prev, next) = self.walk(&target, level, prev, next);
         }
-        (prev, next)
+        (prev.node(), next.node())
     }
 
     /// Goes right on one level, from `prev`, which is before `target`, to the last node before it and the one after that. `limit` is known
     /// not to be before it, so that it need not be compared again.
     #[inline]
-    fn walk(&self, target: &Target<'_>, level: usize, mut prev: Node, limit: Node) -> (Node, Node) {
+    fn walk(&self, target: &Target<'_>, level: usize, mut prev: Link, limit: Link) -> (Link, Link) {
         loop {
-            let next = self.next(prev, level);
-            if next == limit || next == NULL {
+            let next = self.next_of(prev.node(), level);
+            if next == limit || next == Link::TO_NULL {
                 return (prev, next);
             }
             #[cfg(not(any(loom, shuttle)))]
-            if level > 0 {
-                // Where the search goes if it does not go right. Both nodes then come from memory at the same time.
-                self.arena.prefetch(self.next_link(prev, level - 1).load(Ordering::Relaxed));
+            if level > 0 && next.hint() == target.hint {
+                // The hint does not tell, so the node itself must come from memory. Where the search goes if it does not go right
+                // comes at the same time.
+                self.arena.prefetch(Link(self.next_link(prev.node(), level - 1).load(Ordering::Relaxed)).node().0);
             }
             if !self.is_before(next, target) {
                 return (prev, next);
@@ -417,34 +481,19 @@ impl SkipList {
         }
     }
 
-    /// True if `node`, a real one, is less than `target`.
+    /// True if the node, a real one, is less than `target`.
     #[inline]
-    fn is_before(&self, node: Node, target: &Target<'_>) -> bool {
-        // SAFETY: a published node is initialised and its numbers never change.
-        let head = unsafe { self.arena.read::<u64>(node.0) };
-        if head == target.head { self.is_before_in_full(node, target) } else { head < target.head }
+    fn is_before(&self, link: Link, target: &Target<'_>) -> bool {
+        if link.hint() == target.hint { self.key(link.node()) < target.key } else { link.hint() < target.hint }
     }
 
-    fn is_before_in_full(&self, node: Node, target: &Target<'_>) -> bool {
-        let key = self.user_key(node);
-        // The first eight bytes, padded with zeros, are equal. If the rest is too, the shorter key is a prefix of the longer.
-        let rest = |key: &[u8]| key.len().min(8);
-        match key[rest(key)..].cmp(&target.key.user_key[rest(target.key.user_key)..]) {
-            std::cmp::Ordering::Equal => {}
-            order => return order.is_lt(),
-        }
-        match key.len().cmp(&target.key.user_key.len()) {
-            std::cmp::Ordering::Equal => self.trailer(node) > target.key.trailer,
-            order => order.is_lt(),
-        }
-    }
-
-    /// True if `node` is an entry of this user key and version.
-    fn holds(&self, node: Node, key: InternalKey<'_>) -> bool {
-        node != HEAD
-            && node != NULL
-            && self.trailer(node).version() == key.trailer.version()
-            && self.user_key(node) == key.user_key
+    /// True if the node is an entry of the target's user key and version.
+    fn holds(&self, link: Link, target: &Target<'_>) -> bool {
+        link.hint() == target.hint
+            && link != Link::TO_HEAD
+            && link != Link::TO_NULL
+            && self.trailer(link.node()).version() == target.key.trailer.version()
+            && self.user_key(link.node()) == target.key.user_key
     }
 
     #[inline]
@@ -455,19 +504,19 @@ impl SkipList {
 
     /// Where the key begins, its length, and the length of the value, which follows it.
     #[inline]
-    fn shape(&self, node: Node) -> (u32, usize, usize) {
+    fn shape(&self, node: Node) -> (u32, u32, usize) {
         debug_assert!(node != HEAD && node != NULL, "the first node and the end have no key");
         // SAFETY: as for `trailer`.
         let shape = unsafe { self.arena.read::<u64>(node.0 + SHAPE) };
         let height = (shape >> 48) as u32;
-        (node.0 + NEXT + 4 * height, (shape >> 32 & 0xFFFF) as usize, (shape & 0xFFFF_FFFF) as usize)
+        (node.0 + NEXT + LINK * height, (shape >> 32 & 0xFFFF) as u32, (shape & 0xFFFF_FFFF) as usize)
     }
 
     #[inline]
     fn user_key(&self, node: Node) -> &[u8] {
         let (start, key_len, _) = self.shape(node);
         // SAFETY: the node was published with a key of this length here.
-        unsafe { self.arena.bytes(start, key_len) }
+        unsafe { self.arena.bytes(start, key_len as usize) }
     }
 
     /// The key of an entry: of a node that is neither [`HEAD`] nor [`NULL`].
@@ -481,14 +530,34 @@ impl SkipList {
     pub(super) fn value(&self, node: Node) -> &[u8] {
         let (start, key_len, value_len) = self.shape(node);
         // SAFETY: the node was published with a value of this length behind its key.
-        unsafe { self.arena.bytes(start + key_len as u32, value_len) }
+        unsafe { self.arena.bytes(start + key_len, value_len) }
     }
 
     /// The newest entry of `user_key` that a reader at `at` sees.
     #[inline]
     pub(super) fn newest(&self, user_key: &[u8], at: Version) -> Option<Node> {
-        let (_, node) = self.seek(&Target::new(InternalKey::seek(user_key, at)));
+        let (_, node) = self.seek(InternalKey::seek(user_key, at));
         (node != NULL && self.user_key(node) == user_key).then_some(node)
+    }
+
+    /// What most keys begin with: the prefix to give to the next list.
+    pub(super) fn common_prefix(&self) -> &[u8] {
+        // A level on which there are few nodes is a sample. Of that the middle, because system keys at either end share nothing
+        // with the rest.
+        for level in (0..self.height.load(Ordering::Relaxed) as usize).rev() {
+            let mut sample = Vec::new();
+            let mut node = self.next(HEAD, level);
+            while node != NULL {
+                sample.push(self.user_key(node));
+                node = self.next(node, level);
+            }
+            if sample.len() >= 16 {
+                let (first, last) = (sample[sample.len() / 8], sample[sample.len() - 1 - sample.len() / 8]);
+                let len = first.iter().zip(last).take_while(|(a, b)| a == b).count();
+                return &first[..len];
+            }
+        }
+        &[]
     }
 
     /// Panics if an invariant does not hold. Only while nobody inserts.
@@ -496,8 +565,10 @@ impl SkipList {
         let mut below: Option<Vec<u32>> = None;
         for level in 0..HEIGHT_MAX {
             let mut nodes = Vec::new();
-            let mut node = self.next(HEAD, level);
-            while node != NULL {
+            let mut link = self.next_of(HEAD, level);
+            while link != Link::TO_NULL {
+                let node = link.node();
+                assert_eq!(link.hint(), self.hint(self.user_key(node)), "a link carries the hint of its node");
                 if let Some(&last) = nodes.last() {
                     let (last, key) = (self.key(Node(last)), self.key(node));
                     assert!(last < key, "each level is sorted: {last:?} before {key:?} on level {level}");
@@ -505,7 +576,7 @@ impl SkipList {
                     assert!(!twice, "one user key and version occurs at most once: {key:?}");
                 }
                 nodes.push(node.0);
-                node = self.next(node, level);
+                link = self.next_of(node, level);
             }
             match &below {
                 None => {

@@ -14,6 +14,8 @@
 //! cargo test --release -p ferrisdb-storage --lib memtable::tests::speed -- --ignored --nocapture
 //! ```
 
+#![expect(clippy::cast_possible_truncation, reason = "numbers here are small")]
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
@@ -27,7 +29,8 @@ fn v(number: u64) -> Version {
     Version::from_u64(number)
 }
 
-type Model = BTreeMap<(Vec<u8>, Reverse<u64>), (ValueKind, Vec<u8>)>;
+type Model = BTreeMap<Place, (ValueKind, Vec<u8>)>;
+type Place = (Vec<u8>, Reverse<u64>);
 
 fn entry(cursor: &impl PointIterator) -> Option<(Vec<u8>, u64, Vec<u8>)> {
     cursor.valid().then(|| {
@@ -36,7 +39,7 @@ fn entry(cursor: &impl PointIterator) -> Option<(Vec<u8>, u64, Vec<u8>)> {
     })
 }
 
-fn model_entry(found: Option<(&(Vec<u8>, Reverse<u64>), &(ValueKind, Vec<u8>))>) -> Option<(Vec<u8>, u64, Vec<u8>)> {
+fn model_entry(found: Option<(&Place, &(ValueKind, Vec<u8>))>) -> Option<(Vec<u8>, u64, Vec<u8>)> {
     found.map(|((key, Reverse(version)), (_, value))| (key.clone(), *version, value.clone()))
 }
 
@@ -60,7 +63,9 @@ fn odd_key(random: &mut SplitMix64) -> Vec<u8> {
 fn equals_a_btree_map() {
     for seed in 0..40 {
         let mut random = SplitMix64::new(seed);
-        let memtable = Arc::new(Memtable::new(1 << 20));
+        // Prefixes that most, some and no keys have: they must not show.
+        let prefix: &[u8] = [&b""[..], b"prefix12", b"kkkkkkk", b"\0\0", b"\xFF\xFF"][seed as usize % 5];
+        let memtable = Arc::new(Memtable::with_prefix(1 << 20, prefix));
         let mut model = Model::new();
         let mut inserters = [Inserter::new(), Inserter::new()];
         for step in 0..1_500 {
@@ -129,13 +134,13 @@ fn is_deterministic() {
     assert_eq!(fill(), fill());
 }
 
-/// One node in four goes up a level.
+/// One node in two goes up a level.
 #[test]
 fn heights_are_geometric() {
     let mut counts = [0u32; HEIGHT_MAX + 1];
     (0..1 << 20).for_each(|ordinal| counts[height_of(ordinal)] += 1);
-    for (height, &count) in counts.iter().enumerate().take(6).skip(1) {
-        let expected = (1 << 20) as f64 * 0.75 / 4f64.powi(height as i32 - 1);
+    for (height, &count) in counts.iter().enumerate().take(7).skip(1) {
+        let expected = f64::from(1u32 << (20 - height));
         let off = (f64::from(count) - expected).abs() / expected;
         assert!(off < 0.1, "{count} nodes of height {height}, expected {expected}");
     }
@@ -157,12 +162,41 @@ fn fills_up_and_says_so() {
         assert_eq!(full, InsertError::Full);
         assert_eq!(memtable.entry_count(), u64::from(count));
         memtable.check();
-        let left = memtable.capacity_bytes() - memtable.memory_bytes();
+        let left = memtable.capacity_bytes() - memtable.list.arena().allocated_bytes();
         assert!(left < Memtable::bytes_needed(4, 100), "{left} bytes of {capacity} are left");
         for key in 0..count {
             assert_eq!(memtable.get(&key.to_be_bytes(), v(1)).unwrap().value, [7; 100]);
         }
     }
+}
+
+/// The filter lets a search be saved in all but a few lookups of absent keys.
+#[test]
+fn the_filter_knows_most_absent_keys() {
+    let memtable = Memtable::new(1 << 20);
+    let mut inserter = Inserter::new();
+    let mut count = 0u64;
+    while memtable.insert(&count.to_be_bytes(), v(1), ValueKind::Value, &[7; 100], &mut inserter).is_ok() {
+        count += 1;
+    }
+    let wrong = (count..count + 10_000).filter(|key| memtable.filter.may_hold(&key.to_be_bytes())).count();
+    assert!(wrong < 200, "{wrong} of 10,000 absent keys pass the filter");
+}
+
+/// The prefix that a memtable suggests is that of most keys, whatever lies at the ends; it comes with enough keys only.
+#[test]
+fn suggests_a_prefix() {
+    let memtable = Memtable::new(1 << 20);
+    let mut inserter = Inserter::new();
+    memtable.insert(b"", v(1), ValueKind::Value, b"", &mut inserter).unwrap();
+    memtable.insert(b"\xFFsystem", v(1), ValueKind::Value, b"", &mut inserter).unwrap();
+    assert_eq!(memtable.common_prefix(), b"");
+    for row in 0..2_000 {
+        memtable
+            .insert(format!("table 17, row {row:04}").as_bytes(), v(1), ValueKind::Value, b"", &mut inserter)
+            .unwrap();
+    }
+    assert_eq!(memtable.common_prefix(), b"table 17, row ");
 }
 
 /// A batch whose need was reserved never fails half-way, whatever others insert meanwhile; what it does not use comes back.
@@ -372,9 +406,8 @@ fn threads_insert_while_others_read() {
 
 /// Nanoseconds that this thread has been on a processor: a measure that other work on the machine disturbs least.
 fn cpu_nanos() -> u64 {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux has it");
-    let first = stat.split(' ').next().and_then(|number| number.parse().ok());
-    first.expect("it begins with a number")
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux has scheduler statistics");
+    stat.split(' ').next().and_then(|nanos| nanos.parse().ok()).expect("the first number is the time on a processor")
 }
 
 /// The figures in the decision file. Prints nanoseconds of processor time per operation.
@@ -401,25 +434,36 @@ fn speed() {
         work();
         println!("{what:<44}{:>8.0} ns", (cpu_nanos() - start) as f64 / count as f64);
     };
-    let random = Memtable::new(128 << 20);
     let mut inserter = Inserter::new();
-    measure("insert, random", COUNT, &mut || {
-        for number in 0..COUNT {
-            random.insert(&key_of(number), v(number), ValueKind::Value, &value, &mut inserter).unwrap();
-        }
-    });
-    println!("{} MiB", random.memory_bytes() >> 20);
-    measure("get, random, hit", COUNT, &mut || {
-        for number in 0..COUNT {
-            let number = number * 7_919 % COUNT;
-            assert!(random.get(&key_of(number), Version::MAX).is_some());
-        }
-    });
-    measure("get, random, miss", COUNT, &mut || {
-        for number in 0..COUNT {
-            assert!(random.get(&key_of(number + COUNT), Version::MAX).is_none());
-        }
-    });
+    for (what, prefix) in
+        [("", &b""[..]), (", alike and prefix unknown", b""), (", alike and prefix known", b"user0000")]
+    {
+        let key_of = |number: u64| {
+            if what.is_empty() { key_of(number) } else { ascending(SplitMix64::new(number).next_u64()) }
+        };
+        let table = Memtable::with_prefix(128 << 20, prefix);
+        measure(&format!("insert, random{what}"), COUNT, &mut || {
+            for number in 0..COUNT {
+                table.insert(&key_of(number), v(number), ValueKind::Value, &value, &mut inserter).unwrap();
+            }
+        });
+        println!("{} bytes per entry", table.memory_bytes() as u64 / COUNT);
+        measure(&format!("get, random{what}, hit"), COUNT, &mut || {
+            for number in 0..COUNT {
+                let number = number * 7_919 % COUNT;
+                assert!(table.get(&key_of(number), Version::MAX).is_some());
+            }
+        });
+        measure(&format!("get, random{what}, miss"), COUNT, &mut || {
+            for number in 0..COUNT {
+                assert!(table.get(&key_of(number + COUNT), Version::MAX).is_none());
+            }
+        });
+    }
+    let random = Memtable::new(128 << 20);
+    for number in 0..COUNT {
+        random.insert(&key_of(number), v(number), ValueKind::Value, &value, &mut inserter).unwrap();
+    }
     let mut cursor = random.iter();
     measure("next, per entry", COUNT, &mut || {
         cursor.seek_to_first().unwrap();

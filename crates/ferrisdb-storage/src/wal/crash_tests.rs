@@ -3,6 +3,8 @@
 //! Judged by a model: after a crash the log must be a prefix of one of the lists of records that were possible at that moment, must
 //! hold at least what was acknowledged as synced, and may have lost at its front only what purging was told to let go.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of the tests' own making")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

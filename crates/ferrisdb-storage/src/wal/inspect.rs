@@ -102,7 +102,7 @@ impl SegmentInspection {
                 }));
             }
             let mut behind = Vec::new();
-            self.scan.search_each(self.offset, |offset, header| {
+            self.scan.search_each(self.offset, u64::MAX, |offset, header| {
                 behind.push(RecordInfo {
                     position: WalPosition::new(self.header.number, offset),
                     kind: header.kind,

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! # Format
-//! See [`format`]. A log is a chain of segment files `0000000001.wal`, …; a record lies in one segment, one that is larger
+//! See the head of `format.rs`. A log is a chain of segment files `0000000001.wal`, …; a record lies in one segment, one that is larger
 //! than a segment gets a segment of its own size.
 //!
 //! # Invariants
@@ -32,7 +32,8 @@
 //! Everything is callable from any thread. Locks, in the order in which they may be taken: `maintenance` (held across I/O; taken
 //! by preparing, purging and truncating, and by an append only when no segment is ready), `writer` (held for one write),
 //! `chain`, `sync` (held for a few instructions). None of the last three is ever held across a sync.
-//! There is no condition variable: who waits holds a future, see `sync.rs`.
+//! There is no condition variable: who waits holds a future, see the head of `sync.rs`. Wakers must not call back into the WAL: after a
+//! failure they may be woken with a lock held.
 
 mod format;
 mod inspect;
@@ -105,7 +106,7 @@ impl Default for WalOptions {
             segment_bytes: 64 << 20,
             recycle_max: 4,
             reserve_bytes: 1 << 20,
-            fill: true,
+            fill: false,
             identity: 0,
             required_from: WalPosition::ZERO,
         }
@@ -155,7 +156,7 @@ pub struct WalState {
     pub ready: usize,
     /// Bytes of records, with their headers.
     pub log_bytes: u64,
-    /// Bytes of all segment files, preallocated and recycled ones included.
+    /// Bytes of all segment files, preallocated and recycled ones included, but for those in preparation at this moment.
     pub disk_bytes: u64,
     /// Why the WAL takes no more writes.
     pub poisoned: Option<Arc<str>>,
@@ -320,10 +321,11 @@ impl Wal {
         self.inner.synced() > position
     }
 
-    /// Where everything stands. Takes every short lock, one after another; for statistics and tests.
+    /// Where everything stands, for statistics and tests. Takes the short locks one after another.
     pub fn state(&self) -> WalState {
         let inner = &self.inner;
-        let spare_bytes = inner.maintenance().spare_bytes();
+        // While a file is being prepared or purged, those that wait are left out: statistics do not wait for a sync.
+        let spare_bytes = inner.maintenance.try_lock().map_or(0, |maintenance| maintenance.spare_bytes());
         let (ready, ready_bytes) = {
             let writer = inner.writer();
             let files = writer.ready.iter().chain(&writer.passed_over);

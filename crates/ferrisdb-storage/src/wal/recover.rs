@@ -28,6 +28,7 @@ use super::format::{
 use super::scan::{Found, Probe, SegmentScan};
 use crate::error::{Error, Result};
 use crate::fs::{File, FileSystem, OpenMode, read_exact_at};
+use crate::planted::{Bug, planted};
 
 /// The unfinished end of a log, cut off at open. Nothing in it was ever acknowledged as synced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +85,10 @@ pub(super) struct Survey {
     /// What to tell the owner.
     pub(super) recovery: Recovery,
 }
+
+/// How much of a file without a header is searched for records. A segment that was used begins with one, so this finds something in any
+/// that lost its header after use, unless it begins with a longer record whose header is lost too.
+const UNUSED_SEARCH_BYTES: u64 = 1 << 20;
 
 /// Reads the directory and decides. A file that cannot be read is an error, never a torn tail.
 pub(super) fn survey(fs: &dyn FileSystem, dir: &Path, identity: u64, required_from: WalPosition) -> Result<Survey> {
@@ -171,7 +176,11 @@ impl Files {
     fn synced_in_files_above(&self, above: u32) -> Result<Found> {
         let mut sum = Found::default();
         for (&number, file) in self.by_number.range(above.saturating_add(1)..) {
-            let found = self.scan(number).search(0)?;
+            let mut scan = self.scan(number);
+            let mut found = scan.search(0, UNUSED_SEARCH_BYTES)?;
+            if file.header.is_some() || found.headers > 0 {
+                found = scan.search(0, u64::MAX)?;
+            }
             sum.headers += found.headers;
             sum.synced =
                 sum.synced.max(found.synced).max(file.header.map_or(WalPosition::ZERO, |header| header.synced));
@@ -255,16 +264,19 @@ impl Files {
             // Here the log ends, if nothing behind says otherwise.
             let end = WalPosition::new(numbers[index], walk.end);
             let mut scan = self.scan(numbers[index]);
-            let here = scan.search(walk.end)?;
+            let mut here = Found::default();
+            // Headers of an older generation are what an earlier recovery has discarded already.
+            let mut live = 0;
+            scan.search_each(walk.end, u64::MAX, |_, found| {
+                here.add(found);
+                live += u64::from(found.generation >= walk.generation);
+            })?;
             let later = self.synced_in_files_above(numbers[index])?;
             let (what, header) = walk.bad.unwrap_or(("the end of the segment", None));
             if known_synced.max(here.synced).max(later.synced) > end {
                 let what = format!("{what}, though the WAL was synced beyond it");
                 return Err(Error::corruption(scan.path(), u64::from(walk.end), what));
             }
-            // Headers of an older generation are what an earlier recovery has discarded already.
-            let mut live = 0;
-            scan.search_each(walk.end, |_, found| live += u64::from(found.generation >= walk.generation))?;
             let headers_discarded = live + later.headers;
             if header.is_some() || headers_discarded > 0 || index + 1 < numbers.len() {
                 torn = Some(TornTail { file: scan.path().clone(), offset: walk.end, what, headers_discarded });
@@ -316,6 +328,10 @@ fn walk(scan: &mut SegmentScan, expected_end: Option<u32>) -> Result<Walk> {
     let mut walk = Walk { end: SEGMENT_HEADER_LEN, generation: 0, bad: None };
     while Some(walk.end) != expected_end {
         let header = match scan.probe(walk.end, u64::from(u32::MAX))? {
+            Probe::Bad { .. } if planted(Bug::TornTailKeptAfterHole) && scan.next_intact(walk.end)?.is_some() => {
+                walk.end = scan.next_intact(walk.end)?.unwrap_or(walk.end);
+                continue;
+            }
             Probe::Bad { what, header } => {
                 walk.bad = Some((what, header));
                 break;

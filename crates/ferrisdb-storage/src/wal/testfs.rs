@@ -123,6 +123,7 @@ struct State {
     space: Option<usize>,
     /// A failed write leaves all of its bytes behind.
     failed_writes_land: bool,
+    before_sync: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// The double.
@@ -180,6 +181,11 @@ impl TestFs {
 
     pub(super) fn fail(&self, fault: impl FnMut(&'static str, &Path) -> Option<io::ErrorKind> + Send + 'static) {
         self.lock().fault = Some(Box::new(fault));
+    }
+
+    /// Runs something while the next sync of a file is under way.
+    pub(super) fn during_next_sync(&self, hook: impl FnOnce() + Send + 'static) {
+        self.lock().before_sync = Some(Box::new(hook));
     }
 
     pub(super) fn heal(&self) {
@@ -357,13 +363,22 @@ struct TestFile {
 
 impl TestFile {
     fn sync(&self, op: &'static str) -> io::Result<()> {
+        let hook = self.fs.lock().before_sync.take();
+        if let Some(hook) = hook {
+            hook();
+        }
         let mut state = self.fs.lock();
         let result = state.op(op, &self.path, true);
         let inode = &mut state.disk.inodes[self.inode];
-        inode.pending.clear();
         // A failed sync drops the pages and calls them clean: they are read, but never written.
+        let pending = std::mem::take(&mut inode.pending);
         result?;
-        inode.durable = inode.seen.clone();
+        for change in pending {
+            match change {
+                Change::Len(len) => inode.durable.resize(len, 0),
+                Change::Write(at, data) => apply_bytes(&mut inode.durable, at, &data),
+            }
+        }
         Ok(())
     }
 

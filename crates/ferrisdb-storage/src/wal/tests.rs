@@ -1,5 +1,7 @@
 //! What the WAL promises, one scenario at a time; `crash_tests` has the exhaustive loops.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of the tests' own making")]
+
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -264,6 +266,21 @@ fn a_hole_in_what_was_not_synced_is_a_torn_tail() {
     assert_eq!(contents(&open(&fs)).unwrap(), ["one", "TWO"]);
 }
 
+/// A cut is final: a record that could not be read when the log was opened does not come back when it can be read again.
+#[test]
+fn a_cut_record_does_not_come_back() {
+    let fs = TestFs::new();
+    let wal = open(&fs);
+    append(&wal, "one");
+    let two = append(&wal, "two");
+    drop(wal);
+    let flip = |bytes: &mut Vec<u8>| bytes[two.offset() as usize + 24] ^= 1;
+    fs.edit(FIRST, flip);
+    assert_eq!(contents(&open(&fs)).unwrap(), ["one"]);
+    fs.edit(FIRST, flip);
+    assert_eq!(contents(&open(&fs)).unwrap(), ["one"]);
+}
+
 /// After a mark, damage to the very last record is recognised too.
 #[test]
 fn a_mark_protects_the_last_record() {
@@ -483,6 +500,30 @@ fn the_remains_of_a_failed_batch_do_not_join_on_to_a_later_record() {
     assert_eq!(contents(&wal).unwrap(), ["before", "same length"]);
 }
 
+/// The first write to a new segment fails, and the next record needs a larger one: the log does not lead through the
+/// segment that has no header.
+#[test]
+fn a_segment_whose_first_write_failed_is_left_out_of_the_chain() {
+    let fs = TestFs::new();
+    let wal = open(&fs);
+    wal.append(&[&[1; 3000]]).unwrap();
+    while wal.prepare_step().unwrap() == PrepareStep::Again {}
+    let mut failed_once = false;
+    fs.fail(move |op, _| (op == "write" && !std::mem::replace(&mut failed_once, true)).then_some(ErrorKind::Other));
+    assert!(wal.append(&[&[2; 3000]]).is_err());
+    let end = wal.last_position();
+    assert_eq!(end.segment(), 1);
+    assert_eq!(wal.append(&[&[3; 5000]]).unwrap().segment(), 3);
+    wal.append(&[&[4; 5000]]).unwrap();
+    wal.sync().unwrap();
+    let lens = |wal: &Wal| contents(wal).unwrap().iter().map(String::len).collect::<Vec<usize>>();
+    assert_eq!(lens(&wal), [3000, 5000, 5000]);
+    drop(wal);
+    let wal = open(&TestFs::on(fs.disk().crash(Crash::LoseAll)));
+    assert_eq!(lens(&wal), [3000, 5000, 5000]);
+    assert_eq!(wal.inner.chain()[1].previous_end, end);
+}
+
 /// If what a failed write left cannot be erased either, nobody can say where the log ends: poisoned.
 #[test]
 fn a_failed_write_that_cannot_be_undone_poisons() {
@@ -603,6 +644,27 @@ fn one_sync_serves_a_group_of_eight() {
     // With nothing new there is nothing to sync.
     wal.sync().unwrap();
     assert_eq!(fs.count("sync_data") - before, 1);
+}
+
+/// While a sync runs, appends go on, and are not covered by it: the next group forms.
+#[test]
+fn the_next_group_forms_while_a_sync_runs() {
+    let fs = TestFs::new();
+    let wal = open(&fs);
+    let one = append(&wal, "one");
+    let (other, late) = (wal.clone(), Arc::new(OnceLock::new()));
+    let slot = Arc::clone(&late);
+    fs.during_next_sync(move || {
+        assert!(other.state().syncing && other.sync().unwrap().is_none());
+        slot.set(append(&other, "late")).unwrap();
+    });
+    let synced = wal.sync().unwrap().unwrap();
+    let late = *late.get().unwrap();
+    assert!(wal.is_synced(one) && !wal.is_synced(late));
+    assert_eq!((synced, wal.synced_position()), (late, late));
+    wal.sync().unwrap();
+    assert!(wal.is_synced(late));
+    assert_eq!(fs.count("sync_data"), 2);
 }
 
 /// A sync across a switch syncs the older segment first.

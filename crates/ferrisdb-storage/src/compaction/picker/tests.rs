@@ -197,7 +197,14 @@ fn intra_l0_when_the_base_is_busy() {
     let busy: Vec<CompactionPlan> = pick(&levels, &four, &retention, &[], Hints::default()).into_iter().collect();
     let intra = pick(&levels, &four, &retention, &busy, Hints::default()).unwrap();
     assert_eq!((intra.reason, intra.output_rank), (Reason::IntraL0, 18));
-    assert!(!intra.is_bottom_key(b"m"));
+    // Older tables in L0 keep it from being the bottom, even with nothing below L0.
+    let levels = draw("L0: 16:a-z 30 15:a-z 30 14:a-z 30 13:a-z 30 12:a-z 30 11:a-z 30 10:a-c 30");
+    let two = PickerOptions { compaction_bytes_max: 60 * MIB, ..options() };
+    let busy: Vec<CompactionPlan> = pick(&levels, &two, &retention, &[], Hints::default()).into_iter().collect();
+    let intra = pick(&levels, &two, &retention, &busy, Hints::default()).unwrap();
+    expect!["L0: rewrite L0 [11 10] → L6, bottom; intra-L0: rewrite L0 [16 15 14 13 12] → L0"]
+        .assert_eq(&format!("{}; {intra}", busy[0]));
+    assert!(!intra.is_bottom_key(b"m") && !intra.is_bottom_range(b"y", b"z"));
 }
 
 /// L0 is not blocked for good by compactions within it: the oldest tables go down as soon as the base is free, even while newer
@@ -236,6 +243,25 @@ fn parallel_plans_stay_apart() {
             level size: rewrite L5 [1] + L6 [10 11] → L6, bottom, 2 parts, split at d
         "#]],
     );
+}
+
+/// A running plan keeps others out of its output keys and the base from sinking below its output, even where it shares no table with
+/// them: an ingestion that is being placed, say.
+#[test]
+fn running_plans_keep_their_place() {
+    let text = "L5: 1:a-e 200 2:m-p 200";
+    let levels = draw(text);
+    let retention = Retention::new(v(0), []);
+    let mut running = pick(&draw("L5: 9:d-n 300"), &options(), &retention, &[], Hints::default()).unwrap();
+    assert_eq!((running.output_level, &*running.span.smallest), (6, &b"d"[..]));
+    expect![[r#"
+        level size: move L5 [1] → L6
+    "#]]
+    .assert_eq(&plans(text, Hints::default()));
+    assert_eq!(pick(&levels, &options(), &retention, std::slice::from_ref(&running), Hints::default()), None);
+    assert_eq!(targets(&draw("L6: 1:a-b 10"), &options(), std::slice::from_ref(&running)).base, 6);
+    running.output_level = 4;
+    assert_eq!(targets(&draw("L6: 1:a-b 10"), &options(), &[running]).base, 4);
 }
 
 /// A table that is half tombstones goes down although its level is small; at the bottom it is rewritten where it is, but only when

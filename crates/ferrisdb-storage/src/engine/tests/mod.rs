@@ -124,3 +124,17 @@ fn the_real_machine_agrees() {
     let engine = Engine::open(dir.path().join("db"), Options::tiny()).unwrap();
     assert_eq!(contents(&engine).len(), 8000);
 }
+
+/// Once everything is in tables, the WAL keeps the segment in use and one more, whatever the load had needed.
+#[test]
+fn an_idle_engine_gives_wal_segments_back() {
+    let machine = Machine::new(SimFileSystem::new(), 0);
+    let engine = machine.open(Options::tiny()).unwrap();
+    for n in 0..3000 {
+        put(&engine, &format!("key{n:05}"), &format!("value{n}"));
+    }
+    engine.flush().unwrap();
+    machine.spawner.run_until_idle();
+    let segments = machine.disk.files().into_iter().filter(|(path, _)| path.starts_with("/db/wal")).count();
+    assert!(segments <= 2, "{segments} segments");
+}
