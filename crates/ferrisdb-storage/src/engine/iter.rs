@@ -150,6 +150,7 @@ impl Iter {
     /// # Panics
     /// If it is not valid and no move was interrupted.
     #[inline]
+    #[expect(clippy::should_implement_trait, reason = "a step can fail and lends what it finds, which std's cannot")]
     pub fn next(&mut self) -> Result<()> {
         self.step(ReadMode::Blocking, VisibleIterator::next)
     }

@@ -142,8 +142,45 @@ impl Engine {
     /// Opens the engine in `dir` with the real disk, clock and threads; creates it if [`Options::create_if_missing`] says so.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`]; [`Error::Locked`] if it is open elsewhere; [`Error::NotAnEngine`]; [`Error::FormatTooNew`]; [`Error::MissingFile`] and
-    /// [`Error::Corruption`] if files are not as they were left; [`Error::Io`]. Nothing is changed by an open that fails.
+    /// - [`Error::InvalidOption`]: nothing was touched;
+    /// - [`Error::Locked`]: it is open elsewhere, in this process or another;
+    /// - [`Error::NotAnEngine`]: the directory is missing or empty and [`Options::create_if_missing`] is off, or it holds something else;
+    /// - [`Error::FormatTooNew`]: a newer FerrisDB has written there;
+    /// - [`Error::MissingFile`], [`Error::Corruption`]: files are not as they were left;
+    /// - [`Error::NoSpace`], [`Error::Io`]: the operating system refused something.
+    ///
+    /// An open that fails leaves the data as it was. It may leave an empty directory or a lock file behind.
+    ///
+    /// # Examples
+    /// On a simulated disk, for a test; with [`Engine::open`] and a path it is on the real one.
+    /// ```
+    /// use ferrisdb_storage::fs::sim::SimFileSystem;
+    /// use ferrisdb_storage::{Durability, Engine, Env, IterOptions, Options, WriteBatch};
+    ///
+    /// # fn main() -> ferrisdb_storage::Result<()> {
+    /// let env = Env::sim(SimFileSystem::new());
+    /// let engine = Engine::open_in(env.clone(), "/fruit", Options::tiny())?;
+    /// let mut batch = WriteBatch::new();
+    /// batch.put(b"apple", b"red").put(b"plum", b"blue");
+    /// let version = engine.write(batch, Durability::Sync)?;
+    ///
+    /// let before = engine.snapshot();
+    /// let mut batch = WriteBatch::new();
+    /// batch.delete(b"apple");
+    /// engine.write(batch, Durability::Buffered)?;
+    /// assert_eq!(engine.get(b"apple")?, None);
+    /// assert_eq!(engine.get_at(b"apple", before.version())?.as_deref(), Some(&b"red"[..]));
+    /// assert_eq!(before.version(), version);
+    /// drop(before);
+    /// engine.close()?;
+    ///
+    /// let engine = Engine::open_in(env, "/fruit", Options::tiny())?;
+    /// let mut fruit = engine.iter(IterOptions::default())?;
+    /// fruit.seek_to_first()?;
+    /// assert_eq!((fruit.key(), fruit.value()), (&b"plum"[..], &b"blue"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Engine> {
         Engine::open_in(Env::real(), dir, options)
     }
@@ -156,11 +193,11 @@ impl Engine {
         open::open(env, dir.as_ref(), options, false)
     }
 
-    /// Opens an existing engine for reading. Nothing in the directory is changed; records in the WAL are read into memory. While it is
-    /// open nobody else can open the directory, unless the disk is read-only.
+    /// Opens an existing engine for reading. Nothing in the directory is changed but the lock file; records in the WAL are read into
+    /// memory. While it is open nobody else can open the directory, unless the disk is read-only.
     ///
     /// # Errors
-    /// As [`Engine::open`].
+    /// As [`Engine::open`]; and [`Error::NotAnEngine`] where that would create one.
     pub fn open_read_only(env: Env, dir: impl AsRef<Path>, options: Options) -> Result<Engine> {
         open::open(env, dir.as_ref(), options, true)
     }
@@ -173,7 +210,8 @@ impl Engine {
     /// # Errors
     /// The batch's own: [`Error::KeyTooLarge`], [`Error::ValueTooLarge`], [`Error::BatchTooLarge`], [`Error::InvertedRange`],
     /// [`Error::VersionNotIncreasing`]; then nothing happened. [`Error::NoSpace`] and [`Error::Io`] from the WAL append: nothing
-    /// happened. [`Error::Poisoned`] after a failed sync: whether this batch survives is unknown until the engine is reopened.
+    /// happened. [`Error::ReadOnly`], [`Error::Closed`]: nothing happened. [`Error::Poisoned`] after a failed sync: whether this batch
+    /// survives is unknown until the engine is reopened.
     pub fn write(&self, batch: WriteBatch, options: impl Into<WriteOptions>) -> Result<Version> {
         self.core().write(batch, options.into())
     }
@@ -300,7 +338,7 @@ impl Engine {
     /// Writes everything that is visible now into tables, waits until that is durable, and returns the version up to which it is.
     ///
     /// # Errors
-    /// [`Error::NoSpace`], [`Error::Io`], [`Error::Poisoned`], [`Error::ReadOnly`].
+    /// [`Error::NoSpace`], [`Error::Io`], [`Error::Poisoned`], [`Error::ReadOnly`], [`Error::Closed`].
     pub fn flush(&self) -> Result<Version> {
         self.core().flush()
     }
@@ -319,7 +357,7 @@ impl Engine {
     /// Compacts everything in the range (`None`: no bound) down to the deepest level that holds some of it, and waits for that.
     ///
     /// # Errors
-    /// [`Error::InvertedRange`], and those of [`Engine::flush`].
+    /// [`Error::InvertedRange`]; [`Error::InvalidOption`] if the engine was opened with no compaction job; and those of [`Engine::flush`].
     pub fn compact_range(&self, start: Option<&[u8]>, end: Option<&[u8]>) -> Result<()> {
         self.core().compact_range(start, end)
     }
@@ -327,7 +365,8 @@ impl Engine {
     /// Waits until no compaction is due. Writes that go on meanwhile may make it wait longer.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] if a compaction found none, which it will try again; [`Error::Poisoned`] if a job failed.
+    /// [`Error::NoSpace`] if a compaction found none, which it will try again; [`Error::Poisoned`] if a job failed;
+    /// [`Error::Closed`] if the engine is closed meanwhile.
     pub fn wait_for_compactions(&self) -> Result<()> {
         self.core().wait_for_compactions()
     }
@@ -352,11 +391,11 @@ impl Engine {
         &self.core().dir
     }
 
-    /// Makes everything written durable, stops the background jobs, waits for them, and gives the directory free. Other clones get
-    /// [`Error::Closed`] from then on. Without a WAL it flushes.
+    /// Makes everything written durable, stops the background jobs, waits for them, and gives the directory free. Writes and flushes
+    /// through other clones get [`Error::Closed`] from then on; reads go on. Without a WAL it flushes.
     ///
     /// # Errors
-    /// What the last sync or flush said; the engine is closed all the same.
+    /// What the last sync or flush said; the engine is closed all the same. [`Error::Closed`] if it was closed before.
     pub fn close(self) -> Result<()> {
         self.core().close()
     }

@@ -214,14 +214,13 @@ fn check_directory(fs: &dyn FileSystem, dir: &Path, state: &ManifestState) -> Re
 }
 
 fn wal_options(state: &ManifestState, options: &Options) -> WalOptions {
-    let id = state.engine_id.0.first_chunk().expect("an engine id has sixteen bytes");
     let segment_bytes = u32::try_from(options.wal_segment_bytes).expect("validated to be at most 1 GiB");
     WalOptions {
         segment_bytes,
         reserve_bytes: (segment_bytes / 16).min(1 << 20),
         // All that a full set of memtables needs: a steady load then never creates a segment. An idle engine trims them.
         recycle_max: options.write_buffers_max * options.write_buffer_bytes / options.wal_segment_bytes + 2,
-        identity: u64::from_le_bytes(*id),
+        identity: state.engine_id.wal_identity(),
         required_from: state.wal_start.map_or(WalPosition::ZERO, WalPosition::from_u64),
         ..WalOptions::default()
     }

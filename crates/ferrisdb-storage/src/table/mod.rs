@@ -53,7 +53,7 @@ pub use index::Index;
 pub use iterator::TableIterator;
 pub use properties::Properties;
 pub use reader::{Found, TableReader, TableValue};
-pub use verify::{BlockEntry, BlockSummary, Verified};
+pub use verify::{BlockEntry, BlockSummary, FooterSummary, Verified};
 
 use crate::error::{Error, Result};
 

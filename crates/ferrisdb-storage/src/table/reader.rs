@@ -396,7 +396,7 @@ fn bad_block(path: &Path, offset: u64, error: DecodeError) -> Error {
 }
 
 /// Reads exactly `len` bytes; they lie within the file, as was checked, so an end before them is corruption.
-fn read_range(file: &dyn File, path: &Path, offset: u64, len: u64) -> Result<Vec<u8>> {
+pub(super) fn read_range(file: &dyn File, path: &Path, offset: u64, len: u64) -> Result<Vec<u8>> {
     let len = usize::try_from(len).map_err(|_| Error::corruption(path, offset, "block: length"))?;
     let mut bytes = vec![0; len];
     match read_exact_at(file, &mut bytes, offset) {

@@ -167,10 +167,8 @@ fn run(seed: u64, options: &Options, steps: usize) {
                 snapshots.push((run.engine.snapshot(), run.model.clone()));
             }
             6 => {
-                for index in 0..snapshots.len() {
-                    let (snapshot, model) = &snapshots[index];
-                    let (version, model) = (snapshot.version(), model.clone());
-                    run.check_at(Some(version), &model);
+                for (snapshot, model) in &snapshots {
+                    run.check_at(Some(snapshot.version()), model);
                 }
             }
             7 | 8 if from_floor && !run.history.is_empty() => {
