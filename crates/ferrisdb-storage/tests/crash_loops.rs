@@ -10,6 +10,13 @@
 //!
 //! A failure names the script and the point; `FERRISDB_CRASH_POINT=<number>` runs that first-level point alone.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test ends where it fails, and its numbers are small"
+)]
+
 mod support;
 
 use std::collections::HashSet;

@@ -4,6 +4,13 @@
 //! stops taking writes and says why, or it goes on as if nothing had been. Never a wrong answer; and once the disk has healed and the
 //! engine is opened again, everything that it has acknowledged as durable is there.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test ends where it fails, and its numbers are small"
+)]
+
 mod support;
 
 use std::collections::BTreeSet;

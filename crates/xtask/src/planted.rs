@@ -31,7 +31,6 @@ const TABLE: &[Planted] = &[
     Planted { bug: "skip-wal-sync", target: "crash_loops", test: "mixed" },
     Planted { bug: "skip-directory-sync", target: "crash_loops", test: "mixed" },
     Planted { bug: "ignore-block-checksum", target: "lib", test: "table::tests::faults::misplaced_blocks_are_seen" },
-    Planted { bug: "ignore-block-checksum", target: "disk_faults", test: "misdirected_reads_are_corruption" },
     Planted {
         bug: "ignore-wal-checksum",
         target: "lib",
