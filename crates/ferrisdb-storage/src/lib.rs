@@ -32,7 +32,8 @@ pub mod wal;
 
 pub use batch::{Operation, WriteBatch};
 pub use engine::{
-    Engine, Iter, IterOptions, LevelStatistics, Snapshot, Statistics, Submitted, Ticket, Value, VerifyReport,
+    Compaction, Engine, Event, EventListener, IngestOptions, Ingestion, Iter, IterOptions, LevelStatistics, Listener,
+    RangeSize, Snapshot, Statistics, Submitted, Ticket, Value, VerifyReport,
 };
 pub use env::Env;
 pub use error::{Error, Result};

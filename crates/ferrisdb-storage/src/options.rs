@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use ferrisdb_core::Version;
 
+use crate::engine::Listener;
 use crate::error::{Error, Result};
 use crate::levels::LEVELS;
 use crate::table::{Compression, TableOptions};
@@ -71,7 +72,8 @@ pub struct Options {
     /// read. From 1 to 100. Default: 4.
     pub l0_compaction_tables: usize,
 
-    /// Tables in L0 from which on writes are slowed down, more with every table. Default: 12.
+    /// Tables in L0 from which on writes are slowed down, more with every table; disjoint tables that came together count once.
+    /// Default: 12.
     pub l0_slowdown_tables: usize,
 
     /// Tables in L0 at which writes stop until a compaction is done. Default: 24.
@@ -93,9 +95,16 @@ pub struct Options {
     /// engine does not remember. Each is taken back with [`Engine::unpin`](crate::Engine::unpin). Default: none.
     pub pinned_versions: Vec<Version>,
 
+    /// Bytes of the manifest, which lists the tables, at which it is written anew. Smaller: it is read faster at open, and
+    /// rewritten more often. From 1 KiB to 1 GiB. Default: 1 MiB.
+    pub manifest_bytes_max: u64,
+
     /// Entries that one step of a background job handles before it gives way to others: what makes a simulated run
     /// interleave. From 1 up. Default: 4,096.
     pub job_step_entries: usize,
+
+    /// Told about flushes, compactions, stalls and errors as they happen. It must not wait. Default: none.
+    pub event_listener: Option<Listener>,
 }
 
 impl Default for Options {
@@ -121,7 +130,9 @@ impl Default for Options {
             compaction_jobs: 2,
             pending_compaction_slowdown_bytes: 64 << 30,
             pinned_versions: Vec::new(),
+            manifest_bytes_max: crate::manifest::log::LOG_BYTES_MAX,
             job_step_entries: 4096,
+            event_listener: None,
         }
     }
 }
@@ -170,6 +181,7 @@ impl Options {
         within("level_multiplier", self.level_multiplier, 2, 100)?;
         within("compaction_jobs", self.compaction_jobs as u64, 0, 64)?;
         within("pending_compaction_slowdown_bytes", self.pending_compaction_slowdown_bytes, 1, u64::MAX)?;
+        within("manifest_bytes_max", self.manifest_bytes_max, 1 << 10, 1 << 30)?;
         within("job_step_entries", self.job_step_entries as u64, 1, u64::MAX)?;
         Ok(())
     }

@@ -8,8 +8,10 @@
 //!   published. So no two running plans touch the same tables or write overlapping ranges of one level.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::Core;
+use super::events::{Compaction, Event};
 use super::merge_run::{MergeRun, Target};
 use super::sources::{LevelIterator, Source};
 use super::view::Table;
@@ -47,12 +49,16 @@ struct State {
     skipped: Vec<SkippedRange>,
     manual: Vec<(u64, ManualRange)>,
     next_manual: u64,
+    /// Attempts that failed for want of space, and how the last one did: whoever waits for compactions must not wait for ever on a full disk.
+    failed: (u64, Option<Error>),
 }
 
 /// A plan that is being carried out.
 struct Running {
     plan: CompactionPlan,
     retention: Retention,
+    /// When it was picked.
+    began: Duration,
     progress: Mutex<Progress>,
 }
 
@@ -114,7 +120,8 @@ impl Core {
     pub(super) fn levels_changed(&self) {
         let levels = self.levels();
         let pending = picker::pending_bytes(&levels, &picker_options(&self.options));
-        let l0 = levels.level(0).tables().len();
+        // The tables of one ingestion are disjoint: a read asks one of them, so they count once.
+        let l0 = usize::try_from(picker::l0_runs(&levels)).expect("as many as tables at most");
         self.counters.set_pending(pending);
         if self.options.compaction_jobs > 0 {
             self.stall.update(&self.options, l0, pending);
@@ -144,7 +151,12 @@ impl Core {
         state.manual.push((id, range));
         drop(state);
         self.jobs.wake_compactions();
-        self.wait_for_jobs(|core| !core.jobs.compaction.state().manual.iter().any(|(other, _)| *other == id))
+        let result =
+            self.wait_for_jobs(|core| !core.jobs.compaction.state().manual.iter().any(|(other, _)| *other == id));
+        if result.is_err() {
+            self.jobs.compaction.state().manual.retain(|(other, _)| *other != id);
+        }
+        result
     }
 
     pub(super) fn wait_for_compactions(&self) -> Result<()> {
@@ -158,7 +170,9 @@ impl Core {
         })
     }
 
+    /// Waits until `done`, or until a compaction failed.
     fn wait_for_jobs(&self, done: impl Fn(&Core) -> bool) -> Result<()> {
+        let failed_before = self.jobs.compaction.state().failed.0;
         self.progress.wait(&*self.env.spawner, || {
             if done(self) {
                 return Some(Ok(()));
@@ -166,7 +180,13 @@ impl Core {
             if self.jobs.stopping() {
                 return Some(Err(Error::Closed));
             }
-            self.check_poison().err().map(Err)
+            if let Err(error) = self.check_poison() {
+                return Some(Err(error));
+            }
+            match &self.jobs.compaction.state().failed {
+                (count, Some(error)) if *count > failed_before => Some(Err(error.clone())),
+                _ => None,
+            }
         })
     }
 }
@@ -231,6 +251,17 @@ impl CompactionJob {
     }
 
     pub(super) fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        let result = self.step_part(core);
+        if let Err(error) = &result {
+            let mut state = core.jobs.compaction.state();
+            state.failed = (state.failed.0 + 1, Some(error.clone()));
+            drop(state);
+            core.progress.notify();
+        }
+        result
+    }
+
+    fn step_part(&mut self, core: &Arc<Core>) -> Result<Step> {
         if core.poison.get().is_some() {
             return Ok(Step::Wait);
         }
@@ -273,11 +304,13 @@ impl CompactionJob {
         };
         let divided = parts.len() > 1;
         let progress = Progress { unfinished: parts.len(), waiting: parts, ..Progress::default() };
-        let running = Arc::new(Running { plan, retention, progress: Mutex::new(progress) });
+        let began = core.env.clock.now();
+        let running = Arc::new(Running { plan, retention, began, progress: Mutex::new(progress) });
         state.busy.push(running.plan.clone());
         state.running.push(Arc::clone(&running));
         let part = running.progress().waiting.pop();
         drop(state);
+        core.tell(|| Event::CompactionBegun { compaction: Compaction::of(&running.plan) });
         match part {
             Some(run) => self.part = Some((running, run)),
             None => running.install(core)?,
@@ -339,6 +372,11 @@ impl Running {
         }
         core.jobs.compaction.state().remove(self);
         core.levels_changed();
+        core.tell(|| Event::CompactionDone {
+            compaction: Compaction::of(&self.plan),
+            written_bytes: written,
+            took: core.env.clock.now().saturating_sub(self.began),
+        });
         Ok(())
     }
 

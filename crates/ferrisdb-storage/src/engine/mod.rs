@@ -8,6 +8,8 @@
 //! open, close  recovery, locking, options                             versions    floor and pins: what compaction must keep
 //! jobs         the background jobs and when they run                  merge_run   the loop that flushes and compactions share
 //! stall        when writes slow down                                  files       names, and removing obsolete files
+//! ingest       sorted data past the WAL and the memtable         checkpoint   a copy made of hard links
+//! sizes        how large a range is, and where to cut it         events       telling the owner what happens
 //! ```
 //!
 //! # Locks, in the order in which they are taken
@@ -17,13 +19,17 @@
 //!
 //! Readers take none of them.
 
+mod checkpoint;
 mod compact;
+mod events;
+mod ingest;
 mod iter;
 mod jobs;
 mod merge_run;
 mod open;
 mod read;
 mod signal;
+mod sizes;
 mod sources;
 mod stall;
 mod stats;
@@ -46,7 +52,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ferrisdb_core::Version;
 
+pub use events::{Compaction, Event, EventListener, Listener};
+pub use ingest::{IngestOptions, Ingestion};
 pub use iter::{Iter, IterOptions};
+pub use sizes::RangeSize;
 pub use stats::{LevelStatistics, Statistics};
 pub use value::Value;
 pub use verify::VerifyReport;
@@ -107,6 +116,8 @@ pub(crate) struct Core {
     versions: ReadableVersions,
     write: Mutex<WriteState>,
     wal: Option<Wal>,
+    /// While an ingestion is being installed no write takes a version. Set under the writer lock.
+    gate_closed: AtomicBool,
     manifest: Mutex<Manifest>,
     tables: Arc<TableContext>,
     obsolete: Arc<ObsoleteFiles>,
@@ -312,7 +323,7 @@ impl Engine {
     /// Waits until no compaction is due. Writes that go on meanwhile may make it wait longer.
     ///
     /// # Errors
-    /// [`Error::Poisoned`] if a job failed.
+    /// [`Error::NoSpace`] if a compaction found none, which it will try again; [`Error::Poisoned`] if a job failed.
     pub fn wait_for_compactions(&self) -> Result<()> {
         self.core().wait_for_compactions()
     }
@@ -414,6 +425,8 @@ impl Core {
         let reason: Arc<str> = reason.to_string().into();
         // The first reason stays: later failures follow from it.
         let _first = self.poison.set(reason);
+        // Told by the keeper: who poisons may hold locks.
+        self.jobs.wake_keeper();
         self.progress.notify();
         self.visibility.wake_all();
     }
@@ -443,13 +456,38 @@ impl Core {
     }
 
     /// Makes an edit durable and publishes it, with the flushed memtables gone from the view.
-    fn install(&self, mut edit: ManifestEdit, flushed: &[Arc<LiveMemtable>]) -> Result<()> {
+    fn install(&self, edit: ManifestEdit, flushed: &[Arc<LiveMemtable>]) -> Result<()> {
+        self.install_with(edit, |memtables| {
+            let stays = |memtable: &&Arc<LiveMemtable>| !flushed.iter().any(|gone| Arc::ptr_eq(gone, memtable));
+            memtables.iter().filter(stays).cloned().collect()
+        })
+    }
+
+    /// The same for tables that did not come from a memtable. The active memtable is empty, nobody writes to it, and the new view gets
+    /// another one, so that no write that follows is in a view without these tables.
+    fn install_above(&self, edit: ManifestEdit) -> Result<()> {
+        let fresh = self.fresh_memtable(0);
+        self.install_with(edit, |memtables| {
+            debug_assert!(memtables[0].is_idle(), "the gate is closed");
+            std::iter::once(fresh).chain(memtables[1..].iter().cloned()).collect()
+        })
+    }
+
+    fn install_with(
+        &self,
+        mut edit: ManifestEdit,
+        memtables: impl FnOnce(&[Arc<LiveMemtable>]) -> Vec<Arc<LiveMemtable>>,
+    ) -> Result<()> {
         let mut manifest = self.manifest();
         // Jobs that run side by side took these numbers at different times; neither goes back.
         edit.next_file_number = Some(self.next_file_number());
         let oldest_readable = manifest.state().oldest_readable;
         edit.last_version = edit.last_version.max(Some(manifest.state().last_version));
         edit.oldest_readable = edit.oldest_readable.map(|version| version.max(oldest_readable));
+        // An ingestion may have gone ahead of memtables that hold nothing for its range, or nothing at all.
+        let state = manifest.state();
+        edit.last_version = edit.last_version.map(|version| version.max(state.last_version));
+        edit.flushed = edit.flushed.map(|version| version.max(state.flushed));
         let edit = &edit;
         manifest.apply(edit)?;
         self.change_view(|view| {
@@ -468,11 +506,11 @@ impl Core {
                 })
             });
             let Ok(levels) = levels;
-            let stays = |memtable: &&Arc<LiveMemtable>| !flushed.iter().any(|gone| Arc::ptr_eq(gone, memtable));
-            View::new(view.memtables.iter().filter(stays).cloned().collect(), levels)
+            View::new(memtables(&view.memtables), levels)
         });
         drop(manifest);
         self.progress.notify();
+        self.tell_created(&edit.added, |number| edit.removed.iter().any(|(_, gone)| *gone == number));
         Ok(())
     }
 

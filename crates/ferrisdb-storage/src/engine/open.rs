@@ -64,6 +64,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
     if !read_only && manifest.poisoned().is_some() {
         manifest = Manifest::open(Arc::clone(&fs), dir)?;
     }
+    manifest.set_log_bytes_max(options.manifest_bytes_max);
     let wal = match options.wal && !read_only {
         true => Some(Wal::open(Arc::clone(&fs), &dir.join(WAL_DIR), wal_options)?.0),
         false => None,
@@ -85,6 +86,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         versions: ReadableVersions::new(options.retention, floor, &options.pinned_versions),
         write: Mutex::new(write),
         wal,
+        gate_closed: AtomicBool::new(false),
         next_file_number: AtomicU64::new(state.next_file_number.0.max(leftovers.next_number)),
         manifest: Mutex::new(manifest),
         tables,

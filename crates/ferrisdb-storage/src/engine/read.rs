@@ -15,6 +15,7 @@ use super::view::{LiveMemtable, Table, View};
 use crate::error::Result;
 use crate::key::ValueKind;
 use crate::levels::LEVELS;
+use crate::planted::{Bug, planted};
 use crate::table::{ReadMode, filter};
 
 impl Core {
@@ -94,11 +95,15 @@ impl Answer {
 fn look_in_memtable(memtable: &Arc<LiveMemtable>, key: &[u8], at: Version) -> Option<Answer> {
     let covering = memtable.entries.newest_covering(key, at);
     match memtable.entries.get(key, at) {
-        Some(found) if covering.is_none_or(|covering| found.version >= covering) => Some(match found.kind {
-            ValueKind::Tombstone => Answer::Deleted,
-            // SAFETY: the value was found in this memtable's arena.
-            kind => Answer::new(kind, unsafe { Value::in_memtable(found.value, Arc::clone(memtable)) }),
-        }),
+        Some(found)
+            if covering.is_none_or(|covering| found.version >= covering && !planted(Bug::RangeTombstoneHidesNewer)) =>
+        {
+            Some(match found.kind {
+                ValueKind::Tombstone => Answer::Deleted,
+                // SAFETY: the value was found in this memtable's arena.
+                kind => Answer::new(kind, unsafe { Value::in_memtable(found.value, Arc::clone(memtable)) }),
+            })
+        }
         Some(_) => Some(Answer::Deleted),
         None => covering.map(|_| Answer::Deleted),
     }

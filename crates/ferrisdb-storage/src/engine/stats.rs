@@ -49,6 +49,10 @@ pub struct Statistics {
     pub trivial_moves: u64,
     /// Tables removed without being read, because a range tombstone covered them.
     pub tables_dropped: u64,
+    /// Ingestions done.
+    pub ingestions: u64,
+    /// Bytes of the tables that they added.
+    pub ingested_bytes: u64,
     /// Bytes that compactions still have to move until every level has its size.
     pub pending_compaction_bytes: u64,
     /// Writes that were delayed, and for how long in all.
@@ -106,6 +110,8 @@ counters!(
     compaction_written_bytes,
     trivial_moves,
     tables_dropped,
+    ingestions,
+    ingested_bytes,
     pending_compaction_bytes,
     delayed_writes,
     delayed_nanos,
@@ -150,6 +156,11 @@ impl Counters {
 
     pub(super) fn dropped(&self, tables: u64) {
         add(&self.tables_dropped, tables);
+    }
+
+    pub(super) fn ingested(&self, bytes: u64) {
+        add(&self.ingestions, 1);
+        add(&self.ingested_bytes, bytes);
     }
 
     pub(super) fn set_pending(&self, bytes: u64) {
@@ -212,6 +223,8 @@ impl Core {
             compaction_written_bytes: get(&counters.compaction_written_bytes),
             trivial_moves: get(&counters.trivial_moves),
             tables_dropped: get(&counters.tables_dropped),
+            ingestions: get(&counters.ingestions),
+            ingested_bytes: get(&counters.ingested_bytes),
             pending_compaction_bytes: get(&counters.pending_compaction_bytes),
             delayed_writes: get(&counters.delayed_writes),
             delayed: Duration::from_nanos(get(&counters.delayed_nanos)),

@@ -415,7 +415,9 @@ fn write_new_file(fs: &dyn FileSystem, path: &Path, bytes: &[u8]) -> std::result
         .open(path, OpenMode::CreateNew)
         .map_err(|error| SwitchFailure::NoEffect(Error::io("create", path, error)))?;
     write_all_at(&*file, bytes, 0).map_err(|error| SwitchFailure::NoEffect(Error::io("write", path, error)))?;
-    file.sync_all().map_err(|error| SwitchFailure::of_sync(Error::io("sync", path, error)))?;
+    if !planted(Bug::SwitchBeforeSync) {
+        file.sync_all().map_err(|error| SwitchFailure::of_sync(Error::io("sync", path, error)))?;
+    }
     Ok(file)
 }
 

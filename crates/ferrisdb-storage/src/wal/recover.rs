@@ -28,6 +28,7 @@ use super::format::{
 use super::scan::{Found, Probe, SegmentScan};
 use crate::error::{Error, Result};
 use crate::fs::{File, FileSystem, OpenMode, read_exact_at};
+use crate::planted::{Bug, planted};
 
 /// The unfinished end of a log, cut off at open. Nothing in it was ever acknowledged as synced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -331,6 +332,10 @@ fn walk(scan: &mut SegmentScan, expected_end: Option<u32>) -> Result<Walk> {
     let mut walk = Walk { end: SEGMENT_HEADER_LEN, generation: 0, bad: None };
     while Some(walk.end) != expected_end {
         let header = match scan.probe(walk.end, u64::from(u32::MAX))? {
+            Probe::Bad { .. } if planted(Bug::TornTailKeptAfterHole) && scan.next_intact(walk.end)?.is_some() => {
+                walk.end = scan.next_intact(walk.end)?.unwrap_or(walk.end);
+                continue;
+            }
             Probe::Bad { what, header } => {
                 walk.bad = Some((what, header));
                 break;
