@@ -64,6 +64,12 @@ pub struct Options {
     /// Compression by level. Default: LZ4 everywhere.
     pub compression: [Compression; LEVELS],
 
+    /// Values of at least this many bytes lie in blob files, and tables hold pointers to them. Compactions then write less, because they
+    /// move pointers; scans read more slowly, because neighbouring values lie apart; and until garbage is collected up to twice the space
+    /// is used. `None`: all values lie in tables. May be changed at every open; values move as they are rewritten. From 64 B to 256 MiB.
+    /// Default: `None`; where values are large, 4 KiB is a good choice (`docs/decisions/0006-blob-files.md` has measurements).
+    pub blob_value_bytes: Option<usize>,
+
     /// Bytes of an output table of a compaction, on disk. Larger: fewer files; smaller: finer-grained compactions. From 4 KiB
     /// to 4 GiB. Default: 64 MiB.
     pub table_bytes: u64,
@@ -121,6 +127,7 @@ impl Default for Options {
             block_bytes: table.block_bytes,
             filter_bits_per_key: 10,
             compression: [Compression::Lz4; LEVELS],
+            blob_value_bytes: None,
             table_bytes: 64 * MIB as u64,
             l0_compaction_tables: 4,
             l0_slowdown_tables: 12,
@@ -173,6 +180,9 @@ impl Options {
         within("wal_segment_bytes", self.wal_segment_bytes as u64, 4 << 10, 1 << 30)?;
         within("block_bytes", self.block_bytes as u64, 512, 1 << 20)?;
         within("filter_bits_per_key", u64::from(self.filter_bits_per_key), 0, 32)?;
+        if let Some(bytes) = self.blob_value_bytes {
+            within("blob_value_bytes", bytes as u64, 64, crate::key::VALUE_BYTES_MAX as u64)?;
+        }
         within("table_bytes", self.table_bytes, 4 << 10, 4 << 30)?;
         within("l0_compaction_tables", self.l0_compaction_tables as u64, 1, 100)?;
         within("l0_slowdown_tables", self.l0_slowdown_tables as u64, self.l0_compaction_tables as u64, 1000)?;
@@ -198,6 +208,12 @@ impl Options {
             writeln!(text, "{line}").expect("writing to a String cannot fail");
         }
         text
+    }
+
+    /// A blob file is finished once it has this many bytes: a few tables' worth. Larger ones would take long to become mostly garbage,
+    /// smaller ones would be many.
+    pub(crate) fn blob_file_bytes(&self) -> u64 {
+        4 * self.table_bytes
     }
 
     pub(crate) fn table_options(&self, level: usize) -> TableOptions {

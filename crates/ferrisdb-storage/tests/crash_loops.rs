@@ -10,6 +10,9 @@
 //!
 //! A failure names the script and the point; `FERRISDB_CRASH_POINT=<number>` runs that first-level point alone.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "how many places were tried is a result")]
+
 mod support;
 
 use std::collections::HashSet;

@@ -4,6 +4,10 @@
 //! stops taking writes and says why, or it goes on as if nothing had been. Never a wrong answer; and once the disk has healed and the
 //! engine is opened again, everything that it has acknowledged as durable is there.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "how many places were tried is a result")]
+#![expect(clippy::cast_possible_truncation, reason = "tests cast small numbers")]
+
 mod support;
 
 use std::collections::BTreeSet;

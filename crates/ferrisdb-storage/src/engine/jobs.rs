@@ -454,7 +454,7 @@ impl Flush {
         }
         core.install(edit, std::slice::from_ref(memtable))?;
         run.set_installed();
-        let bytes = run.outputs().iter().map(|meta| meta.file_bytes).sum();
+        let bytes = run.written_bytes();
         core.counters.flushed(bytes);
         let took = core.env.clock.now().saturating_sub(*began);
         if let Some(position) = wal_start {
@@ -489,6 +489,7 @@ fn flush_run(core: &Arc<Core>, memtable: &Arc<LiveMemtable>) -> MergeRun {
         grandparents: Vec::new(),
         grandparent_bytes_max: u64::MAX,
         l0_rank: None,
+        relocate: Vec::new(),
     };
     let sources = vec![Source::Memtable(memtable.entries.iter_owned())];
     let tombstones = memtable.entries.range_tombstones().map(|list| (*list).clone()).unwrap_or_default();
@@ -507,6 +508,7 @@ fn flush_edit(run: &MergeRun, memtable: &LiveMemtable) -> ManifestEdit {
         wal_start,
         owner: owner.as_ref().map(|(_, bytes)| bytes.as_slice().into()),
         oldest_readable: Some(run.floor()),
+        added_blobs: run.blob_outputs().to_vec(),
         ..ManifestEdit::default()
     }
 }

@@ -6,7 +6,6 @@
 //! Replay puts every record above the flushed version into memtables, as many as it takes, and opens for writing only then. A replayed
 //! batch keeps its version, so recovery may crash and run again as often as it likes.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -14,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use ferrisdb_core::Version;
 
+use super::blobs::Blobs;
 use super::files::{self, FileKind, LOCK, OPTIONS, ObsoleteFiles, WAL_DIR};
 use super::jobs::Jobs;
 use super::signal::Signal;
@@ -50,9 +50,15 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
 
     let cache = Arc::new(BlockCache::new(options.block_cache_bytes as u64));
     let obsolete = Arc::new(ObsoleteFiles::default());
-    let tables =
-        Arc::new(TableContext { fs: Arc::clone(&fs), cache: Arc::clone(&cache), obsolete: Arc::clone(&obsolete) });
+    let tables = Arc::new(TableContext {
+        dir: dir.to_path_buf(),
+        engine_id: state.engine_id,
+        fs: Arc::clone(&fs),
+        cache: Arc::clone(&cache),
+        obsolete: Arc::clone(&obsolete),
+    });
     let levels = live_tables(dir, &state, &tables)?;
+    let blobs = Arc::new(Blobs::open(&state, &tables)?);
     let leftovers = check_directory(&*fs, dir, &state)?;
 
     let mut replay = Replay::new(&options, state.flushed.max(state.last_version), state.flushed);
@@ -80,7 +86,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         write.last_record = position;
     }
     let core = Arc::new(Core {
-        view: EpochCell::new(Arc::new(View::new(replay.into_memtables(), levels))),
+        view: EpochCell::new(Arc::new(View::new(replay.into_memtables(), levels, blobs))),
         view_lock: Mutex::new(()),
         visibility: Visibility::new(last_version),
         versions: ReadableVersions::new(options.retention, floor, &options.pinned_versions),
@@ -191,13 +197,12 @@ struct Leftovers {
 }
 
 fn check_directory(fs: &dyn FileSystem, dir: &Path, state: &ManifestState) -> Result<Leftovers> {
-    let blobs: BTreeSet<_> = state.blobs.keys().copied().collect();
     let mut leftovers = Leftovers { paths: Vec::new(), next_number: 0 };
     for path in fs.list(dir).map_err(|error| Error::io("list", dir, error))? {
         let path = dir.join(path);
         let (number, live) = match files::file_kind(&path) {
             FileKind::Table(number) => (number.0, state.tables.contains_key(&number)),
-            FileKind::Blob(number) => (number.0, blobs.contains(&number)),
+            FileKind::Blob(number) => (number.0, state.blobs.contains_key(&number)),
             FileKind::Temporary | FileKind::Other => continue,
         };
         leftovers.next_number = leftovers.next_number.max(number + 1);
@@ -209,14 +214,13 @@ fn check_directory(fs: &dyn FileSystem, dir: &Path, state: &ManifestState) -> Re
 }
 
 fn wal_options(state: &ManifestState, options: &Options) -> WalOptions {
-    let id = state.engine_id.0.first_chunk().expect("an engine id has sixteen bytes");
     let segment_bytes = u32::try_from(options.wal_segment_bytes).expect("validated to be at most 1 GiB");
     WalOptions {
         segment_bytes,
         reserve_bytes: (segment_bytes / 16).min(1 << 20),
         // All that a full set of memtables needs: a steady load then never creates a segment. An idle engine trims them.
         recycle_max: options.write_buffers_max * options.write_buffer_bytes / options.wal_segment_bytes + 2,
-        identity: u64::from_le_bytes(*id),
+        identity: state.engine_id.wal_identity(),
         required_from: state.wal_start.map_or(WalPosition::ZERO, WalPosition::from_u64),
         ..WalOptions::default()
     }

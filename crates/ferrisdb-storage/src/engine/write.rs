@@ -250,7 +250,7 @@ impl Core {
             self.change_view(|view| {
                 let mut memtables = view.memtables.clone();
                 memtables[0] = fresh;
-                View::new(memtables, view.levels.clone())
+                View::new(memtables, view.levels.clone(), Arc::clone(&view.blobs))
             });
         } else {
             self.seal(state, needed);
@@ -266,7 +266,7 @@ impl Core {
             active.sealed_at.set(state.last_version).expect("a memtable is sealed once");
             active.wal_end.set(wal_end).expect("a memtable is sealed once");
             let memtables = std::iter::once(fresh).chain(view.memtables.iter().cloned()).collect();
-            View::new(memtables, view.levels.clone())
+            View::new(memtables, view.levels.clone(), Arc::clone(&view.blobs))
         });
         self.jobs.wake_flush();
     }

@@ -1,5 +1,6 @@
 //! Tests of the engine as a whole, on the simulated disk and the deterministic spawner.
 
+mod blobs;
 mod checkpoint;
 mod events;
 mod ingest;
