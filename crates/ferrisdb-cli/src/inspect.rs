@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use ferrisdb_storage::Env;
 use ferrisdb_storage::fs::real::RealFileSystem;
 use ferrisdb_storage::inspect::{self, Sink};
 
@@ -24,13 +25,14 @@ pub(crate) fn inspect(arguments: &InspectArguments, out: impl Write) -> Result<(
 pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(), Failure> {
     let mut problems = 0;
     print(&arguments.output, out, |sink| {
-        problems = inspect::verify(&RealFileSystem::new(), &arguments.path, sink)?;
+        problems = inspect::verify(&Env::real(), &arguments.path, sink)?;
         Ok(())
     })?;
     match problems {
         0 => Ok(()),
         problems => Err(Failure::Corrupt(format!(
-            "{problems} problems in {}; restore the files named above from a replica or a backup",
+            "{problems} {} in {}; restore the files named above from a replica or a backup",
+            if problems == 1 { "problem" } else { "problems" },
             arguments.path.display()
         ))),
     }

@@ -227,10 +227,10 @@ mod tests {
 
     fn sample(sink: &mut dyn Sink) -> ferrisdb_storage::Result<()> {
         sink.field("file", "000007.wal".into())?;
-        sink.field("format_version", 1.into())?;
+        sink.field("format_version", 1_u64.into())?;
         sink.table("records", &["offset", "whole", "first_key"])?;
-        sink.row(&[0.into(), Cell::Flag(true), b"user/\x00".as_slice().into()])?;
-        sink.row(&[32_768.into(), Cell::Flag(false), Cell::Absent])?;
+        sink.row(&[0_u64.into(), Cell::Flag(true), b"user/\x00".as_slice().into()])?;
+        sink.row(&[32_768_u64.into(), Cell::Flag(false), Cell::Absent])?;
         sink.table("holes", &["offset"])
     }
 

@@ -1,5 +1,4 @@
-//! Runs the demo as a user does. It needs the engine.
-#![cfg(feature = "engine")]
+//! Runs the demo as a user does.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;

@@ -107,7 +107,6 @@ fn failures() {
 
 /// The engine's commands say which path was wrong.
 #[test]
-#[cfg(feature = "engine")]
 fn failures_with_an_engine() {
     check_error(
         &["demo", "--directory", "/nonexistent"],

@@ -231,7 +231,7 @@ impl WriteBatch {
         let data = std::mem::take(&mut self.data);
         let mut owner = None;
         let mut ranges: Vec<(usize, &[u8], &[u8])> = Vec::new();
-        let mut points: Vec<(&[u8], usize, Option<&[u8]>)> = Vec::with_capacity(self.point_count);
+        let mut points: Vec<Point<'_>> = Vec::with_capacity(self.point_count);
         let operations = Operations { rest: Decoder::new(&data) };
         for (index, operation) in operations.enumerate() {
             match operation.expect("a batch encodes itself correctly") {
@@ -286,6 +286,9 @@ impl WriteBatch {
         &self.data
     }
 }
+
+/// A point operation while a batch is made canonical: key, place in the batch, and the value, if it is a put.
+type Point<'a> = (&'a [u8], usize, Option<&'a [u8]>);
 
 /// Decodes operations one by one.
 struct Operations<'a> {

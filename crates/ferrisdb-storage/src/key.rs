@@ -10,6 +10,7 @@
 
 use std::cmp::Ordering;
 
+use crate::planted::{Bug, planted};
 use ferrisdb_core::Version;
 
 /// The longest user key, in bytes. The client's limit is 10,000; system keys wrap user keys and add a little. 64 KiB − 1
@@ -104,7 +105,9 @@ impl<'a> InternalKey<'a> {
 impl Ord for InternalKey<'_> {
     #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
-        self.user_key.cmp(other.user_key).then_with(|| other.trailer.cmp(&self.trailer))
+        let newest_first = other.trailer.cmp(&self.trailer);
+        let versions = if planted(Bug::WrongVersionOrder) { newest_first.reverse() } else { newest_first };
+        self.user_key.cmp(other.user_key).then(versions)
     }
 }
 

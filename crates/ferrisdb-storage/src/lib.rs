@@ -6,10 +6,16 @@
 //! ```
 //!
 //! It needs no runtime and starts no thread of its own: disk, time and threads come in through [`env::Env`].
+//!
+//! Begin at [`Engine`]. [`WriteBatch`] is the atomic unit of writing, [`IterOptions`] says what a cursor shows, [`Options`] how an engine
+//! is opened, and [`Error`] what can go wrong. [`inspect`] looks into the files. The other modules are the engine's parts; of them, [`wal`] and
+//! [`fs`] are meant for use by themselves, and the rest is public for tools and tests and changes without notice.
 
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
+#![cfg_attr(test, expect(clippy::type_complexity, reason = "a test's model is read where it stands"))]
 
 pub mod batch;
+mod blob;
 pub mod cache;
 pub mod compaction;
 pub mod engine;
@@ -40,3 +46,8 @@ pub use error::{Error, Result};
 pub use ferrisdb_core::Version;
 pub use options::{Durability, Options, Retention, WriteOptions};
 pub use table::Compression;
+
+/// The examples in the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

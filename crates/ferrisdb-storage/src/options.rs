@@ -64,6 +64,12 @@ pub struct Options {
     /// Compression by level. Default: LZ4 everywhere.
     pub compression: [Compression; LEVELS],
 
+    /// Values of at least this many bytes lie in blob files, and tables hold pointers to them. Compactions then write less, because they
+    /// move pointers; scans read more slowly, because neighbouring values lie apart; and until garbage is collected up to twice the space
+    /// is used. `None`: all values lie in tables. May be changed at every open; values move as they are rewritten. From 64 B to 256 MiB.
+    /// Default: `None`; where values are large, 4 KiB is a good choice (`docs/decisions/0006-blob-files.md` has measurements).
+    pub blob_value_bytes: Option<usize>,
+
     /// Bytes of an output table of a compaction, on disk. Larger: fewer files; smaller: finer-grained compactions. From 4 KiB
     /// to 4 GiB. Default: 64 MiB.
     pub table_bytes: u64,
@@ -95,6 +101,10 @@ pub struct Options {
     /// engine does not remember. Each is taken back with [`Engine::unpin`](crate::Engine::unpin). Default: none.
     pub pinned_versions: Vec<Version>,
 
+    /// Bytes of the manifest, which lists the tables, at which it is written anew. Smaller: it is read faster at open, and
+    /// rewritten more often. From 1 KiB to 1 GiB. Default: 1 MiB.
+    pub manifest_bytes_max: u64,
+
     /// Entries that one step of a background job handles before it gives way to others: what makes a simulated run
     /// interleave. From 1 up. Default: 4,096.
     pub job_step_entries: usize,
@@ -117,6 +127,7 @@ impl Default for Options {
             block_bytes: table.block_bytes,
             filter_bits_per_key: 10,
             compression: [Compression::Lz4; LEVELS],
+            blob_value_bytes: None,
             table_bytes: 64 * MIB as u64,
             l0_compaction_tables: 4,
             l0_slowdown_tables: 12,
@@ -126,6 +137,7 @@ impl Default for Options {
             compaction_jobs: 2,
             pending_compaction_slowdown_bytes: 64 << 30,
             pinned_versions: Vec::new(),
+            manifest_bytes_max: crate::manifest::log::LOG_BYTES_MAX,
             job_step_entries: 4096,
             event_listener: None,
         }
@@ -168,6 +180,9 @@ impl Options {
         within("wal_segment_bytes", self.wal_segment_bytes as u64, 4 << 10, 1 << 30)?;
         within("block_bytes", self.block_bytes as u64, 512, 1 << 20)?;
         within("filter_bits_per_key", u64::from(self.filter_bits_per_key), 0, 32)?;
+        if let Some(bytes) = self.blob_value_bytes {
+            within("blob_value_bytes", bytes as u64, 64, crate::key::VALUE_BYTES_MAX as u64)?;
+        }
         within("table_bytes", self.table_bytes, 4 << 10, 4 << 30)?;
         within("l0_compaction_tables", self.l0_compaction_tables as u64, 1, 100)?;
         within("l0_slowdown_tables", self.l0_slowdown_tables as u64, self.l0_compaction_tables as u64, 1000)?;
@@ -176,6 +191,7 @@ impl Options {
         within("level_multiplier", self.level_multiplier, 2, 100)?;
         within("compaction_jobs", self.compaction_jobs as u64, 0, 64)?;
         within("pending_compaction_slowdown_bytes", self.pending_compaction_slowdown_bytes, 1, u64::MAX)?;
+        within("manifest_bytes_max", self.manifest_bytes_max, 1 << 10, 1 << 30)?;
         within("job_step_entries", self.job_step_entries as u64, 1, u64::MAX)?;
         Ok(())
     }
@@ -192,6 +208,12 @@ impl Options {
             writeln!(text, "{line}").expect("writing to a String cannot fail");
         }
         text
+    }
+
+    /// A blob file is finished once it has this many bytes: a few tables' worth. Larger ones would take long to become mostly garbage,
+    /// smaller ones would be many.
+    pub(crate) fn blob_file_bytes(&self) -> u64 {
+        4 * self.table_bytes
     }
 
     pub(crate) fn table_options(&self, level: usize) -> TableOptions {

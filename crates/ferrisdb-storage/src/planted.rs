@@ -52,6 +52,16 @@ bugs! {
     TornTailKeptAfterHole = "torn-tail-kept-after-hole",
     /// A failed sync is tried again, and the second answer is believed.
     RetryFailedSync = "retry-failed-sync",
+    /// A flush lets the WAL be replayed from its end, and not from where the next memtable begins.
+    FlushForgetsWalEnd = "flush-forgets-wal-end",
+    /// The WAL is purged before the manifest says that it is no longer needed.
+    PurgeBeforeFlush = "purge-before-flush",
+    /// CURRENT names a manifest that has not been synced.
+    SwitchBeforeSync = "switch-before-sync",
+    /// A spare WAL segment is used again although it may be another file's second name.
+    SecondNameReused = "second-name-reused",
+    /// Names in the WAL's directory that an earlier process may have left unsynced are relied upon.
+    NamesFoundNotSynced = "names-found-not-synced",
 }
 
 /// True if `bug` is planted in this process.

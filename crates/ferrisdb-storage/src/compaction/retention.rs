@@ -54,7 +54,8 @@ pub enum Decision {
 impl Retention {
     /// All versions from `floor` on are readable, and `pins`, in any order; pins at or above the floor change nothing.
     pub fn new(floor: Version, pins: impl IntoIterator<Item = Version>) -> Retention {
-        let mut boundaries: Vec<Version> = pins.into_iter().filter(|&pin| pin < floor).collect();
+        let kept = |pin: &Version| *pin < floor && !planted(Bug::CompactionDropsPinned);
+        let mut boundaries: Vec<Version> = pins.into_iter().filter(kept).collect();
         boundaries.push(floor);
         boundaries.sort_unstable();
         boundaries.dedup();

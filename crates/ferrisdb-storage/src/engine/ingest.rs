@@ -401,7 +401,7 @@ impl Ingestion {
         let Some((summary, number)) = self.tables.get(index).filter(|(summary, _)| summary.smallest[..] <= *key) else {
             return Ok(false);
         };
-        let table = core.table_handle(&meta_of(summary.clone(), *number, 0));
+        let table = core.table_handle(&meta_of(summary.clone(), *number, 0, Vec::new()));
         let found = table.reader()?.get(key, filter::hash(key), self.version, ReadMode::Compaction)?;
         Ok(found.is_some())
     }
@@ -413,7 +413,7 @@ impl Ingestion {
         let old_files = std::mem::take(&mut self.written);
         self.first_key = None;
         let copied = old.into_iter().try_for_each(|(summary, number)| {
-            let table = core.table_handle(&meta_of(summary, number, 0));
+            let table = core.table_handle(&meta_of(summary, number, 0, Vec::new()));
             let mut iter = TableIterator::new(Arc::clone(table.reader()?), ReadMode::Compaction);
             iter.seek_to_first()?;
             while iter.valid() {
@@ -440,7 +440,7 @@ impl Ingestion {
         let all_flushed = core.view.read().memtables.iter().all(|memtable| memtable.is_idle());
         // One run: the tables are disjoint.
         let rank = core.allocate_file_number().0;
-        let metas = self.tables.iter().map(|(summary, number)| meta_of(summary.clone(), *number, rank));
+        let metas = self.tables.iter().map(|(summary, number)| meta_of(summary.clone(), *number, rank, Vec::new()));
         let added: Vec<(u8, TableMeta)> = metas.map(|meta| (0, meta)).collect();
         let bytes = added.iter().map(|(_, meta)| meta.file_bytes).sum();
         let edit = ManifestEdit {

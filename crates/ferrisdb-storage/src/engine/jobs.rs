@@ -32,6 +32,7 @@ use crate::compaction::{KeySpan, Retention};
 use crate::env::{Job, Step};
 use crate::error::{Error, Result};
 use crate::manifest::ManifestEdit;
+use crate::planted::{Bug, planted};
 use crate::wal::{PrepareStep, WalPosition};
 
 /// How long a job waits for space before it tries again.
@@ -204,20 +205,32 @@ impl Core {
                 flushed
             }
             (Some(wal), false) => self.check_poison().and_then(|()| {
-                let position = self.write_state().last_record;
+                let (position, version) = {
+                    let state = self.write_state();
+                    (state.last_record, state.last_version)
+                };
                 self.sync_wal(wal, position)?;
                 // The mark makes damage to the last group recognisable as such. Best effort: the data is durable already.
-                match wal.try_begin_sync()? {
-                    Some(claim) => claim
-                        .sync_and_mark()
-                        .map(|_| ())
-                        .or_else(|error| if error.is_no_space() { Ok(()) } else { Err(error) }),
-                    None => Ok(()),
+                let best_effort = |error: Error| if error.is_no_space() { Ok(()) } else { Err(error) };
+                if let Some(claim) = wal.try_begin_sync()? {
+                    claim.sync_and_mark().map(|_| ()).or_else(best_effort)?;
                 }
+                self.note_last_version(version).or_else(best_effort)
             }),
         };
         self.stop_jobs();
         result
+    }
+}
+
+impl Core {
+    /// Leaves the newest version in the manifest, so that the next open can tell that the end of the WAL is missing.
+    fn note_last_version(&self, version: Version) -> Result<()> {
+        let mut manifest = self.manifest();
+        if version <= manifest.state().last_version {
+            return Ok(());
+        }
+        manifest.apply(&ManifestEdit { last_version: Some(version), ..ManifestEdit::default() })
     }
 }
 
@@ -429,11 +442,19 @@ impl Flush {
         if !run.step(core.options.job_step_entries)? {
             return Ok(Step::Again);
         }
-        let edit = flush_edit(run, memtable);
+        let mut edit = flush_edit(run, memtable);
+        if planted(Bug::FlushForgetsWalEnd) {
+            edit.wal_start = core.wal.as_ref().map(|wal| wal.last_position().to_u64());
+        }
         let wal_start = edit.wal_start;
+        if planted(Bug::PurgeBeforeFlush)
+            && let (Some(wal), Some(start)) = (&core.wal, wal_start)
+        {
+            wal.purge(WalPosition::from_u64(start))?;
+        }
         core.install(edit, std::slice::from_ref(memtable))?;
         run.set_installed();
-        let bytes = run.outputs().iter().map(|meta| meta.file_bytes).sum();
+        let bytes = run.written_bytes();
         core.counters.flushed(bytes);
         let took = core.env.clock.now().saturating_sub(*began);
         if let Some(position) = wal_start {
@@ -468,6 +489,7 @@ fn flush_run(core: &Arc<Core>, memtable: &Arc<LiveMemtable>) -> MergeRun {
         grandparents: Vec::new(),
         grandparent_bytes_max: u64::MAX,
         l0_rank: None,
+        relocate: Vec::new(),
     };
     let sources = vec![Source::Memtable(memtable.entries.iter_owned())];
     let tombstones = memtable.entries.range_tombstones().map(|list| (*list).clone()).unwrap_or_default();
@@ -486,6 +508,7 @@ fn flush_edit(run: &MergeRun, memtable: &LiveMemtable) -> ManifestEdit {
         wal_start,
         owner: owner.as_ref().map(|(_, bytes)| bytes.as_slice().into()),
         oldest_readable: Some(run.floor()),
+        added_blobs: run.blob_outputs().to_vec(),
         ..ManifestEdit::default()
     }
 }

@@ -7,6 +7,7 @@
 //! read, iter   point reads and cursors over a view                     view        memtables and tables as one immutable object
 //! open, close  recovery, locking, options                             versions    floor and pins: what compaction must keep
 //! jobs         the background jobs and when they run                  merge_run   the loop that flushes and compactions share
+//! blobs        live blob files, and what to collect                   large_values  what goes to blob files in that loop
 //! stall        when writes slow down                                  files       names, and removing obsolete files
 //! ingest       sorted data past the WAL and the memtable         checkpoint   a copy made of hard links
 //! sizes        how large a range is, and where to cut it         events       telling the owner what happens
@@ -19,12 +20,14 @@
 //!
 //! Readers take none of them.
 
+mod blobs;
 mod checkpoint;
 mod compact;
 mod events;
 mod ingest;
 mod iter;
 mod jobs;
+mod large_values;
 mod merge_run;
 mod open;
 mod read;
@@ -62,6 +65,7 @@ pub use verify::VerifyReport;
 pub use write::{Submitted, Ticket};
 
 use crate::batch::WriteBatch;
+use crate::blob::garbage;
 use crate::cache::BlockCache;
 use crate::env::Env;
 use crate::epoch::EpochCell;
@@ -138,8 +142,45 @@ impl Engine {
     /// Opens the engine in `dir` with the real disk, clock and threads; creates it if [`Options::create_if_missing`] says so.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`]; [`Error::Locked`] if it is open elsewhere; [`Error::NotAnEngine`]; [`Error::FormatTooNew`]; [`Error::MissingFile`] and
-    /// [`Error::Corruption`] if files are not as they were left; [`Error::Io`]. Nothing is changed by an open that fails.
+    /// - [`Error::InvalidOption`]: nothing was touched;
+    /// - [`Error::Locked`]: it is open elsewhere, in this process or another;
+    /// - [`Error::NotAnEngine`]: the directory is missing or empty and [`Options::create_if_missing`] is off, or it holds something else;
+    /// - [`Error::FormatTooNew`]: a newer FerrisDB has written there;
+    /// - [`Error::MissingFile`], [`Error::Corruption`]: files are not as they were left;
+    /// - [`Error::NoSpace`], [`Error::Io`]: the operating system refused something.
+    ///
+    /// An open that fails leaves the data as it was. It may leave an empty directory or a lock file behind.
+    ///
+    /// # Examples
+    /// On a simulated disk, for a test; with [`Engine::open`] and a path it is on the real one.
+    /// ```
+    /// use ferrisdb_storage::fs::sim::SimFileSystem;
+    /// use ferrisdb_storage::{Durability, Engine, Env, IterOptions, Options, WriteBatch};
+    ///
+    /// # fn main() -> ferrisdb_storage::Result<()> {
+    /// let env = Env::sim(SimFileSystem::new());
+    /// let engine = Engine::open_in(env.clone(), "/fruit", Options::tiny())?;
+    /// let mut batch = WriteBatch::new();
+    /// batch.put(b"apple", b"red").put(b"plum", b"blue");
+    /// let version = engine.write(batch, Durability::Sync)?;
+    ///
+    /// let before = engine.snapshot();
+    /// let mut batch = WriteBatch::new();
+    /// batch.delete(b"apple");
+    /// engine.write(batch, Durability::Buffered)?;
+    /// assert_eq!(engine.get(b"apple")?, None);
+    /// assert_eq!(engine.get_at(b"apple", before.version())?.as_deref(), Some(&b"red"[..]));
+    /// assert_eq!(before.version(), version);
+    /// drop(before);
+    /// engine.close()?;
+    ///
+    /// let engine = Engine::open_in(env, "/fruit", Options::tiny())?;
+    /// let mut fruit = engine.iter(IterOptions::default())?;
+    /// fruit.seek_to_first()?;
+    /// assert_eq!((fruit.key(), fruit.value()), (&b"plum"[..], &b"blue"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Engine> {
         Engine::open_in(Env::real(), dir, options)
     }
@@ -152,11 +193,11 @@ impl Engine {
         open::open(env, dir.as_ref(), options, false)
     }
 
-    /// Opens an existing engine for reading. Nothing in the directory is changed; records in the WAL are read into memory. While it is
-    /// open nobody else can open the directory, unless the disk is read-only.
+    /// Opens an existing engine for reading. Nothing in the directory is changed but the lock file; records in the WAL are read into
+    /// memory. While it is open nobody else can open the directory, unless the disk is read-only.
     ///
     /// # Errors
-    /// As [`Engine::open`].
+    /// As [`Engine::open`]; and [`Error::NotAnEngine`] where that would create one.
     pub fn open_read_only(env: Env, dir: impl AsRef<Path>, options: Options) -> Result<Engine> {
         open::open(env, dir.as_ref(), options, true)
     }
@@ -169,7 +210,8 @@ impl Engine {
     /// # Errors
     /// The batch's own: [`Error::KeyTooLarge`], [`Error::ValueTooLarge`], [`Error::BatchTooLarge`], [`Error::InvertedRange`],
     /// [`Error::VersionNotIncreasing`]; then nothing happened. [`Error::NoSpace`] and [`Error::Io`] from the WAL append: nothing
-    /// happened. [`Error::Poisoned`] after a failed sync: whether this batch survives is unknown until the engine is reopened.
+    /// happened. [`Error::ReadOnly`], [`Error::Closed`]: nothing happened. [`Error::Poisoned`] after a failed sync: whether this batch
+    /// survives is unknown until the engine is reopened.
     pub fn write(&self, batch: WriteBatch, options: impl Into<WriteOptions>) -> Result<Version> {
         self.core().write(batch, options.into())
     }
@@ -265,6 +307,7 @@ impl Engine {
     /// [`Error::InvalidOption`] unless the engine was opened with [`Retention::FromFloor`](crate::options::Retention::FromFloor).
     pub fn set_oldest_readable_version(&self, floor: Version) -> Result<()> {
         let core = self.core();
+        core.check_open()?;
         if core.options.retention != crate::options::Retention::FromFloor {
             return Err(Error::InvalidOption {
                 option: "retention",
@@ -283,6 +326,7 @@ impl Engine {
     /// [`Error::VersionNotReadable`].
     pub fn pin(&self, version: Version) -> Result<()> {
         let core = self.core();
+        core.check_open()?;
         core.versions.pin(version, core.visibility.visible())
     }
 
@@ -294,7 +338,7 @@ impl Engine {
     /// Writes everything that is visible now into tables, waits until that is durable, and returns the version up to which it is.
     ///
     /// # Errors
-    /// [`Error::NoSpace`], [`Error::Io`], [`Error::Poisoned`], [`Error::ReadOnly`].
+    /// [`Error::NoSpace`], [`Error::Io`], [`Error::Poisoned`], [`Error::ReadOnly`], [`Error::Closed`].
     pub fn flush(&self) -> Result<Version> {
         self.core().flush()
     }
@@ -313,7 +357,7 @@ impl Engine {
     /// Compacts everything in the range (`None`: no bound) down to the deepest level that holds some of it, and waits for that.
     ///
     /// # Errors
-    /// [`Error::InvertedRange`], and those of [`Engine::flush`].
+    /// [`Error::InvertedRange`]; [`Error::InvalidOption`] if the engine was opened with no compaction job; and those of [`Engine::flush`].
     pub fn compact_range(&self, start: Option<&[u8]>, end: Option<&[u8]>) -> Result<()> {
         self.core().compact_range(start, end)
     }
@@ -321,7 +365,8 @@ impl Engine {
     /// Waits until no compaction is due. Writes that go on meanwhile may make it wait longer.
     ///
     /// # Errors
-    /// [`Error::Poisoned`] if a job failed.
+    /// [`Error::NoSpace`] if a compaction found none, which it will try again; [`Error::Poisoned`] if a job failed;
+    /// [`Error::Closed`] if the engine is closed meanwhile.
     pub fn wait_for_compactions(&self) -> Result<()> {
         self.core().wait_for_compactions()
     }
@@ -337,6 +382,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Io`] if a file cannot be read.
     pub fn verify(&self) -> Result<VerifyReport> {
+        self.core().check_open()?;
         verify::verify(self.core())
     }
 
@@ -345,11 +391,11 @@ impl Engine {
         &self.core().dir
     }
 
-    /// Makes everything written durable, stops the background jobs, waits for them, and gives the directory free. Other clones get
-    /// [`Error::Closed`] from then on. Without a WAL it flushes.
+    /// Makes everything written durable, stops the background jobs, waits for them, and gives the directory free. Writes and flushes
+    /// through other clones get [`Error::Closed`] from then on; reads go on. Without a WAL it flushes.
     ///
     /// # Errors
-    /// What the last sync or flush said; the engine is closed all the same.
+    /// What the last sync or flush said; the engine is closed all the same. [`Error::Closed`] if it was closed before.
     pub fn close(self) -> Result<()> {
         self.core().close()
     }
@@ -479,11 +525,13 @@ impl Core {
         // Jobs that run side by side took these numbers at different times; neither goes back.
         edit.next_file_number = Some(self.next_file_number());
         let oldest_readable = manifest.state().oldest_readable;
+        edit.last_version = edit.last_version.max(Some(manifest.state().last_version));
         edit.oldest_readable = edit.oldest_readable.map(|version| version.max(oldest_readable));
         // An ingestion may have gone ahead of memtables that hold nothing for its range, or nothing at all.
         let state = manifest.state();
         edit.last_version = edit.last_version.map(|version| version.max(state.last_version));
         edit.flushed = edit.flushed.map(|version| version.max(state.flushed));
+        garbage::settle(manifest.state(), &mut edit);
         let edit = &edit;
         manifest.apply(edit)?;
         self.change_view(|view| {
@@ -502,7 +550,8 @@ impl Core {
                 })
             });
             let Ok(levels) = levels;
-            View::new(memtables(&view.memtables), levels)
+            let blobs = view.blobs.apply(edit).map_or_else(|| Arc::clone(&view.blobs), Arc::new);
+            View::new(memtables(&view.memtables), levels, blobs)
         });
         drop(manifest);
         self.progress.notify();

@@ -15,6 +15,7 @@ use super::view::{LiveMemtable, Table, View};
 use crate::error::Result;
 use crate::key::ValueKind;
 use crate::levels::LEVELS;
+use crate::planted::{Bug, planted};
 use crate::table::{ReadMode, filter};
 
 impl Core {
@@ -29,6 +30,7 @@ impl Core {
     /// Checks a version that a reader chose, or takes the visible one. Call it after loading the view.
     #[inline]
     pub(super) fn read_version(&self, at: Option<Version>) -> Result<Version> {
+        self.check_open()?;
         let visible = self.visibility.visible();
         match at {
             None => Ok(visible),
@@ -40,7 +42,7 @@ impl Core {
 pub(super) fn get_in(view: &View, key: &[u8], at: Version, mode: ReadMode) -> Result<Option<Value>> {
     for memtable in &view.memtables {
         if let Some(answer) = look_in_memtable(memtable, key, at) {
-            return Ok(answer.into());
+            return answer.into_value(view, mode);
         }
     }
     let mut hash = None;
@@ -49,14 +51,14 @@ pub(super) fn get_in(view: &View, key: &[u8], at: Version, mode: ReadMode) -> Re
             && !table.meta.ends_before(key)
             && let Some(answer) = look_in_table(table, key, &mut hash, at, mode)?
         {
-            return Ok(answer.into());
+            return answer.into_value(view, mode);
         }
     }
     for level in 1..LEVELS {
         if let Some(table) = view.levels.find(level, key)
             && let Some(answer) = look_in_table(table, key, &mut hash, at, mode)?
         {
-            return Ok(answer.into());
+            return answer.into_value(view, mode);
         }
     }
     Ok(None)
@@ -66,16 +68,8 @@ pub(super) fn get_in(view: &View, key: &[u8], at: Version, mode: ReadMode) -> Re
 enum Answer {
     Deleted,
     Value(Value),
-}
-
-impl From<Answer> for Option<Value> {
-    #[inline]
-    fn from(answer: Answer) -> Option<Value> {
-        match answer {
-            Answer::Deleted => None,
-            Answer::Value(value) => Some(value),
-        }
-    }
+    /// An encoded pointer to a value in a blob file.
+    Blob(Value),
 }
 
 impl Answer {
@@ -84,7 +78,16 @@ impl Answer {
         match kind {
             ValueKind::Value => Answer::Value(value),
             ValueKind::Tombstone | ValueKind::RangeTombstone => Answer::Deleted,
-            ValueKind::BlobPointer => unreachable!("no blob files are written yet"),
+            ValueKind::BlobPointer => Answer::Blob(value),
+        }
+    }
+
+    #[inline]
+    fn into_value(self, view: &View, mode: ReadMode) -> Result<Option<Value>> {
+        match self {
+            Answer::Deleted => Ok(None),
+            Answer::Value(value) => Ok(Some(value)),
+            Answer::Blob(pointer) => view.blobs.read(&pointer, mode).map(|value| Some(Value::owned(value))),
         }
     }
 }
@@ -93,11 +96,15 @@ impl Answer {
 fn look_in_memtable(memtable: &Arc<LiveMemtable>, key: &[u8], at: Version) -> Option<Answer> {
     let covering = memtable.entries.newest_covering(key, at);
     match memtable.entries.get(key, at) {
-        Some(found) if covering.is_none_or(|covering| found.version >= covering) => Some(match found.kind {
-            ValueKind::Tombstone => Answer::Deleted,
-            // SAFETY: the value was found in this memtable's arena.
-            kind => Answer::new(kind, unsafe { Value::in_memtable(found.value, Arc::clone(memtable)) }),
-        }),
+        Some(found)
+            if covering.is_none_or(|covering| found.version >= covering && !planted(Bug::RangeTombstoneHidesNewer)) =>
+        {
+            Some(match found.kind {
+                ValueKind::Tombstone => Answer::Deleted,
+                // SAFETY: the value was found in this memtable's arena.
+                kind => Answer::new(kind, unsafe { Value::in_memtable(found.value, Arc::clone(memtable)) }),
+            })
+        }
         Some(_) => Some(Answer::Deleted),
         None => covering.map(|_| Answer::Deleted),
     }

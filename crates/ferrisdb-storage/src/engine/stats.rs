@@ -37,14 +37,22 @@ pub struct Statistics {
     pub memtable_bytes: u64,
     /// Flushes done.
     pub flushes: u64,
-    /// Bytes that flushes wrote.
+    /// Bytes that flushes wrote, blob files included.
     pub flushed_bytes: u64,
     /// Compactions done, trivial moves and dropped tables not counted.
     pub compactions: u64,
-    /// Bytes that compactions read.
+    /// Bytes that compactions read, values that were left in their blob files not counted.
     pub compaction_read_bytes: u64,
-    /// Bytes that compactions wrote.
+    /// Bytes that compactions wrote, blob files included.
     pub compaction_written_bytes: u64,
+    /// Blob files.
+    pub blob_files: usize,
+    /// Bytes of blob files, garbage included.
+    pub blob_bytes: u64,
+    /// Bytes in blob files that no table refers to any more.
+    pub blob_garbage_bytes: u64,
+    /// Bytes in blob files that compactions moved to others, to empty those that were mostly garbage.
+    pub blob_relocated_bytes: u64,
     /// Tables that only changed their level.
     pub trivial_moves: u64,
     /// Tables removed without being read, because a range tombstone covered them.
@@ -108,6 +116,7 @@ counters!(
     compactions,
     compaction_read_bytes,
     compaction_written_bytes,
+    blob_relocated_bytes,
     trivial_moves,
     tables_dropped,
     ingestions,
@@ -148,6 +157,10 @@ impl Counters {
         add(&self.compactions, 1);
         add(&self.compaction_read_bytes, read);
         add(&self.compaction_written_bytes, written);
+    }
+
+    pub(super) fn relocated(&self, bytes: u64) {
+        add(&self.blob_relocated_bytes, bytes);
     }
 
     pub(super) fn moved(&self, tables: u64) {
@@ -197,6 +210,7 @@ impl Core {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let flushed_version = self.flushed_version();
         let view = self.view.read();
+        let blobs = view.blobs.totals();
         let levels = std::array::from_fn(|level| {
             let tables = view.levels.level(level).tables();
             LevelStatistics {
@@ -221,6 +235,10 @@ impl Core {
             compactions: get(&counters.compactions),
             compaction_read_bytes: get(&counters.compaction_read_bytes),
             compaction_written_bytes: get(&counters.compaction_written_bytes),
+            blob_files: blobs.files,
+            blob_bytes: blobs.file_bytes,
+            blob_garbage_bytes: blobs.garbage_bytes,
+            blob_relocated_bytes: get(&counters.blob_relocated_bytes),
             trivial_moves: get(&counters.trivial_moves),
             tables_dropped: get(&counters.tables_dropped),
             ingestions: get(&counters.ingestions),

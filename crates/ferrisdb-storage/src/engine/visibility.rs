@@ -154,9 +154,9 @@ impl Visibility {
 
     #[inline]
     fn place(&self, ticket: u64) -> &Place {
-        let index = ticket % PLACES as u64;
-        // A remainder below PLACES always fits.
-        &self.places[index as usize]
+        #[expect(clippy::cast_possible_truncation, reason = "a remainder below PLACES always fits")]
+        let index = (ticket % PLACES as u64) as usize;
+        &self.places[index]
     }
 }
 

@@ -189,6 +189,9 @@ impl Core {
                     self.wal.as_ref().map(|_| state.last_record).filter(|_| options.durability == Durability::Sync);
                 return Ok(Attempt::Written(Written { version: state.last_version, sync }));
             }
+            None if state.last_version == Version::MAX => {
+                return Err(Error::VersionNotIncreasing { given: Version::MAX, last: Version::MAX });
+            }
             None => state.last_version.next(),
         };
         if !self.visibility.has_room() || self.gate_closed.load(Ordering::Relaxed) {
@@ -247,7 +250,7 @@ impl Core {
             self.change_view(|view| {
                 let mut memtables = view.memtables.clone();
                 memtables[0] = fresh;
-                View::new(memtables, view.levels.clone())
+                View::new(memtables, view.levels.clone(), Arc::clone(&view.blobs))
             });
         } else {
             self.seal(state, needed);
@@ -263,7 +266,7 @@ impl Core {
             active.sealed_at.set(state.last_version).expect("a memtable is sealed once");
             active.wal_end.set(wal_end).expect("a memtable is sealed once");
             let memtables = std::iter::once(fresh).chain(view.memtables.iter().cloned()).collect();
-            View::new(memtables, view.levels.clone())
+            View::new(memtables, view.levels.clone(), Arc::clone(&view.blobs))
         });
         self.jobs.wake_flush();
     }

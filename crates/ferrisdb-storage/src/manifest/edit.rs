@@ -88,6 +88,13 @@ impl fmt::Display for FileNumber {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EngineId(pub [u8; 16]);
 
+impl EngineId {
+    /// The identity of the engine's WAL: half of the id, which is random enough.
+    pub fn wal_identity(self) -> u64 {
+        u64::from_le_bytes(*self.0.first_chunk().expect("an engine id has sixteen bytes"))
+    }
+}
+
 impl fmt::Display for EngineId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

@@ -169,6 +169,22 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Frames, FrameError> {
     Ok(frames)
 }
 
+/// Reads the complete records before the first damage, and says what that is. An error only if there is not even a header.
+pub(crate) fn decode_prefix(bytes: &[u8]) -> Result<(Frames, Option<FrameError>), FrameError> {
+    let mut damage = None;
+    let mut bytes = bytes;
+    loop {
+        match decode(bytes) {
+            Err(FrameError::Corrupt(offset, what)) if offset >= SECTOR_BYTES as u64 => {
+                // The damage lies in the bytes, so they get fewer each time.
+                bytes = &bytes[..usize::try_from(offset).expect("an offset in a slice")];
+                damage = Some(FrameError::Corrupt(offset, what));
+            }
+            decoded => return Ok((decoded?, damage)),
+        }
+    }
+}
+
 enum Sector<'a> {
     Good(u8, &'a [u8]),
     Missing,

@@ -415,7 +415,9 @@ fn write_new_file(fs: &dyn FileSystem, path: &Path, bytes: &[u8]) -> std::result
         .open(path, OpenMode::CreateNew)
         .map_err(|error| SwitchFailure::NoEffect(Error::io("create", path, error)))?;
     write_all_at(&*file, bytes, 0).map_err(|error| SwitchFailure::NoEffect(Error::io("write", path, error)))?;
-    file.sync_all().map_err(|error| SwitchFailure::of_sync(Error::io("sync", path, error)))?;
+    if !planted(Bug::SwitchBeforeSync) {
+        file.sync_all().map_err(|error| SwitchFailure::of_sync(Error::io("sync", path, error)))?;
+    }
     Ok(file)
 }
 
@@ -449,41 +451,75 @@ pub fn read(fs: &dyn FileSystem, dir: &Path) -> Result<Recovered> {
 
 /// Reads one manifest file; `number` is what its name says, where that is known. Modifies nothing.
 pub fn read_file(fs: &dyn FileSystem, path: &Path, number: Option<u64>) -> Result<Recovered> {
+    match read_prefix(fs, path, number)? {
+        (recovered, None) => Ok(recovered),
+        (_, Some(damage)) => Err(damage),
+    }
+}
+
+/// As [`read_file`], but a damaged file gives the edits before the damage, and the damage beside them: for inspection.
+///
+/// # Errors
+/// [`Error::MissingFile`], [`Error::Io`], [`Error::FormatTooNew`], and [`Error::Corruption`] if there is not even a header.
+pub fn read_prefix(fs: &dyn FileSystem, path: &Path, number: Option<u64>) -> Result<(Recovered, Option<Error>)> {
     let bytes = match read_all(fs, path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::MissingFile { file: path.into() }),
         Err(error) => return Err(Error::io("read", path, error)),
     };
-    let frames = frame::decode(&bytes).map_err(|error| match error {
+    let place = |error| match error {
         FrameError::Corrupt(offset, what) => Error::corruption(path, offset, what),
         FrameError::TooNew(found) => Error::FormatTooNew { file: path.into(), found, supported: frame::FORMAT },
-    })?;
+    };
+    let (frames, damage) = frame::decode_prefix(&bytes).map_err(place)?;
+    let mut damage = damage.map(place);
     if number.is_some_and(|number| number != frames.header.manifest) {
         return Err(Error::corruption(path, 12, "manifest header: of another manifest"));
     }
     if frames.records.is_empty() {
-        return Err(Error::corruption(path, frames.end, "manifest: no snapshot"));
+        damage.get_or_insert_with(|| Error::corruption(path, frames.end, "manifest: no snapshot"));
     }
-    let mut state = ManifestState::new(frames.header.engine_id);
-    let mut edits = Vec::with_capacity(frames.records.len());
+    let mut recovered = Recovered {
+        state: ManifestState::new(frames.header.engine_id),
+        manifest: frames.header.manifest,
+        file: path.into(),
+        edits: Vec::with_capacity(frames.records.len()),
+        end: frames.end,
+        torn: frames.torn && damage.is_none(),
+    };
     for (offset, payload) in frames.records {
-        let edit = ManifestEdit::decode(&payload).map_err(|error| match error {
-            EditError::Corrupt(what) => Error::corruption(path, offset, what),
+        if let Err(error) = recovered.add(offset, &payload) {
+            // What this record did to the state is undone, and so is what later ones would have done.
+            recovered.state = ManifestState::new(frames.header.engine_id);
+            for (_, edit) in &recovered.edits {
+                recovered.state.apply(edit).expect("these edits were applied before");
+            }
+            recovered.end = offset;
+            return Ok((recovered, Some(error)));
+        }
+    }
+    if let Some(problem) = recovered.state.problem() {
+        damage.get_or_insert_with(|| Error::corruption(path, 0, problem));
+    }
+    Ok((recovered, damage))
+}
+
+impl Recovered {
+    /// Takes in one record.
+    fn add(&mut self, offset: u64, payload: &[u8]) -> Result<()> {
+        let edit = ManifestEdit::decode(payload).map_err(|error| match error {
+            EditError::Corrupt(what) => Error::corruption(&self.file, offset, what),
             EditError::TooNew => {
-                Error::FormatTooNew { file: path.into(), found: frame::FORMAT + 1, supported: frame::FORMAT }
+                Error::FormatTooNew { file: self.file.clone(), found: frame::FORMAT + 1, supported: frame::FORMAT }
             }
         })?;
-        if edits.is_empty() && edit.engine_id.is_none() {
-            return Err(Error::corruption(path, offset, "manifest: the first edit is not a snapshot"));
+        if self.edits.is_empty() && edit.engine_id.is_none() {
+            return Err(Error::corruption(&self.file, offset, "manifest: the first edit is not a snapshot"));
         }
-        state.apply(&edit).map_err(|what| Error::corruption(path, offset, what))?;
-        edits.push((offset, edit));
+        self.state.apply(&edit).map_err(|what| Error::corruption(&self.file, offset, what))?;
+        self.edits.push((offset, edit));
+        Ok(())
     }
-    if let Some(problem) = state.problem() {
-        return Err(Error::corruption(path, 0, problem));
-    }
-    let manifest = frames.header.manifest;
-    Ok(Recovered { state, manifest, file: path.into(), edits, end: frames.end, torn: frames.torn })
 }
 
 fn read_all(fs: &dyn FileSystem, path: &Path) -> io::Result<Vec<u8>> {

@@ -29,6 +29,13 @@ pub(super) const ALIGN: usize = 8;
 /// The largest arena, in bytes: every offset, and the end of every allocation, fits a `u32`.
 pub(super) const ARENA_BYTES_MAX: usize = u32::MAX as usize / ALIGN * ALIGN;
 
+/// What the processor maps with one entry of its translation cache, where it is asked to.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Arenas from here on ask for huge pages: a search touches some ten places all over the arena, and with 4 KiB pages each is a miss of the
+/// translation cache too. Below, whole huge pages would waste too much of the arena.
+const HUGE_PAGES_FROM: usize = 4 * HUGE_PAGE_BYTES;
+
 /// The right to allocate so many bytes of one arena. Only [`Arena::try_reserve`] makes one.
 #[derive(Debug)]
 pub(super) struct Reserved {
@@ -63,6 +70,25 @@ pub(super) struct Arena {
     model: super::arena_model::Model,
 }
 
+/// A wish: without it, or where it is refused, everything works as well and a little slower.
+fn ask_for_huge_pages(base: NonNull<u8>, capacity: usize) {
+    #[cfg(target_os = "linux")]
+    if capacity >= HUGE_PAGES_FROM {
+        // SAFETY: the range is ours, and the advice changes no content.
+        let asked = unsafe {
+            rustix::mm::madvise(
+                base.as_ptr().cast(),
+                capacity / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES,
+                rustix::mm::Advice::LinuxHugepage,
+            )
+        };
+        // A kernel built without them says so; nothing depends on the answer.
+        let _refused = asked.is_err();
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (base, capacity);
+}
+
 // SAFETY: the arena owns its memory and nothing in it is tied to a thread.
 unsafe impl Send for Arena {}
 // SAFETY: the counters are atomic. All accesses to the memory are `unsafe` methods whose callers promise that no plain write
@@ -86,6 +112,7 @@ impl Arena {
         // SAFETY: the layout has a size above zero, as asserted.
         let base = unsafe { alloc(layout) };
         let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
+        ask_for_huge_pages(base, capacity);
         Arena {
             base,
             capacity,
@@ -98,7 +125,8 @@ impl Arena {
     }
 
     fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity, ALIGN).expect("a capacity below 4 GiB is a valid size")
+        let align = if capacity >= HUGE_PAGES_FROM { HUGE_PAGE_BYTES } else { ALIGN };
+        Layout::from_size_align(capacity, align).expect("a capacity below 4 GiB is a valid size")
     }
 
     /// Bytes in all.

@@ -23,6 +23,7 @@ use super::{Properties, TableId, TableOptions, tombstone_block};
 use crate::error::{Error, Result};
 use crate::fs::{File, write_all_at};
 use crate::key::{InternalKey, KEY_BYTES_MAX, Trailer, VALUE_BYTES_MAX, ValueKind};
+use crate::planted::{Bug, planted};
 use crate::tombstone::FragmentList;
 
 /// Output is written in pieces of at least this: long enough that a system call costs nothing beside the copy.
@@ -280,7 +281,9 @@ impl TableBuilder {
         let properties = self.frame_raw(true)?;
         Footer { id: self.id, data_end, index, filter, tombstones, properties, index_levels }.encode(&mut self.out);
         self.write()?;
-        self.file.sync_all().map_err(|error| Error::io("sync", &self.path, error))?;
+        if !planted(Bug::ForgetToSyncTable) {
+            self.file.sync_all().map_err(|error| Error::io("sync", &self.path, error))?;
+        }
         Ok(self.summary())
     }
 

@@ -1,12 +1,16 @@
 //! Proves a table against itself: [`TableReader::verify`]; and shows what is in its blocks, for `ferrisdb inspect`.
 
+use std::path::Path;
+
 use super::block::{Block, BlockCursor};
 use super::filter;
+use super::footer::{FOOTER_BYTES, Footer};
 use super::frame::{BlockHandle, compression_name};
 use super::index::Index;
-use super::reader::TableReader;
-use super::{Properties, ReadMode};
-use crate::error::Result;
+use super::reader::{TableReader, read_range};
+use super::{Properties, ReadMode, TableId};
+use crate::error::{Error, Result};
+use crate::fs::{FileSystem, OpenMode};
 use crate::key::{InternalKey, Trailer, ValueKind};
 
 /// What [`TableReader::verify`] read.
@@ -16,6 +20,17 @@ pub struct Verified {
     pub blocks: u64,
     /// Point entries read.
     pub entries: u64,
+}
+
+/// A table's footer, for inspection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FooterSummary {
+    /// The table that the file says it is.
+    pub id: TableId,
+    /// 1: the index is one block. 2: it has partitions.
+    pub index_levels: u32,
+    /// The parts of the file in their order. A part of length zero is not there.
+    pub parts: [(&'static str, BlockHandle); 5],
 }
 
 /// A data block, for inspection.
@@ -38,6 +53,8 @@ pub struct BlockSummary {
 /// An entry of a data block, for inspection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockEntry<'a> {
+    /// The block that it lies in.
+    pub handle: BlockHandle,
     /// The key.
     pub key: InternalKey<'a>,
     /// The value.
@@ -45,11 +62,48 @@ pub struct BlockEntry<'a> {
 }
 
 impl TableReader {
+    /// Reads a file's footer alone: which table it is, and where its parts lie.
+    ///
+    /// # Errors
+    /// [`Error::Corruption`], [`Error::FormatTooNew`], [`Error::Io`].
+    pub fn footer(fs: &dyn FileSystem, path: &Path) -> Result<FooterSummary> {
+        let file = fs.open(path, OpenMode::Read).map_err(|error| Error::io("open", path, error))?;
+        let file_bytes = file.len().map_err(|error| Error::io("stat", path, error))?;
+        let tail_bytes = file_bytes.min(FOOTER_BYTES as u64);
+        let tail = read_range(&*file, path, file_bytes - tail_bytes, tail_bytes)?;
+        let footer = Footer::decode(&tail, path, file_bytes)?;
+        let parts = [
+            ("data blocks", BlockHandle { offset: 0, len: footer.data_end }),
+            ("index", footer.index),
+            ("filter", footer.filter),
+            ("range tombstones", footer.tombstones),
+            ("properties", footer.properties),
+        ];
+        Ok(FooterSummary { id: footer.id, index_levels: footer.index_levels, parts })
+    }
+
     /// Calls `block` for every data block in order and `entry` for each of its entries, reading past the cache. Every checksum on the
-    /// way is checked; for order and agreement see [`TableReader::verify`].
-    pub fn inspect(&self, mut block: impl FnMut(&BlockSummary), mut entry: impl FnMut(BlockEntry<'_>)) -> Result<()> {
+    /// way is checked; for order and agreement see [`TableReader::verify`]. A damaged block is passed over, so that everything
+    /// readable is shown, and the first damage is returned at the end.
+    ///
+    /// # Errors
+    /// The first error of a callback ends the walk; [`Error::Corruption`], [`Error::Io`].
+    pub fn inspect(
+        &self,
+        mut block: impl FnMut(&BlockSummary) -> Result<()>,
+        mut entry: impl FnMut(BlockEntry<'_>) -> Result<()>,
+    ) -> Result<()> {
         let mut cursor = BlockCursor::default();
-        self.for_each_block(|handle, separator, frame, data| {
+        let mut damage = None;
+        self.for_each_block(|handle, separator, read| {
+            let (frame, data) = match read {
+                Ok(read) => read,
+                Err(error) if error.is_corruption() => {
+                    damage.get_or_insert(error);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
             block(&BlockSummary {
                 handle,
                 compression: compression_name(frame),
@@ -57,28 +111,30 @@ impl TableReader {
                 entries: data.entries(),
                 restarts: data.restarts(),
                 separator: (separator.user_key.to_vec(), separator.trailer),
-            });
+            })?;
             cursor.seek_to_first(data).map_err(|error| self.bad_block(handle, error))?;
             while cursor.valid() {
-                entry(BlockEntry { key: cursor.key(), value: cursor.value(data) });
+                entry(BlockEntry { handle, key: cursor.key(), value: cursor.value(data) })?;
                 cursor.next(data).map_err(|error| self.bad_block(handle, error))?;
             }
             Ok(())
-        })
+        })?;
+        damage.map_or(Ok(()), Err)
     }
 
     /// Reads everything and checks it: checksums, the order of entries, that each lies between its separators, that the
     /// filter knows each key, and that the properties count right. Does not touch the cache.
     ///
     /// # Errors
-    /// [`Error::Corruption`](crate::Error::Corruption) for the first thing that does not hold.
+    /// [`Error::Corruption`] for the first thing that does not hold.
     pub fn verify(&self) -> Result<Verified> {
         self.reload_rear()?;
         let mut counted = Properties { smallest_version: ferrisdb_core::Version::MAX, ..Properties::default() };
         let mut last: Option<(Vec<u8>, Trailer)> = None;
         let mut last_separator: Option<(Vec<u8>, Trailer)> = None;
         let mut cursor = BlockCursor::default();
-        self.for_each_block(|handle, separator, _, block| {
+        self.for_each_block(|handle, separator, read| {
+            let (_, block) = read?;
             counted.data_blocks += 1;
             counted.data_bytes += handle.len;
             let bad = |what: &str| Err(self.corruption(handle, what));
@@ -137,10 +193,10 @@ impl TableReader {
         Ok(Verified { blocks: counted.data_blocks, entries: counted.entries })
     }
 
-    /// Reads every data block, past the cache.
+    /// Reads every data block, past the cache, and tells `each` its frame and content, or why it has none.
     fn for_each_block(
         &self,
-        mut each: impl FnMut(BlockHandle, InternalKey<'_>, &[u8], &Block) -> Result<()>,
+        mut each: impl FnMut(BlockHandle, InternalKey<'_>, Result<(&[u8], &Block)>) -> Result<()>,
     ) -> Result<()> {
         let mut key = Vec::new();
         let mut end = 0;
@@ -152,9 +208,10 @@ impl TableReader {
                 }
                 end = handle.offset + handle.len;
                 let trailer = index.separator(at, &mut key);
-                let frame = self.read(handle.offset, handle.len)?;
-                let block = self.decode_data_block(&frame, handle.offset)?;
-                each(handle, InternalKey::new(&key, trailer), &frame, &block)?;
+                let read = self.read(handle.offset, handle.len);
+                let read = read.and_then(|frame| Ok((self.decode_data_block(&frame, handle.offset)?, frame)));
+                let read = read.as_ref().map(|(block, frame)| (&frame[..], block)).map_err(Error::clone);
+                each(handle, InternalKey::new(&key, trailer), read)?;
             }
             Ok(())
         };

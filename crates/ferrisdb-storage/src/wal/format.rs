@@ -31,6 +31,7 @@
 
 use std::fmt;
 
+use crate::planted::{Bug, planted};
 use ferrisdb_core::codec::Decoder;
 
 /// The first bytes of every segment.
@@ -248,7 +249,9 @@ pub(super) fn is_plausible(header: &[u8; RECORD_HEADER_LEN as usize]) -> bool {
 fn header_crc(place: Place, offset: u32, header: &[u8; RECORD_HEADER_LEN as usize]) -> u32 {
     let mut bytes = [0; 36];
     bytes[0..8].copy_from_slice(&place.identity.to_le_bytes());
-    bytes[8..12].copy_from_slice(&place.segment.to_le_bytes());
+    if !planted(Bug::RecycledRecordAccepted) {
+        bytes[8..12].copy_from_slice(&place.segment.to_le_bytes());
+    }
     bytes[12..16].copy_from_slice(&offset.to_le_bytes());
     bytes[16..36].copy_from_slice(&header[4..24]);
     crc_fast::crc32_iscsi(&bytes)

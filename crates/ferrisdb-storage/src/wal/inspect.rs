@@ -78,6 +78,11 @@ impl SegmentInspection {
         WalPosition::new(self.header.number, self.offset)
     }
 
+    /// The payload of the record that was returned last; of no meaning unless its [`RecordInfo::payload_ok`] is true.
+    pub fn payload(&self) -> &[u8] {
+        self.scan.payload()
+    }
+
     fn step(&mut self) -> Result<Option<RecordInfo>> {
         if self.behind.is_none() {
             if let Probe::Record(header) = self.scan.probe(self.offset, u64::from(u32::MAX))?

@@ -3,7 +3,7 @@
 //! All of it happens under the `maintenance` lock, which is held across I/O and which the append path takes only when it
 //! has no segment to go on with.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -17,6 +17,7 @@ use super::sync::{SyncClaim, Waiters};
 use super::{Inner, OPEN_END, Ready, Segment, Wal, WalOptions, Writer};
 use crate::error::{Error, Result};
 use crate::fs::{File, FileSystem, OpenMode, read_exact_at, write_all_at};
+use crate::planted::{Bug, planted};
 
 /// How much one step of filling a fresh segment writes.
 const FILL_STEP_BYTES: u32 = 256 << 10;
@@ -70,11 +71,16 @@ impl Maintenance {
 pub(super) fn open(fs: Arc<dyn FileSystem>, dir: &Path, options: WalOptions) -> Result<(Wal, Recovery)> {
     if !fs.exists(dir).map_err(|error| Error::io("look for", dir, error))? {
         fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))?;
+    }
+    let survey = recover::survey(fs.as_ref(), dir, options.identity, options.required_from)?;
+    // The names that we see may be all that a process left that died, or failed, before it synced them. What is written from now on
+    // must not be lost with them, and no rename may be undone once a file is used for something else.
+    if !planted(Bug::NamesFoundNotSynced) {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs.sync_dir(parent).map_err(|error| Error::io("sync", parent, error))?;
         }
+        fs.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
     }
-    let survey = recover::survey(fs.as_ref(), dir, options.identity, options.required_from)?;
     let mut recovery = survey.recovery;
     let mut maintenance = Maintenance { highest: survey.highest, ..Maintenance::default() };
 
@@ -189,12 +195,14 @@ fn reuse_spares(
     if spares.is_empty() {
         return Ok(ready);
     }
+    let second_names = if planted(Bug::SecondNameReused) { BTreeSet::new() } else { second_names(fs, dir, spares)? };
     for &(number, has_header) in spares.iter().rev() {
         let path = dir.join(segment_file_name(number));
         let file = fs.open(&path, OpenMode::ReadWrite).map_err(|error| Error::io("open", &path, error))?;
         let len = file.len().map_err(|error| Error::io("read the length of", &path, error))?;
         let capacity = options.segment_bytes;
-        if ready.len() < options.recycle_max && len <= u64::from(capacity) {
+        let reusable = len <= u64::from(capacity) && !second_names.contains(&number);
+        if ready.len() < options.recycle_max && reusable {
             // It may have been left half prepared.
             match file.allocate(u64::from(capacity)).map_err(|error| Error::io("allocate", &path, error)) {
                 Ok(()) => {
@@ -217,6 +225,52 @@ fn reuse_spares(
     }
     fs.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
     Ok(ready)
+}
+
+/// The spares that may be another file under a second name: a crash in the middle of a rename may leave both. Written to under
+/// one name, they would change under the other, be it a part of the log or another spare.
+///
+/// The header of an earlier life tells whose second name a spare may be. Among spares without one, each gets its own number
+/// written where a header would be, and those that then hold another's are not files of their own. Headers that count are not touched;
+/// and names are durable by now, or a mark could turn up in a segment of the log whose renaming a crash undoes.
+fn second_names(fs: &dyn FileSystem, dir: &Path, spares: &[(u32, bool)]) -> Result<BTreeSet<u32>> {
+    let mut second = BTreeSet::new();
+    let mut marked = Vec::new();
+    for &(number, _) in spares.iter().filter(|(_, has_header)| !has_header) {
+        let path = dir.join(segment_file_name(number));
+        let file = fs.open(&path, OpenMode::ReadWrite).map_err(|error| Error::io("open", &path, error))?;
+        if let Ok(header) = recover::read_segment_header(file.as_ref(), &path)? {
+            let first = dir.join(segment_file_name(header.number));
+            if fs.exists(&first).map_err(|error| Error::io("look for", &first, error))? {
+                second.insert(number);
+                continue;
+            }
+        }
+        marked.push((number, path, file));
+    }
+    if marked.len() < 2 {
+        return Ok(second);
+    }
+    let mark = |number: u32| u64::from(number).to_le_bytes();
+    for (number, path, file) in &marked {
+        match write_all_at(file.as_ref(), &mark(*number), 0).map_err(|error| Error::io("write to", path, error)) {
+            Ok(()) => {}
+            Err(error) if error.is_no_space() => drop(second.insert(*number)),
+            Err(error) => return Err(error),
+        }
+    }
+    for (number, path, file) in &marked {
+        let mut found = [0; 8];
+        let own = match read_exact_at(file.as_ref(), &mut found, 0) {
+            Ok(()) => found == mark(*number),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => false,
+            Err(error) => return Err(Error::io("read", path, error)),
+        };
+        if !own {
+            second.insert(*number);
+        }
+    }
+    Ok(second)
 }
 
 /// Creates a file of `capacity` bytes under the next number. Neither it nor its name is durable yet.

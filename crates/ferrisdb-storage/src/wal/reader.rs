@@ -15,6 +15,7 @@ use super::recover::ChainSegment;
 use super::scan::{Probe, SegmentScan};
 use super::{OPEN_END, Segment, Wal};
 use crate::error::{Error, Result};
+use crate::planted::{Bug, planted};
 
 /// How far a reader may read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +176,11 @@ impl WalReader {
                         self.found = true;
                         return Ok(true);
                     }
+                }
+                Probe::Bad { .. }
+                    if planted(Bug::TornTailKeptAfterHole) && scan.next_intact(self.offset)?.is_some() =>
+                {
+                    self.offset = scan.next_intact(self.offset)?.unwrap_or(self.offset);
                 }
                 bad => {
                     scan.forget();

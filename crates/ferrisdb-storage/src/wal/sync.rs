@@ -34,6 +34,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::{Inner, RecordKind, Segment, Space, Wal, WalPosition, frame};
 use crate::error::{Error, Result};
+use crate::planted::{Bug, planted};
 
 /// Who waits. Guarded by a lock of its own, held for a few instructions.
 #[derive(Debug, Default)]
@@ -182,7 +183,12 @@ impl SyncClaim {
             let mut writer = inner.writer();
             (inner.appended(), std::mem::take(&mut writer.unsynced))
         };
-        inner.sync_files(&files)?;
+        if planted(Bug::AckBeforeSync) {
+            inner.synced.fetch_max(target.to_u64(), SeqCst);
+        }
+        if !planted(Bug::SkipWalSync) {
+            inner.sync_files(&files)?;
+        }
         self.synced_up_to(target);
         Ok(target)
     }
@@ -228,7 +234,11 @@ impl Inner {
     /// Syncs files in order; the first failure poisons.
     pub(super) fn sync_files(&self, files: &[Arc<Segment>]) -> Result<()> {
         for segment in files {
-            if let Err(error) = segment.file.sync_data() {
+            let mut synced = segment.file.sync_data();
+            if planted(Bug::RetryFailedSync) && synced.is_err() {
+                synced = segment.file.sync_data();
+            }
+            if let Err(error) = synced {
                 let reason = Error::io("sync", &segment.path, error).to_string();
                 return Err(self.poison(&reason));
             }

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod events;
 mod ingest;
+mod blobs;
 mod model;
 mod sizes;
 

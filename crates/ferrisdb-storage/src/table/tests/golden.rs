@@ -90,11 +90,13 @@ fn golden_table() {
                 let separator = String::from_utf8_lossy(&block.separator.0);
                 writeln!(shown, "{:?} {} {} up to {separator}", block.handle, block.compression, block.raw_bytes)
                     .unwrap();
+                Ok(())
             },
             |entry| {
                 let (key, value) = (String::from_utf8_lossy(entry.key.user_key), String::from_utf8_lossy(entry.value));
                 writeln!(entries, "{key} @{} {:?} {value:?}", entry.key.trailer.version(), entry.key.trailer.kind())
                     .unwrap();
+                Ok(())
             },
         )
         .unwrap();

@@ -1,0 +1,123 @@
+//! `inspect` and `verify` on a real directory, whole and damaged, as a script sees them.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "it damages files as no engine would")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use ferrisdb_storage::{Durability, Engine, Options, WriteBatch};
+use serde_json::Value;
+
+fn ferrisdb(arguments: &[&str], path: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
+    command.args(arguments).arg(path).stdin(Stdio::null()).output().unwrap()
+}
+
+/// The exit code and what was printed as JSON.
+fn json(arguments: &[&str], path: &Path) -> (i32, Value) {
+    let output = ferrisdb(&[arguments, &["--output", "json"]].concat(), path);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    (output.status.code().unwrap(), value)
+}
+
+/// A database with two tables of 100 entries each, and a record in the WAL.
+fn database(directory: &Path) -> PathBuf {
+    let path = directory.join("db");
+    let engine = Engine::open(&path, Options::default()).unwrap();
+    for round in 0..2 {
+        let mut batch = WriteBatch::new();
+        for n in 0..100 {
+            batch.put(format!("{round}/{n:03}").as_bytes(), b"value");
+        }
+        engine.write(batch, Durability::Buffered).unwrap();
+        engine.flush().unwrap();
+    }
+    let mut batch = WriteBatch::new();
+    batch.delete(b"0/000");
+    engine.write(batch, Durability::Sync).unwrap();
+    engine.close().unwrap();
+    path
+}
+
+fn file_with(directory: &Path, part: &str) -> PathBuf {
+    let mut paths: Vec<PathBuf> = directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.into_iter().find(|path| path.to_str().unwrap().contains(part)).unwrap()
+}
+
+fn flip(path: &Path, offset: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[offset] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Of a sound database everything can be printed, in both forms, with exit code 0.
+#[test]
+fn a_sound_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = database(directory.path());
+
+    let (code, value) = json(&["verify"], &database);
+    assert_eq!((code, &value["tables"], &value["entries"]), (0, &2.into(), &200.into()), "{value}");
+    assert_eq!(value["problems"].as_array().unwrap().len(), 0);
+
+    let (code, value) = json(&["inspect", "dir"], &database);
+    let tables = value["files"].as_array().unwrap().iter().filter(|file| file["kind"] == "table");
+    assert_eq!((code, tables.count()), (0, 2), "{value}");
+
+    let (code, value) = json(&["inspect", "sst"], &file_with(&database, ".sst"));
+    let entries = value["entries"].clone();
+    assert_eq!((code, entries.as_array().map(Vec::len)), (0, Some(100)), "{value}");
+
+    let (code, value) = json(&["inspect", "manifest"], &file_with(&database, "MANIFEST"));
+    assert_eq!((code, value["tables"].as_array().map(Vec::len)), (0, Some(2)), "{value}");
+
+    let (code, value) = json(&["inspect", "wal"], &file_with(&database.join("wal"), ".wal"));
+    let operations = value["operations"].as_array().unwrap();
+    assert_eq!((code, operations.last().map(|last| &last["operation"])), (0, Some(&"delete".into())), "{value}");
+
+    let text = ferrisdb(&["inspect", "sst"], &file_with(&database, ".sst")).stdout;
+    assert!(String::from_utf8(text).unwrap().contains("0/042"));
+}
+
+/// Damage is exit code 3. What could be read is printed all the same, and the JSON says what ended it.
+#[test]
+fn a_damaged_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = database(directory.path());
+    let table = file_with(&database, ".sst");
+    flip(&table, 20);
+    let (code, value) = json(&["inspect", "sst"], &table);
+    assert_eq!((code, value["blocks"].as_array().map(Vec::len)), (3, Some(0)), "{value}");
+    assert!(value["parts"].is_array() && value["error"].as_str().unwrap().contains("checksum"), "{value}");
+    let (code, value) = json(&["verify"], &database);
+    assert_eq!((code, value["problems"].as_array().map(Vec::len)), (3, Some(1)), "{value}");
+
+    std::fs::remove_file(&table).unwrap();
+    let output = ferrisdb(&["verify"], &database);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("corruption: 1 problem in "));
+    let (code, value) = json(&["inspect", "dir"], &database);
+    assert_eq!(code, 3);
+    let missing = value["files"].as_array().unwrap().iter().filter(|file| file["state"] == "missing");
+    assert_eq!(missing.count(), 1, "{value}");
+
+    let manifest = file_with(&database, "MANIFEST");
+    flip(&manifest, 600);
+    assert_eq!(json(&["inspect", "manifest"], &manifest).0, 3);
+}
+
+/// A database that is open cannot be verified, and says by whom it is held.
+#[test]
+fn a_database_that_is_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = database(directory.path());
+    let engine = Engine::open(&path, Options::default()).unwrap();
+    let output = ferrisdb(&["verify"], &path);
+    assert_eq!(output.status.code(), Some(1));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains(&format!("in use by process {}", std::process::id())), "{message}");
+    engine.close().unwrap();
+}

@@ -1,0 +1,325 @@
+//! A simulated machine and a script that remembers what the engine has promised at every moment.
+//!
+//! [`Script`] writes to an engine and keeps, beside it, the state that the store has after each batch. What the engine owes is then
+//! two numbers: the newest state that it has acknowledged as durable, and the newest that it was given. Whatever a crash leaves
+//! must be one of the states between the two, whole.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use ferrisdb_core::{ManualClock, Random, SplitMix64, Version};
+use ferrisdb_storage::env::steps::StepSpawner;
+use ferrisdb_storage::env::{Env, SeededEntropy, Spawner};
+use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
+use ferrisdb_storage::{Durability, Engine, IterOptions, Options, Result, Submitted, WriteBatch, WriteOptions};
+
+/// Where the engine lives on the simulated disk.
+pub(crate) const DIR: &str = "/db";
+
+/// Keys of a script are numbers below this.
+pub(crate) const KEYS: u32 = 24;
+
+pub(crate) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// A simulated machine: a disk, and jobs whose order a seed decides.
+pub(crate) struct Machine {
+    pub(crate) disk: SimFileSystem,
+    pub(crate) spawner: Arc<StepSpawner>,
+    env: Env,
+}
+
+impl Machine {
+    pub(crate) fn new(disk: SimFileSystem, seed: u64) -> Machine {
+        let clock = Arc::new(ManualClock::new());
+        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
+        let env = Env {
+            fs: Arc::new(disk.clone()),
+            clock,
+            spawner: Arc::clone(&spawner) as _,
+            entropy: Arc::new(SeededEntropy::new(seed)),
+        };
+        Machine { disk, spawner, env }
+    }
+
+    pub(crate) fn open(&self, options: &Options) -> Result<Engine> {
+        Engine::open_in(self.env.clone(), Path::new(DIR), options.clone())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Jobs hold the environment, and the environment the spawner.
+        self.spawner.drop_jobs();
+    }
+}
+
+/// What a batch does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Op {
+    /// Puts a value of so many bytes.
+    Put(u32, usize),
+    Delete(u32),
+    DeleteRange(u32, u32),
+    Owner,
+}
+
+pub(crate) fn key(number: u32) -> Vec<u8> {
+    format!("key{number:03}").into_bytes()
+}
+
+/// A value that tells which version wrote it, and does not compress.
+fn value(version: Version, key: u32, len: usize) -> Vec<u8> {
+    let mut random = SplitMix64::new(version.get() << 16 | u64::from(key));
+    (0..len).map(|_| (random.next_u64() & 0xff) as u8).collect()
+}
+
+/// The store after a batch.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) version: Version,
+    pub(crate) map: Arc<Map>,
+    pub(crate) owner: Option<Vec<u8>>,
+}
+
+/// What the engine was given, and what it has promised. Indexes of states.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Promise {
+    /// The newest state that was given to the engine.
+    pub(crate) submitted: usize,
+    /// The newest state whose call has returned: it survives the death of the process.
+    pub(crate) returned: usize,
+    /// The newest state that was acknowledged as durable.
+    pub(crate) durable: usize,
+}
+
+impl Promise {
+    /// The oldest state that the engine may be in after such a crash.
+    pub(crate) fn after(&self, mode: CrashMode) -> usize {
+        if mode == CrashMode::NothingLost { self.returned } else { self.durable }
+    }
+}
+
+/// A run of an engine with a record of what it promised.
+pub(crate) struct Script {
+    pub(crate) machine: Machine,
+    pub(crate) options: Options,
+    pub(crate) engine: Option<Engine>,
+    /// The state after each batch; the first is the empty store.
+    pub(crate) states: Vec<State>,
+    /// Shared with the hook that forks the disk.
+    pub(crate) promise: Arc<Mutex<Promise>>,
+}
+
+impl Script {
+    pub(crate) fn new(disk: SimFileSystem, seed: u64, options: Options) -> Script {
+        let empty = State { version: Version::ZERO, map: Arc::default(), owner: None };
+        Script {
+            machine: Machine::new(disk, seed),
+            options,
+            engine: None,
+            states: vec![empty],
+            promise: Arc::default(),
+        }
+    }
+
+    pub(crate) fn open(&mut self) -> Result<()> {
+        self.engine = Some(self.machine.open(&self.options)?);
+        Ok(())
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("the script has opened the engine")
+    }
+
+    pub(crate) fn promise(&self) -> Promise {
+        *self.promise.lock().unwrap()
+    }
+
+    /// The batch, and the state that the store has after it, which is noted as given to the engine.
+    fn prepare(&mut self, ops: &[Op], durability: Durability) -> (WriteBatch, WriteOptions) {
+        let last = self.states.last().expect("there is always one");
+        // Versions with gaps, as an owner gives them.
+        let version = Version::new(last.version.get() + 1 + last.version.get() % 3).expect("scripts are short");
+        let mut map = (*last.map).clone();
+        let mut owner = last.owner.clone();
+        let mut batch = WriteBatch::new();
+        for op in ops {
+            match *op {
+                Op::Put(number, len) => {
+                    let value = value(version, number, len);
+                    batch.put(&key(number), &value);
+                    map.insert(key(number), value);
+                }
+                Op::Delete(number) => {
+                    batch.delete(&key(number));
+                    map.remove(&key(number));
+                }
+                Op::DeleteRange(start, end) => {
+                    batch.delete_range(&key(start), &key(end));
+                    map.retain(|found, _| !(key(start) <= *found && *found < key(end)));
+                }
+                Op::Owner => {
+                    let bytes = format!("owner at {}", version.get()).into_bytes();
+                    batch.set_owner_state(&bytes);
+                    owner = Some(bytes);
+                }
+            }
+        }
+        self.states.push(State { version, map: Arc::new(map), owner });
+        self.promise.lock().unwrap().submitted = self.states.len() - 1;
+        (batch, WriteOptions { durability, version: Some(version) })
+    }
+
+    /// Writes a batch and notes what its return promises. After an error the state stays: the batch may or may not be there.
+    pub(crate) fn write(&mut self, ops: &[Op], durability: Durability) -> Result<()> {
+        let (batch, options) = self.prepare(ops, durability);
+        let result = self.engine().write(batch, options);
+        match result {
+            Ok(version) => {
+                assert_eq!(Some(version), options.version);
+                self.acknowledge(self.states.len() - 1, durability);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The last batch did not happen, and the engine said so: it must never appear.
+    pub(crate) fn forget_last(&mut self) {
+        self.states.pop();
+        self.promise.lock().unwrap().submitted = self.states.len() - 1;
+    }
+
+    fn acknowledge(&self, index: usize, durability: Durability) {
+        if self.options.wal {
+            let mut promise = self.promise.lock().unwrap();
+            promise.returned = promise.returned.max(index);
+            if durability == Durability::Sync {
+                promise.durable = promise.durable.max(index);
+            }
+        }
+    }
+
+    /// Submits several batches before waiting for the first of them, last one first.
+    pub(crate) fn write_group(&mut self, groups: &[&[Op]]) {
+        self.try_write_group(groups).into_iter().for_each(|result| result.unwrap());
+    }
+
+    /// As [`Script::write_group`]; what each wait came to.
+    pub(crate) fn try_write_group(&mut self, groups: &[&[Op]]) -> Vec<Result<()>> {
+        let mut tickets = Vec::new();
+        for ops in groups {
+            let (batch, options) = self.prepare(ops, Durability::Sync);
+            match self.engine().submit(batch, options).unwrap() {
+                Submitted::Written(ticket) => tickets.push((self.states.len() - 1, ticket)),
+                Submitted::Stalled { .. } => panic!("a script leaves room for its batches"),
+            }
+        }
+        let mut results = Vec::new();
+        for (index, ticket) in tickets.into_iter().rev() {
+            let mut result = None;
+            let mut ticket = Box::pin(ticket);
+            let waiting = std::future::poll_fn(|context| ticket.as_mut().poll(context).map(|done| result = Some(done)));
+            self.machine.spawner.block_on(std::pin::pin!(waiting));
+            let result = result.expect("block_on waits until it is ready");
+            if result.is_ok() {
+                self.acknowledge(index, Durability::Sync);
+            }
+            results.push(result.map(|_| ()));
+        }
+        results
+    }
+
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let version = self.engine().flush()?;
+        let index = self.states.iter().rposition(|state| state.version <= version).expect("the first is at zero");
+        let mut promise = self.promise.lock().unwrap();
+        promise.returned = promise.returned.max(index);
+        promise.durable = promise.durable.max(index);
+        Ok(())
+    }
+
+    pub(crate) fn compact(&mut self) {
+        self.engine().compact_range(None, None).unwrap();
+        self.flush().unwrap();
+    }
+
+    /// Lets the background jobs do all that they can do now.
+    pub(crate) fn settle(&self) {
+        self.engine().wait_for_compactions().unwrap();
+        self.machine.spawner.run_for(std::time::Duration::from_millis(20));
+    }
+
+    pub(crate) fn close(&mut self) -> Result<()> {
+        let engine = self.engine.take().expect("the script has opened the engine");
+        let result = engine.close();
+        if result.is_ok() {
+            let mut promise = self.promise.lock().unwrap();
+            (promise.returned, promise.durable) = (promise.submitted, promise.submitted);
+        }
+        result
+    }
+
+    /// The process dies, and another opens the engine.
+    pub(crate) fn die_and_reopen(&mut self) {
+        self.engine = None;
+        self.machine.spawner.drop_jobs();
+        self.open().unwrap();
+    }
+}
+
+pub(crate) fn contents(engine: &Engine) -> Result<Map> {
+    let mut iter = engine.iter(IterOptions::default())?;
+    iter.seek_to_first()?;
+    let mut all = Map::new();
+    while iter.valid() {
+        all.insert(iter.key().to_vec(), iter.value().to_vec());
+        iter.next()?;
+    }
+    Ok(all)
+}
+
+/// Checks everything that one can ask of an engine that came back: it shows one of the states `from..=to`, whole, through every way
+/// of reading, and its files are in order. Returns which state it is.
+pub(crate) fn check(engine: &Engine, states: &[State], from: usize, to: usize) -> std::result::Result<usize, String> {
+    let version = engine.visible_version();
+    let index = states.iter().position(|state| state.version == version);
+    let Some(index) = index.filter(|index| (from..=to).contains(index)) else {
+        let (from, to) = (states[from].version, states[to].version);
+        return Err(format!(
+            "it is at version {version} (state {index:?}), but was promised to be from {from} to {to}"
+        ));
+    };
+    let map = &*states[index].map;
+    let found = contents(engine).map_err(|error| format!("scan: {error}"))?;
+    if found != *map {
+        let wrong = found.iter().find(|(key, value)| map.get(*key) != Some(value)).map(|(key, _)| key);
+        let wrong = wrong.or_else(|| map.keys().find(|key| !found.contains_key(*key)));
+        let wrong = wrong.map(|key| key.escape_ascii().to_string());
+        return Err(format!("at version {version}, a scan is wrong first at {wrong:?}"));
+    }
+    for number in 0..KEYS {
+        let found = engine.get(&key(number)).map_err(|error| format!("get: {error}"))?;
+        if found.as_deref() != map.get(&key(number)).map(Vec::as_slice) {
+            return Err(format!("at version {version}, get of key {number} is wrong"));
+        }
+    }
+    let flushed = engine.flushed_version();
+    let at_flush = states.iter().find(|state| state.version == flushed);
+    match at_flush {
+        None => return Err(format!("flushed up to {flushed}, which no batch had")),
+        Some(state) if state.owner != engine.owner_state() => {
+            return Err(format!("the owner's state is {:?}, at flushed version {flushed}", engine.owner_state()));
+        }
+        Some(_) => {}
+    }
+    let report = engine.verify().map_err(|error| format!("verify: {error}"))?;
+    if !report.is_ok() {
+        return Err(format!("verify: {:?}", report.problems));
+    }
+    Ok(index)
+}
