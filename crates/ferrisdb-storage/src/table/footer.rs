@@ -1,6 +1,7 @@
 //! The end of a table file: what it is, and where everything lies.
 //!
 //! # Format, little-endian
+//! ```text
 //!     0  u64  table id
 //!     8  u64  data end: the data blocks are in 0..data end
 //!    16  u64 × 2  index: offset, length (the top index, if there are two levels)
@@ -13,6 +14,7 @@
 //!    92  u32  format version
 //!    96  u64  checksum: XXH3-64 of everything above
 //!   104  8 B  magic: 0x89, "FERRIST"
+//! ```
 //!
 //! The last 24 bytes stay where they are in every later format version: an older reader finds the version, proves it by the
 //! checksum over the length that stands there, and can say "too new" without taking a flipped bit for the future.
