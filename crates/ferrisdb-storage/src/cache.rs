@@ -1,4 +1,4 @@
-//! The block cache: decoded blocks of all tables, within one budget of memory.
+//! The block cache: decoded blocks of all tables and values from blob files, within one budget of memory.
 //!
 //! The work is done by `quick_cache` (a concurrent S3-FIFO cache, weighted by bytes). What is added here is the accounting of
 //! memory that cannot be evicted: the index, filter and range tombstones of an open table are pinned, and what they take is
@@ -22,7 +22,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 
 use crate::table::{Block, Index};
 
-/// Names an open table within a cache.
+/// Names an open table or blob file within a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CacheId(u64);
 
@@ -33,6 +33,8 @@ pub enum CachedBlock {
     Data(Arc<Block>),
     /// A partition of an index.
     Index(Arc<Index>),
+    /// A value from a blob file.
+    Blob(Arc<[u8]>),
 }
 
 /// What the cache did so far.
@@ -102,6 +104,7 @@ impl Weighter<BlockKey, CachedBlock> for BytesWeighter {
         let bytes = match block {
             CachedBlock::Data(block) => block.memory_bytes(),
             CachedBlock::Index(index) => index.memory_bytes(),
+            CachedBlock::Blob(value) => value.len(),
         };
         (bytes + ENTRY_OVERHEAD_BYTES) as u64
     }

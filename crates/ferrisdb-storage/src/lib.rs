@@ -15,6 +15,7 @@
 #![cfg_attr(test, expect(clippy::type_complexity, reason = "a test's model is read where it stands"))]
 
 pub mod batch;
+mod blob;
 pub mod cache;
 pub mod compaction;
 pub mod engine;
@@ -37,7 +38,8 @@ pub mod wal;
 
 pub use batch::{Operation, WriteBatch};
 pub use engine::{
-    Engine, Iter, IterOptions, LevelStatistics, Snapshot, Statistics, Submitted, Ticket, Value, VerifyReport,
+    Compaction, Engine, Event, EventListener, IngestOptions, Ingestion, Iter, IterOptions, LevelStatistics, Listener,
+    RangeSize, Snapshot, Statistics, Submitted, Ticket, Value, VerifyReport,
 };
 pub use env::Env;
 pub use error::{Error, Result};

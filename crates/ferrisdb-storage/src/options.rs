@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use ferrisdb_core::Version;
 
+use crate::engine::Listener;
 use crate::error::{Error, Result};
 use crate::levels::LEVELS;
 use crate::table::{Compression, TableOptions};
@@ -63,6 +64,12 @@ pub struct Options {
     /// Compression by level. Default: LZ4 everywhere.
     pub compression: [Compression; LEVELS],
 
+    /// Values of at least this many bytes lie in blob files, and tables hold pointers to them. Compactions then write less, because they
+    /// move pointers; scans read more slowly, because neighbouring values lie apart; and until garbage is collected up to twice the space
+    /// is used. `None`: all values lie in tables. May be changed at every open; values move as they are rewritten. From 64 B to 256 MiB.
+    /// Default: `None`; where values are large, 4 KiB is a good choice (`docs/decisions/0006-blob-files.md` has measurements).
+    pub blob_value_bytes: Option<usize>,
+
     /// Bytes of an output table of a compaction, on disk. Larger: fewer files; smaller: finer-grained compactions. From 4 KiB
     /// to 4 GiB. Default: 64 MiB.
     pub table_bytes: u64,
@@ -71,7 +78,8 @@ pub struct Options {
     /// read. From 1 to 100. Default: 4.
     pub l0_compaction_tables: usize,
 
-    /// Tables in L0 from which on writes are slowed down, more with every table. Default: 12.
+    /// Tables in L0 from which on writes are slowed down, more with every table; disjoint tables that came together count once.
+    /// Default: 12.
     pub l0_slowdown_tables: usize,
 
     /// Tables in L0 at which writes stop until a compaction is done. Default: 24.
@@ -100,6 +108,9 @@ pub struct Options {
     /// Entries that one step of a background job handles before it gives way to others: what makes a simulated run
     /// interleave. From 1 up. Default: 4,096.
     pub job_step_entries: usize,
+
+    /// Told about flushes, compactions, stalls and errors as they happen. It must not wait. Default: none.
+    pub event_listener: Option<Listener>,
 }
 
 impl Default for Options {
@@ -116,6 +127,7 @@ impl Default for Options {
             block_bytes: table.block_bytes,
             filter_bits_per_key: 10,
             compression: [Compression::Lz4; LEVELS],
+            blob_value_bytes: None,
             table_bytes: 64 * MIB as u64,
             l0_compaction_tables: 4,
             l0_slowdown_tables: 12,
@@ -127,6 +139,7 @@ impl Default for Options {
             pinned_versions: Vec::new(),
             manifest_bytes_max: crate::manifest::log::LOG_BYTES_MAX,
             job_step_entries: 4096,
+            event_listener: None,
         }
     }
 }
@@ -167,6 +180,9 @@ impl Options {
         within("wal_segment_bytes", self.wal_segment_bytes as u64, 4 << 10, 1 << 30)?;
         within("block_bytes", self.block_bytes as u64, 512, 1 << 20)?;
         within("filter_bits_per_key", u64::from(self.filter_bits_per_key), 0, 32)?;
+        if let Some(bytes) = self.blob_value_bytes {
+            within("blob_value_bytes", bytes as u64, 64, crate::key::VALUE_BYTES_MAX as u64)?;
+        }
         within("table_bytes", self.table_bytes, 4 << 10, 4 << 30)?;
         within("l0_compaction_tables", self.l0_compaction_tables as u64, 1, 100)?;
         within("l0_slowdown_tables", self.l0_slowdown_tables as u64, self.l0_compaction_tables as u64, 1000)?;
@@ -192,6 +208,12 @@ impl Options {
             writeln!(text, "{line}").expect("writing to a String cannot fail");
         }
         text
+    }
+
+    /// A blob file is finished once it has this many bytes: a few tables' worth. Larger ones would take long to become mostly garbage,
+    /// smaller ones would be many.
+    pub(crate) fn blob_file_bytes(&self) -> u64 {
+        4 * self.table_bytes
     }
 
     pub(crate) fn table_options(&self, level: usize) -> TableOptions {

@@ -60,8 +60,8 @@ bugs! {
     SwitchBeforeSync = "switch-before-sync",
     /// A spare WAL segment is used again although it may be another file's second name.
     SecondNameReused = "second-name-reused",
-    /// WAL replay begins where the manifest says even if a crash left a log that ends before.
-    ReplayFromBeyondTheEnd = "replay-from-beyond-the-end",
+    /// Names in the WAL's directory that an earlier process may have left unsynced are relied upon.
+    NamesFoundNotSynced = "names-found-not-synced",
 }
 
 /// True if `bug` is planted in this process.

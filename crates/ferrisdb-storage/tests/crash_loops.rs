@@ -157,7 +157,7 @@ impl Loop<'_> {
         }
     }
 
-    /// The engine takes writes, and closing and opening it changes nothing.
+    /// The engine takes durable writes, and neither a loss of power nor closing and opening it changes anything.
     fn goes_on(&self, machine: &Machine, engine: ferrisdb_storage::Engine, index: usize, place: &str) {
         let mut script = Script::new(SimFileSystem::new(), 0, self.options.clone());
         script.states = self.states[..=index].to_vec();
@@ -166,9 +166,18 @@ impl Loop<'_> {
         let went =
             |result: ferrisdb_storage::Result<()>| result.unwrap_or_else(|error| panic!("{place}; then: {error}"));
         went(script.write(&[Put(1, 30), Delete(2), Owner], Sync));
+        let last = script.states.len() - 1;
+        // Power may fail at once: what is durable now does not rest on anything that is not.
+        let after = Machine::new(machine.disk.fork_crashed(CrashMode::UnsyncedLost), 3);
+        let engine =
+            after.open(self.options).unwrap_or_else(|error| panic!("{place}; then a write and a crash: {error}"));
+        if self.options.wal {
+            let checked = check(&engine, &script.states, last, last);
+            checked.unwrap_or_else(|problem| panic!("{place}; then, after a write and a crash: {problem}"));
+        }
+        drop(engine);
         went(script.close());
         went(script.open());
-        let last = script.states.len() - 1;
         let checked = check(script.engine(), &script.states, last, last);
         checked.unwrap_or_else(|problem| panic!("{place}; then, after a write, close and open: {problem}"));
     }

@@ -16,6 +16,8 @@
 //!    L0 goes to the base level; while that is blocked, an L0 far above its trigger is merged within itself.
 //! 4. Tables that consist largely of tombstones: one level down, or rewritten where they are if nothing older is below and every
 //!    tombstone in them can go (so that no table is rewritten twice for this).
+//! 5. Tables that keep a blob file alive that is mostly garbage. With more garbage than values in all blob files together, this comes
+//!    before 3, unless L0 is far behind: in a busy engine 3 always has something, and the space would never come back.
 //!
 //! # What keeps parallel compactions apart
 //! - A table is the input of one plan at a time.
@@ -107,6 +109,11 @@ pub struct Hints<'a> {
     pub range_tombstones: &'a [RangeTombstone],
     /// Where iterators suffered, worst first. The owner forgets one when [`pick`] has nothing to do for it any more.
     pub skipped: &'a [SkippedRange],
+    /// Blob files that hold too much garbage, worst first. The compaction that is picked for one must write its values anew, or it will
+    /// be picked again.
+    pub dirty_blobs: &'a [FileNumber],
+    /// True if they must not wait until nothing else is due.
+    pub dirty_blobs_urgent: bool,
 }
 
 /// The level into which L0 is compacted, and each level's target in bytes.
@@ -183,8 +190,12 @@ pub fn pick<T: TableLike>(
             let patient = l0_score < 2 * DUE && !tombstones_running;
             patient.then(|| hints.skipped.iter().find_map(|range| picker.skipped(range))).flatten()
         })
+        .or_else(|| {
+            (hints.dirty_blobs_urgent && l0_score < 2 * DUE).then(|| picker.empty_blobs(hints.dirty_blobs)).flatten()
+        })
         .or_else(|| scores.iter().find_map(|&(_, level)| picker.level(level)))
         .or_else(|| picker.dense())
+        .or_else(|| picker.empty_blobs(hints.dirty_blobs))
 }
 
 /// A range that is compacted because its owner asked.
@@ -473,6 +484,21 @@ impl<'a, T: TableLike> Picker<'a, T> {
             self.levels.tables().filter(|(_, table)| self.is_idle(table) && is_dense(table.meta())).collect();
         tables.sort_by_key(|(_, table)| (std::cmp::Reverse(table.meta().tombstones), table.meta().number));
         tables.into_iter().find_map(|(level, table)| self.tombstones_down(level, table, Reason::TombstoneDensity))
+    }
+
+    /// A table that refers to a blob file that is to be emptied, rewritten where it is: one at a time, so that collecting takes no more
+    /// than one worker. The deepest table first: the others are compacted sooner anyway.
+    fn empty_blobs(&self, blobs: &[FileNumber]) -> Option<CompactionPlan> {
+        if self.busy.iter().any(|plan| plan.reason == Reason::BlobGarbage) {
+            return None;
+        }
+        let refers = |meta: &TableMeta, blob| meta.blob_references.binary_search_by_key(&blob, |entry| entry.0).is_ok();
+        blobs.iter().find_map(|&blob| {
+            (0..LEVELS).rev().find_map(|level| {
+                let mut tables = self.levels.level(level).tables().iter().filter(|table| refers(table.meta(), blob));
+                tables.find_map(|table| self.in_place(level, table, Reason::BlobGarbage))
+            })
+        })
     }
 
     /// Whole tables that lie under a range tombstone, in one level at a time.

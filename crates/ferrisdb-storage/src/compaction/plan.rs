@@ -90,6 +90,8 @@ pub enum Reason {
     TombstoneDensity,
     /// A range tombstone hides whole tables.
     RangeTombstone,
+    /// The table keeps a blob file alive that is mostly garbage.
+    BlobGarbage,
     /// The caller asked for it.
     Manual,
 }
@@ -231,6 +233,7 @@ impl fmt::Display for CompactionPlan {
             Reason::SkippedTombstones => "skipped tombstones",
             Reason::TombstoneDensity => "tombstone density",
             Reason::RangeTombstone => "range tombstone",
+            Reason::BlobGarbage => "blob garbage",
             Reason::Manual => "manual",
         };
         let action = match self.action {

@@ -243,7 +243,7 @@ impl Engine {
             })
             .collect();
         let busy: Vec<CompactionPlan> = self.running.iter().map(|(plan, _)| plan.clone()).collect();
-        let hints = Hints { range_tombstones: &tombstones, skipped: &skipped };
+        let hints = Hints { range_tombstones: &tombstones, skipped: &skipped, ..Hints::default() };
         match pick(&self.levels, &self.options, &self.retention(), &busy, hints) {
             Some(plan) => {
                 self.start(plan);

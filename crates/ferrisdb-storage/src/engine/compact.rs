@@ -8,8 +8,11 @@
 //!   published. So no two running plans touch the same tables or write overlapping ranges of one level.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::Core;
+use super::events::{Compaction, Event};
+use super::blobs::{Blobs, Dirty};
 use super::merge_run::{MergeRun, Target};
 use super::sources::{LevelIterator, Source};
 use super::view::Table;
@@ -55,6 +58,8 @@ struct State {
 struct Running {
     plan: CompactionPlan,
     retention: Retention,
+    /// When it was picked.
+    began: Duration,
     progress: Mutex<Progress>,
 }
 
@@ -116,7 +121,8 @@ impl Core {
     pub(super) fn levels_changed(&self) {
         let levels = self.levels();
         let pending = picker::pending_bytes(&levels, &picker_options(&self.options));
-        let l0 = levels.level(0).tables().len();
+        // The tables of one ingestion are disjoint: a read asks one of them, so they count once.
+        let l0 = usize::try_from(picker::l0_runs(&levels)).expect("as many as tables at most");
         self.counters.set_pending(pending);
         if self.options.compaction_jobs > 0 {
             self.stall.update(&self.options, l0, pending);
@@ -132,6 +138,7 @@ impl Core {
         {
             return Err(Error::InvertedRange { start: start.to_vec(), end: end.to_vec() });
         }
+        self.check_open()?;
         if self.options.compaction_jobs == 0 {
             let reason = "compact_range needs a compaction job to carry it out".to_owned();
             return Err(Error::InvalidOption { option: "compaction_jobs", value: "0".into(), reason });
@@ -154,6 +161,7 @@ impl Core {
     }
 
     pub(super) fn wait_for_compactions(&self) -> Result<()> {
+        self.check_open()?;
         if self.options.compaction_jobs == 0 || self.read_only {
             return Ok(());
         }
@@ -185,15 +193,18 @@ impl Core {
 }
 
 impl State {
-    /// The next plan, with the retention that it was made for.
-    fn pick(&mut self, core: &Core) -> Result<Option<(CompactionPlan, Retention)>> {
+    /// The next plan, with the retention that it was made for and the blob files that it is to empty.
+    fn pick(&mut self, core: &Core) -> Result<Option<(CompactionPlan, Retention, Vec<FileNumber>)>> {
         let options = picker_options(&core.options);
         let (floor, pins) = core.versions.boundaries(|| core.visibility.visible());
         let retention = Retention::new(floor, pins);
-        let levels = core.levels();
+        let (levels, dirty) = {
+            let view = core.view.read();
+            (view.levels.clone(), dirty_blobs(&view.blobs, options.compaction_bytes_max))
+        };
         while let Some((_, range)) = self.manual.first() {
             match picker::compact_range_step(&levels, &options, &retention, &self.busy, range) {
-                ManualStep::Plan(plan) => return Ok(Some((*plan, retention))),
+                ManualStep::Plan(plan) => return Ok(Some((*plan, retention, dirty.files))),
                 ManualStep::Blocked => break,
                 ManualStep::Done => {
                     self.manual.remove(0);
@@ -202,13 +213,18 @@ impl State {
             }
         }
         let range_tombstones = range_tombstones(&levels)?;
-        let hints = Hints { range_tombstones: &range_tombstones, skipped: &self.skipped };
+        let hints = Hints {
+            range_tombstones: &range_tombstones,
+            skipped: &self.skipped,
+            dirty_blobs: &dirty.files,
+            dirty_blobs_urgent: dirty.urgent,
+        };
         let plan = picker::pick(&levels, &options, &retention, &self.busy, hints);
         if plan.is_none() && self.busy.is_empty() {
             // Nothing can be done about what is left of them.
             self.skipped.clear();
         }
-        Ok(plan.map(|plan| (plan, retention)))
+        Ok(plan.map(|plan| (plan, retention, dirty.files)))
     }
 
     fn remove(&mut self, running: &Arc<Running>) {
@@ -218,6 +234,20 @@ impl State {
             self.busy.remove(index);
         }
     }
+}
+
+/// The blob files to empty now, worst first: as many as hold `bytes_max` live bytes, or one. The bound keeps a compaction that meets
+/// values of many of them from becoming as large as all.
+fn dirty_blobs(blobs: &Blobs, bytes_max: u64) -> Dirty {
+    let mut dirty = blobs.dirty();
+    let mut bytes = 0u64;
+    let fits = |number: &&FileNumber| {
+        bytes = bytes.saturating_add(blobs.live_bytes(**number));
+        bytes <= bytes_max
+    };
+    let count = dirty.files.iter().take_while(fits).count().max(1);
+    dirty.files.truncate(count);
+    dirty
 }
 
 /// Range tombstones of live tables, from the newest level on.
@@ -289,19 +319,21 @@ impl CompactionJob {
             self.part = waiting;
             return Ok(Step::Again);
         }
-        let Some((plan, retention)) = state.pick(core)? else { return Ok(Step::Wait) };
+        let Some((plan, retention, relocate)) = state.pick(core)? else { return Ok(Step::Wait) };
         let levels = core.levels();
         let parts = match plan.action {
-            Action::Rewrite => parts_of(core, &plan, &retention, &levels)?,
+            Action::Rewrite => parts_of(core, &plan, &retention, &levels, &relocate)?,
             Action::Move | Action::DropUnread => Vec::new(),
         };
         let divided = parts.len() > 1;
         let progress = Progress { unfinished: parts.len(), waiting: parts, ..Progress::default() };
-        let running = Arc::new(Running { plan, retention, progress: Mutex::new(progress) });
+        let began = core.env.clock.now();
+        let running = Arc::new(Running { plan, retention, began, progress: Mutex::new(progress) });
         state.busy.push(running.plan.clone());
         state.running.push(Arc::clone(&running));
         let part = running.progress().waiting.pop();
         drop(state);
+        core.tell(|| Event::CompactionBegun { compaction: Compaction::of(&running.plan) });
         match part {
             Some(run) => self.part = Some((running, run)),
             None => running.install(core)?,
@@ -345,8 +377,10 @@ impl Running {
     fn install(self: &Arc<Running>, core: &Arc<Core>) -> Result<()> {
         let mut finished = std::mem::take(&mut self.progress().finished);
         let outputs: Vec<TableMeta> = finished.iter().flat_map(|run| run.outputs().iter().cloned()).collect();
-        let written: u64 = outputs.iter().map(|meta| meta.file_bytes).sum();
+        let written: u64 = finished.iter().map(MergeRun::written_bytes).sum();
+        let relocated: u64 = finished.iter().map(MergeRun::relocated_bytes).sum();
         let mut edit = self.plan.edit(&core.levels(), outputs);
+        edit.added_blobs = finished.iter().flat_map(|run| run.blob_outputs().iter().copied()).collect();
         if self.plan.action != Action::Move {
             edit.oldest_readable = Some(self.retention.floor());
         }
@@ -357,12 +391,20 @@ impl Running {
         }
         finished.iter_mut().for_each(MergeRun::set_installed);
         match self.plan.action {
-            Action::Rewrite => core.counters.compacted(self.plan.input_bytes, written),
+            Action::Rewrite => {
+                core.counters.compacted(self.plan.input_bytes + relocated, written);
+                core.counters.relocated(relocated);
+            }
             Action::Move => core.counters.moved(self.plan.files().count() as u64),
             Action::DropUnread => core.counters.dropped(self.plan.files().count() as u64),
         }
         core.jobs.compaction.state().remove(self);
         core.levels_changed();
+        core.tell(|| Event::CompactionDone {
+            compaction: Compaction::of(&self.plan),
+            written_bytes: written,
+            took: core.env.clock.now().saturating_sub(self.began),
+        });
         Ok(())
     }
 
@@ -385,6 +427,7 @@ fn parts_of(
     plan: &CompactionPlan,
     retention: &Retention,
     levels: &Levels<Table>,
+    relocate: &[FileNumber],
 ) -> Result<Vec<MergeRun>> {
     let inputs: Vec<(usize, Vec<Arc<Table>>)> = plan
         .inputs
@@ -422,6 +465,7 @@ fn parts_of(
             grandparents: plan.grandparents.clone(),
             grandparent_bytes_max: plan.grandparent_bytes_max,
             l0_rank: (plan.output_level == 0).then_some(plan.output_rank),
+            relocate: relocate.to_vec(),
         };
         parts.push(MergeRun::new(core, sources, tombstones.clone(), retention.clone(), target));
     }

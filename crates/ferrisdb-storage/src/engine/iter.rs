@@ -5,9 +5,11 @@ use std::sync::Arc;
 use ferrisdb_core::Version;
 
 use super::Core;
+use super::blobs::Blobs;
 use super::sources::{Source, sources_of};
 use crate::error::{Error, Result};
 use crate::iter::visible::VisibleIterator;
+use crate::key::ValueKind;
 use crate::table::ReadMode;
 
 /// Which keys an iterator shows, and as of when.
@@ -44,6 +46,8 @@ impl IterOptions {
 /// A new iterator is not valid: place it with a seek. It keeps the memtables and tables that it reads from being dropped, so don't keep one
 /// for long without need; to read an old version for long, pin it and open iterators as needed.
 ///
+/// A value in a blob file is read when the iterator arrives at its key.
+///
 /// # Non-blocking use
 /// The `try_` forms return [`Error::WouldRead`] where memory does not have what they need, and leave the iterator not valid. Call the
 /// blocking form of `next` or `prev` (either) on a thread that may wait: it finishes the interrupted move. Then go on with `try_`.
@@ -55,6 +59,20 @@ pub struct Iter {
     mode: ReadMode,
     version: Version,
     core: Arc<Core>,
+    /// The blob files of its view.
+    blobs: Arc<Blobs>,
+    /// The current value, if it lies in a blob file.
+    blob: BlobValue,
+}
+
+/// Where the current value is.
+enum BlobValue {
+    /// With the key.
+    None,
+    /// Here: it was read from a blob file.
+    Here(Arc<[u8]>),
+    /// In a blob file that could not be read yet: the move that leads here is interrupted.
+    Missing,
 }
 
 impl Iter {
@@ -68,10 +86,11 @@ impl Iter {
         let view = core.view.read();
         let version = core.read_version(options.version)?;
         let sources = sources_of(&view, version, mode)?;
+        let blobs = Arc::clone(&view.blobs);
         drop(view);
         let bound = |key: Option<Vec<u8>>| key.map(Vec::into_boxed_slice);
         let visible = VisibleIterator::new(sources, version, bound(options.lower), bound(options.upper));
-        Ok(Iter { visible, mode, version, core: Arc::clone(core) })
+        Ok(Iter { visible, mode, version, core: Arc::clone(core), blobs, blob: BlobValue::None })
     }
 
     /// The version that it reads at.
@@ -82,7 +101,7 @@ impl Iter {
     /// True while it is on a key.
     #[inline]
     pub fn valid(&self) -> bool {
-        self.visible.valid()
+        self.visible.valid() && !matches!(self.blob, BlobValue::Missing)
     }
 
     /// The current key.
@@ -100,7 +119,10 @@ impl Iter {
     /// If it is not [`valid`](Iter::valid).
     #[inline]
     pub fn value(&self) -> &[u8] {
-        self.visible.value()
+        match &self.blob {
+            BlobValue::Here(value) => value,
+            _ => self.visible.value(),
+        }
     }
 
     /// To the first key.
@@ -130,7 +152,7 @@ impl Iter {
     #[inline]
     #[expect(clippy::should_implement_trait, reason = "a step can fail and lends what it finds, which std's cannot")]
     pub fn next(&mut self) -> Result<()> {
-        self.go(ReadMode::Blocking, VisibleIterator::next)
+        self.step(ReadMode::Blocking, VisibleIterator::next)
     }
 
     /// To the key before; or finishes an interrupted move.
@@ -138,7 +160,7 @@ impl Iter {
     /// # Panics
     /// If it is not valid and no move was interrupted.
     pub fn prev(&mut self) -> Result<()> {
-        self.go(ReadMode::Blocking, VisibleIterator::prev)
+        self.step(ReadMode::Blocking, VisibleIterator::prev)
     }
 
     /// [`Iter::seek_to_first`] without waiting for the disk.
@@ -164,12 +186,29 @@ impl Iter {
     /// [`Iter::next`] without waiting for the disk.
     #[inline]
     pub fn try_next(&mut self) -> Result<()> {
-        self.go(ReadMode::MemoryOnly, VisibleIterator::next)
+        self.step(ReadMode::MemoryOnly, VisibleIterator::next)
     }
 
     /// [`Iter::prev`] without waiting for the disk.
     pub fn try_prev(&mut self) -> Result<()> {
-        self.go(ReadMode::MemoryOnly, VisibleIterator::prev)
+        self.step(ReadMode::MemoryOnly, VisibleIterator::prev)
+    }
+
+    /// As [`Iter::go`], for a move from where it is: one that was interrupted at a blob file has arrived already.
+    #[inline]
+    fn step(&mut self, mode: ReadMode, go: impl FnOnce(&mut VisibleIterator<Source>) -> Result<()>) -> Result<()> {
+        if matches!(self.blob, BlobValue::Missing) {
+            return self.fetch(mode);
+        }
+        self.go(mode, go)
+    }
+
+    /// Reads the current value from its blob file.
+    #[cold]
+    fn fetch(&mut self, mode: ReadMode) -> Result<()> {
+        self.blob = BlobValue::Missing;
+        self.blob = BlobValue::Here(self.blobs.read(self.visible.value(), mode)?);
+        Ok(())
     }
 
     #[inline]
@@ -178,10 +217,14 @@ impl Iter {
             self.mode = mode;
             self.visible.sources_mut().for_each(|source| source.set_mode(mode));
         }
+        self.blob = BlobValue::None;
         let moved = go(&mut self.visible);
         let skipped = self.visible.take_skipped();
         if skipped > 0 {
             self.core.note_skipped(&self.visible, skipped);
+        }
+        if moved.is_ok() && self.visible.valid() && self.visible.kind() == ValueKind::BlobPointer {
+            return self.fetch(mode);
         }
         moved
     }

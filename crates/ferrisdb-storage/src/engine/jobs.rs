@@ -15,7 +15,7 @@
 //! A job that is told to stop ends at its next step; a run that was under way is dropped, and its files are removed at the next open.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use ferrisdb_core::Version;
 
 use super::Core;
 use super::compact::{CompactionJob, Compactions};
+use super::events::Event;
 use super::merge_run::{MergeRun, Target};
 use super::sources::Source;
 use super::view::LiveMemtable;
@@ -103,7 +104,7 @@ impl Core {
             wal.set_sync_waker(waker.clone());
             core.jobs.wal.set(waker).expect("jobs are started once");
         }
-        let keeper = spawn("keeper", Box::new(Keeper));
+        let keeper = spawn("keeper", Box::new(Keeper::default()));
         if let Some(wal) = &core.wal {
             wal.set_prepare_waker(keeper.clone());
         }
@@ -119,6 +120,8 @@ impl Core {
     pub(super) fn stop_jobs(&self) {
         self.closed.store(true, Ordering::Release);
         self.jobs.stopping.store(true, Ordering::Release);
+        // Against the one in `Hold::new`: either it sees that we close, or we see that it holds.
+        fence(Ordering::SeqCst);
         self.jobs.wake_wal();
         self.jobs.wake_keeper();
         self.jobs.wake_flush();
@@ -163,12 +166,12 @@ impl Core {
         Ok(self.flushed_version())
     }
 
-    fn failed_flushes(&self) -> u64 {
+    pub(super) fn failed_flushes(&self) -> u64 {
         self.jobs.failed_flushes.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Waits until `done`, or until a flush failed after `failed_before`.
-    fn wait_for_flush(&self, failed_before: u64, done: impl Fn(&Core) -> bool) -> Result<()> {
+    pub(super) fn wait_for_flush(&self, failed_before: u64, done: impl Fn(&Core) -> bool) -> Result<()> {
         self.progress.wait(&*self.env.spawner, || {
             if done(self) {
                 return Some(Ok(()));
@@ -202,20 +205,54 @@ impl Core {
                 flushed
             }
             (Some(wal), false) => self.check_poison().and_then(|()| {
-                let position = self.write_state().last_record;
+                let (position, version) = {
+                    let state = self.write_state();
+                    (state.last_record, state.last_version)
+                };
                 self.sync_wal(wal, position)?;
                 // The mark makes damage to the last group recognisable as such. Best effort: the data is durable already.
-                match wal.try_begin_sync()? {
-                    Some(claim) => claim
-                        .sync_and_mark()
-                        .map(|_| ())
-                        .or_else(|error| if error.is_no_space() { Ok(()) } else { Err(error) }),
-                    None => Ok(()),
+                let best_effort = |error: Error| if error.is_no_space() { Ok(()) } else { Err(error) };
+                if let Some(claim) = wal.try_begin_sync()? {
+                    claim.sync_and_mark().map(|_| ()).or_else(best_effort)?;
                 }
+                self.note_last_version(version).or_else(best_effort)
             }),
         };
         self.stop_jobs();
         result
+    }
+}
+
+impl Core {
+    /// Leaves the newest version in the manifest, so that the next open can tell that the end of the WAL is missing.
+    fn note_last_version(&self, version: Version) -> Result<()> {
+        let mut manifest = self.manifest();
+        if version <= manifest.state().last_version {
+            return Ok(());
+        }
+        manifest.apply(&ManifestEdit { last_version: Some(version), ..ManifestEdit::default() })
+    }
+}
+
+/// A call that works in the directory beside the jobs. The directory is not given free before it is dropped.
+pub(super) struct Hold<'a> {
+    core: &'a Core,
+}
+
+impl<'a> Hold<'a> {
+    pub(super) fn new(core: &'a Core) -> Result<Hold<'a>> {
+        core.jobs.running.fetch_add(1, Ordering::AcqRel);
+        let hold = Hold { core };
+        fence(Ordering::SeqCst);
+        core.check_open()?;
+        Ok(hold)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.core.jobs.running.fetch_sub(1, Ordering::AcqRel);
+        self.core.progress.notify();
     }
 }
 
@@ -248,10 +285,12 @@ impl Job for Guarded {
             Ok(Ok(step)) => step,
             Ok(Err(error)) if error.is_no_space() => {
                 self.core.counters.retried();
+                self.core.tell(|| Event::BackgroundError { error: &error, is_retried: true });
                 Step::WaitFor(RETRY_AFTER)
             }
             Ok(Err(error)) => {
                 self.core.poison(&error);
+                self.core.tell(|| Event::BackgroundError { error: &error, is_retried: false });
                 // It stays, doing nothing: reads go on, and the engine can be closed.
                 self.work = Some(Box::new(Idle));
                 Step::Wait
@@ -299,10 +338,17 @@ impl Work for WalSync {
     }
 }
 
-struct Keeper;
+#[derive(Default)]
+struct Keeper {
+    /// The listener knows that the engine is poisoned.
+    told_poison: bool,
+}
 
 impl Work for Keeper {
     fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        if let Some(reason) = core.poison.get().filter(|_| !std::mem::replace(&mut self.told_poison, true)) {
+            core.tell(|| Event::Poisoned { reason });
+        }
         if let Some(wal) = &core.wal {
             if wal.prepare_step()? == PrepareStep::Again {
                 return Ok(Step::Again);
@@ -337,6 +383,8 @@ impl Work for Keeper {
 fn remove(core: &Core, path: &std::path::Path) {
     if core.env.fs.remove_file(path).is_err() {
         core.counters.unremoved();
+    } else {
+        core.tell(|| Event::FileRemoved { path });
     }
 }
 
@@ -347,13 +395,15 @@ impl Core {
         if !manifest.is_settled() {
             manifest.settle_if_space()?;
         }
-        Ok(manifest.is_settled())
+        // A failed edit may be there after all: then the next open needs the files that it adds, which nobody here knows.
+        Ok(manifest.is_settled() && manifest.poisoned().is_none())
     }
 }
 
 /// Writes the oldest immutable memtable into L0, one after another in the order in which they were filled.
 struct Flush {
-    run: Option<(MergeRun, Arc<LiveMemtable>)>,
+    /// The run, its memtable, and when it began.
+    run: Option<(MergeRun, Arc<LiveMemtable>, Duration)>,
 }
 
 impl Work for Flush {
@@ -376,7 +426,7 @@ impl Flush {
         if core.poison.get().is_some() {
             return Ok(Step::Wait);
         }
-        let Some((run, memtable)) = &mut self.run else {
+        let Some((run, memtable, began)) = &mut self.run else {
             let Some(memtable) = core.view.read().immutables().last().cloned() else { return Ok(Step::Wait) };
             let sealed_at = *memtable.sealed_at.get().expect("an immutable memtable was sealed");
             // Its last writers may still be inserting.
@@ -384,7 +434,9 @@ impl Flush {
             if !ready {
                 return Ok(Step::Wait);
             }
-            self.run = Some((flush_run(core, &memtable), memtable));
+            let memtable_bytes = memtable.entries.memory_bytes() as u64;
+            core.tell(|| Event::FlushBegun { memtable_bytes });
+            self.run = Some((flush_run(core, &memtable), memtable, core.env.clock.now()));
             return Ok(Step::Again);
         };
         if !run.step(core.options.job_step_entries)? {
@@ -402,12 +454,15 @@ impl Flush {
         }
         core.install(edit, std::slice::from_ref(memtable))?;
         run.set_installed();
-        core.counters.flushed(run.outputs().iter().map(|meta| meta.file_bytes).sum());
+        let bytes = run.written_bytes();
+        core.counters.flushed(bytes);
+        let took = core.env.clock.now().saturating_sub(*began);
         if let Some(position) = wal_start {
             core.jobs.purge_wal_below(WalPosition::from_u64(position));
         }
         self.run = None;
         core.levels_changed();
+        core.tell(|| Event::FlushDone { bytes, flushed: core.flushed_version(), took });
         Ok(Step::Again)
     }
 }
@@ -434,6 +489,7 @@ fn flush_run(core: &Arc<Core>, memtable: &Arc<LiveMemtable>) -> MergeRun {
         grandparents: Vec::new(),
         grandparent_bytes_max: u64::MAX,
         l0_rank: None,
+        relocate: Vec::new(),
     };
     let sources = vec![Source::Memtable(memtable.entries.iter_owned())];
     let tombstones = memtable.entries.range_tombstones().map(|list| (*list).clone()).unwrap_or_default();
@@ -452,6 +508,7 @@ fn flush_edit(run: &MergeRun, memtable: &LiveMemtable) -> ManifestEdit {
         wal_start,
         owner: owner.as_ref().map(|(_, bytes)| bytes.as_slice().into()),
         oldest_readable: Some(run.floor()),
+        added_blobs: run.blob_outputs().to_vec(),
         ..ManifestEdit::default()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Entries come in internal-key order. Per user key, [`Retention`] decides which versions some reader may still ask for; the rest is not
 //! written. Range tombstones of all inputs are cut into one fragment list and written, each output table with the part that lies within its
-//! own range of keys. Outputs are cut between user keys only, so that no key's versions are spread over two tables of a level.
+//! own range of keys. Large values go to blob files ([`LargeValues`]). Outputs are cut between user keys only, so that no key's versions are spread over two tables of a level.
 //!
 //! A run does a bounded number of entries a step, and nothing that it does is visible before its outputs are installed. Dropping it
 //! leaves files that no manifest names; they are queued for removal.
@@ -14,6 +14,7 @@ use ferrisdb_core::Version;
 
 use super::Core;
 use super::files;
+use super::large_values::LargeValues;
 use super::sources::Source;
 use crate::compaction::plan::Grandparent;
 use crate::compaction::{Decision, KeySpan, Retention};
@@ -21,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::fs::OpenMode;
 use crate::iter::merging::MergingIterator;
 use crate::key::{InternalKey, Trailer};
-use crate::manifest::{FileNumber, TableMeta};
+use crate::manifest::{BlobMeta, FileNumber, TableMeta};
 use crate::planted::{Bug, planted};
 use crate::table::{TableBuilder, TableId, TableSummary};
 use crate::tombstone::{Fragment, FragmentList};
@@ -42,6 +43,8 @@ pub(super) struct Target {
     pub(super) grandparent_bytes_max: u64,
     /// The rank of the outputs in L0; `None` takes the output's own number.
     pub(super) l0_rank: Option<u64>,
+    /// Blob files to empty: values in them are written anew.
+    pub(super) relocate: Vec<FileNumber>,
 }
 
 pub(super) struct MergeRun {
@@ -53,6 +56,7 @@ pub(super) struct MergeRun {
     /// Place in `target.older`; it only moves forward, because keys do.
     older: usize,
     builder: Option<Output>,
+    large_values: LargeValues,
     outputs: Vec<TableMeta>,
     /// Everything written, for removal should the run fail.
     written: Vec<PathBuf>,
@@ -67,9 +71,11 @@ pub(super) struct MergeRun {
     installed: bool,
 }
 
-struct Output {
-    builder: TableBuilder,
-    number: FileNumber,
+/// A table that is being written.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub(super) builder: TableBuilder,
+    pub(super) number: FileNumber,
 }
 
 impl MergeRun {
@@ -92,6 +98,7 @@ impl MergeRun {
             retention,
             older: 0,
             builder: None,
+            large_values: LargeValues::new(core, target.level, target.relocate.clone()),
             outputs: Vec::new(),
             written: Vec::new(),
             cut: target.start.clone(),
@@ -129,6 +136,22 @@ impl MergeRun {
         &self.outputs
     }
 
+    /// The blob files written, once [`MergeRun::step`] said that it is done.
+    pub(super) fn blob_outputs(&self) -> &[BlobMeta] {
+        self.large_values.outputs()
+    }
+
+    /// Bytes of all files written.
+    pub(super) fn written_bytes(&self) -> u64 {
+        let tables: u64 = self.outputs.iter().map(|meta| meta.file_bytes).sum();
+        tables + self.large_values.outputs().iter().map(|blob| blob.file_bytes).sum::<u64>()
+    }
+
+    /// Bytes of records that were moved from one blob file to another.
+    pub(super) fn relocated_bytes(&self) -> u64 {
+        self.large_values.relocated_bytes()
+    }
+
     /// Every version from here on is readable after this run, beside pins.
     pub(super) fn floor(&self) -> Version {
         self.retention.floor()
@@ -139,7 +162,7 @@ impl MergeRun {
         self.installed = true;
     }
 
-    /// Handles every version of the current user key; returns how many there were.
+    /// Handles every version of the current user key; returns what that cost, in entries.
     fn write_key(&mut self) -> Result<usize> {
         self.key.clear();
         self.key.extend_from_slice(self.input.key().user_key);
@@ -169,18 +192,19 @@ impl MergeRun {
             let trailer = entry.trailer;
             let kind = trailer.kind().expect("sources check the kinds of their entries");
             let keep = match filter.decide(trailer.version(), kind) {
-                Decision::Keep => Some(trailer),
-                Decision::KeepAtZero => Some(Trailer::new(Version::ZERO, kind)),
+                Decision::Keep => Some(trailer.version()),
+                Decision::KeepAtZero => Some(Version::ZERO),
                 Decision::Drop => None,
             };
-            if let Some(trailer) = keep {
+            if let Some(version) = keep {
+                let (kind, value) = self.large_values.place(&self.core, &mut self.written, kind, self.input.value())?;
                 if self.builder.is_none() {
                     self.builder = Some(open_output(&self.core, self.target.level, &mut self.written)?);
                 }
                 let output = self.builder.as_mut().expect("opened above");
-                output.builder.add(InternalKey::new(&self.key, trailer), self.input.value())?;
+                output.builder.add(InternalKey::new(&self.key, Trailer::new(version, kind)), value)?;
             }
-            count += 1;
+            count += 1 + self.large_values.take_cost();
             self.input.next()?;
             if !self.input.valid() || self.input.key().user_key != self.key {
                 return Ok(count);
@@ -208,6 +232,7 @@ impl MergeRun {
     fn finish(&mut self) -> Result<()> {
         let end = self.target.end.clone();
         self.finish_output(end)?;
+        self.large_values.finish()?;
         if !self.outputs.is_empty() && !planted(Bug::SkipDirectorySync) {
             let dir = &self.core.dir;
             self.core.env.fs.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
@@ -230,7 +255,8 @@ impl MergeRun {
             builder.add_range_tombstones(&tombstones);
         }
         let summary = builder.finish()?;
-        self.outputs.push(meta_of(summary, number, self.target.l0_rank.unwrap_or(number.0)));
+        let references = self.large_values.take_references();
+        self.outputs.push(meta_of(summary, number, self.target.l0_rank.unwrap_or(number.0), references));
         Ok(())
     }
 
@@ -264,7 +290,8 @@ impl Drop for MergeRun {
     }
 }
 
-fn open_output(core: &Core, level: usize, written: &mut Vec<PathBuf>) -> Result<Output> {
+/// Begins a table of `level`; its file is noted in `written`.
+pub(super) fn open_output(core: &Core, level: usize, written: &mut Vec<PathBuf>) -> Result<Output> {
     let number = core.allocate_file_number();
     let path = files::table_path(&core.dir, number);
     let file = core.env.fs.open(&path, OpenMode::CreateNew).map_err(|error| Error::io("create", &path, error))?;
@@ -274,7 +301,12 @@ fn open_output(core: &Core, level: usize, written: &mut Vec<PathBuf>) -> Result<
 }
 
 /// What the manifest says about a table that was just written.
-pub(super) fn meta_of(summary: TableSummary, number: FileNumber, l0_rank: u64) -> TableMeta {
+pub(super) fn meta_of(
+    summary: TableSummary,
+    number: FileNumber,
+    l0_rank: u64,
+    blob_references: Vec<(FileNumber, u64)>,
+) -> TableMeta {
     let properties = summary.properties;
     TableMeta {
         number,
@@ -290,6 +322,6 @@ pub(super) fn meta_of(summary: TableSummary, number: FileNumber, l0_rank: u64) -
         key_bytes: properties.raw_key_bytes,
         value_bytes: properties.raw_value_bytes,
         l0_rank,
-        blob_references: Vec::new(),
+        blob_references,
     }
 }

@@ -7,7 +7,10 @@
 //! read, iter   point reads and cursors over a view                     view        memtables and tables as one immutable object
 //! open, close  recovery, locking, options                             versions    floor and pins: what compaction must keep
 //! jobs         the background jobs and when they run                  merge_run   the loop that flushes and compactions share
+//! blobs        live blob files, and what to collect                   large_values  what goes to blob files in that loop
 //! stall        when writes slow down                                  files       names, and removing obsolete files
+//! ingest       sorted data past the WAL and the memtable         checkpoint   a copy made of hard links
+//! sizes        how large a range is, and where to cut it         events       telling the owner what happens
 //! ```
 //!
 //! # Locks, in the order in which they are taken
@@ -17,13 +20,19 @@
 //!
 //! Readers take none of them.
 
+mod blobs;
+mod checkpoint;
 mod compact;
+mod events;
+mod ingest;
 mod iter;
 mod jobs;
+mod large_values;
 mod merge_run;
 mod open;
 mod read;
 mod signal;
+mod sizes;
 mod sources;
 mod stall;
 mod stats;
@@ -46,13 +55,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ferrisdb_core::Version;
 
+pub use events::{Compaction, Event, EventListener, Listener};
+pub use ingest::{IngestOptions, Ingestion};
 pub use iter::{Iter, IterOptions};
+pub use sizes::RangeSize;
 pub use stats::{LevelStatistics, Statistics};
 pub use value::Value;
 pub use verify::VerifyReport;
 pub use write::{Submitted, Ticket};
 
 use crate::batch::WriteBatch;
+use crate::blob::garbage;
 use crate::cache::BlockCache;
 use crate::env::Env;
 use crate::epoch::EpochCell;
@@ -107,6 +120,8 @@ pub(crate) struct Core {
     versions: ReadableVersions,
     write: Mutex<WriteState>,
     wal: Option<Wal>,
+    /// While an ingestion is being installed no write takes a version. Set under the writer lock.
+    gate_closed: AtomicBool,
     manifest: Mutex<Manifest>,
     tables: Arc<TableContext>,
     obsolete: Arc<ObsoleteFiles>,
@@ -292,6 +307,7 @@ impl Engine {
     /// [`Error::InvalidOption`] unless the engine was opened with [`Retention::FromFloor`](crate::options::Retention::FromFloor).
     pub fn set_oldest_readable_version(&self, floor: Version) -> Result<()> {
         let core = self.core();
+        core.check_open()?;
         if core.options.retention != crate::options::Retention::FromFloor {
             return Err(Error::InvalidOption {
                 option: "retention",
@@ -310,6 +326,7 @@ impl Engine {
     /// [`Error::VersionNotReadable`].
     pub fn pin(&self, version: Version) -> Result<()> {
         let core = self.core();
+        core.check_open()?;
         core.versions.pin(version, core.visibility.visible())
     }
 
@@ -365,6 +382,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Io`] if a file cannot be read.
     pub fn verify(&self) -> Result<VerifyReport> {
+        self.core().check_open()?;
         verify::verify(self.core())
     }
 
@@ -450,6 +468,8 @@ impl Core {
         let reason: Arc<str> = reason.to_string().into();
         // The first reason stays: later failures follow from it.
         let _first = self.poison.set(reason);
+        // Told by the keeper: who poisons may hold locks.
+        self.jobs.wake_keeper();
         self.progress.notify();
         self.visibility.wake_all();
     }
@@ -479,12 +499,39 @@ impl Core {
     }
 
     /// Makes an edit durable and publishes it, with the flushed memtables gone from the view.
-    fn install(&self, mut edit: ManifestEdit, flushed: &[Arc<LiveMemtable>]) -> Result<()> {
+    fn install(&self, edit: ManifestEdit, flushed: &[Arc<LiveMemtable>]) -> Result<()> {
+        self.install_with(edit, |memtables| {
+            let stays = |memtable: &&Arc<LiveMemtable>| !flushed.iter().any(|gone| Arc::ptr_eq(gone, memtable));
+            memtables.iter().filter(stays).cloned().collect()
+        })
+    }
+
+    /// The same for tables that did not come from a memtable. The active memtable is empty, nobody writes to it, and the new view gets
+    /// another one, so that no write that follows is in a view without these tables.
+    fn install_above(&self, edit: ManifestEdit) -> Result<()> {
+        let fresh = self.fresh_memtable(0);
+        self.install_with(edit, |memtables| {
+            debug_assert!(memtables[0].is_idle(), "the gate is closed");
+            std::iter::once(fresh).chain(memtables[1..].iter().cloned()).collect()
+        })
+    }
+
+    fn install_with(
+        &self,
+        mut edit: ManifestEdit,
+        memtables: impl FnOnce(&[Arc<LiveMemtable>]) -> Vec<Arc<LiveMemtable>>,
+    ) -> Result<()> {
         let mut manifest = self.manifest();
         // Jobs that run side by side took these numbers at different times; neither goes back.
         edit.next_file_number = Some(self.next_file_number());
         let oldest_readable = manifest.state().oldest_readable;
+        edit.last_version = edit.last_version.max(Some(manifest.state().last_version));
         edit.oldest_readable = edit.oldest_readable.map(|version| version.max(oldest_readable));
+        // An ingestion may have gone ahead of memtables that hold nothing for its range, or nothing at all.
+        let state = manifest.state();
+        edit.last_version = edit.last_version.map(|version| version.max(state.last_version));
+        edit.flushed = edit.flushed.map(|version| version.max(state.flushed));
+        garbage::settle(manifest.state(), &mut edit);
         let edit = &edit;
         manifest.apply(edit)?;
         self.change_view(|view| {
@@ -503,11 +550,12 @@ impl Core {
                 })
             });
             let Ok(levels) = levels;
-            let stays = |memtable: &&Arc<LiveMemtable>| !flushed.iter().any(|gone| Arc::ptr_eq(gone, memtable));
-            View::new(view.memtables.iter().filter(stays).cloned().collect(), levels)
+            let blobs = view.blobs.apply(edit).map_or_else(|| Arc::clone(&view.blobs), Arc::new);
+            View::new(memtables(&view.memtables), levels, blobs)
         });
         drop(manifest);
         self.progress.notify();
+        self.tell_created(&edit.added, |number| edit.removed.iter().any(|(_, gone)| *gone == number));
         Ok(())
     }
 

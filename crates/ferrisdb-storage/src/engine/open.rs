@@ -1,12 +1,11 @@
 //! Opening: locking the directory, reading the manifest, replaying the WAL, starting the jobs.
 //!
-//! Order matters. The options are validated before anything is touched; the lock is taken before anything is read; the manifest is created before the WAL
-//! (so that a WAL is always some engine's); what is unknown to the manifest is removed only once its state is durable beyond doubt.
+//! Order matters. The options are validated before anything is touched; the lock is taken before anything is read; everything is read before anything is
+//! changed; the manifest is created before the WAL (so that a WAL is always some engine's); what is unknown to the manifest is removed only once its state is durable beyond doubt.
 //!
 //! Replay puts every record above the flushed version into memtables, as many as it takes, and opens for writing only then. A replayed
 //! batch keeps its version, so recovery may crash and run again as often as it likes.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -14,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use ferrisdb_core::Version;
 
+use super::blobs::Blobs;
 use super::files::{self, FileKind, LOCK, OPTIONS, ObsoleteFiles, WAL_DIR};
 use super::jobs::Jobs;
 use super::signal::Signal;
@@ -35,28 +35,46 @@ use crate::manifest::log::Found;
 use crate::manifest::{EngineId, Manifest, ManifestState};
 use crate::memtable::{Inserter, Memtable};
 use crate::options::{Options, Retention};
-use crate::planted::{Bug, planted};
-use crate::wal::{ReadUpTo, Wal, WalOptions, WalPosition, WalReader};
+use crate::wal::{Wal, WalOptions, WalPosition, WalReader};
 
 pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> Result<Engine> {
     options.validate()?;
     let fs = Arc::clone(&env.fs);
     prepare_directory(&*fs, dir, &options, read_only)?;
     let lock = lock_directory(&*fs, dir, read_only)?;
-    let mut manifest = open_manifest(&env, dir, &options, read_only)?;
-    manifest.set_log_bytes_max(options.manifest_bytes_max);
+    let mut manifest = match find_engine(&*fs, dir, &options, read_only)? {
+        Found::Nothing => Manifest::create(Arc::clone(&fs), dir, EngineId(env.entropy.unique_bytes()))?,
+        Found::Engine => Manifest::open_read_only(Arc::clone(&fs), dir)?,
+    };
     let state = manifest.state().clone();
 
     let cache = Arc::new(BlockCache::new(options.block_cache_bytes as u64));
     let obsolete = Arc::new(ObsoleteFiles::default());
-    let tables =
-        Arc::new(TableContext { fs: Arc::clone(&fs), cache: Arc::clone(&cache), obsolete: Arc::clone(&obsolete) });
+    let tables = Arc::new(TableContext {
+        dir: dir.to_path_buf(),
+        engine_id: state.engine_id,
+        fs: Arc::clone(&fs),
+        cache: Arc::clone(&cache),
+        obsolete: Arc::clone(&obsolete),
+    });
     let levels = live_tables(dir, &state, &tables)?;
+    let blobs = Arc::new(Blobs::open(&state, &tables)?);
     let leftovers = check_directory(&*fs, dir, &state)?;
 
-    let mut replay = Replay::new(&options, state.flushed.max(state.last_version), state.flushed);
-    let wal = open_wal(&fs, dir, &state, &options, read_only, &mut replay)?;
+    let mut replay = Replay::new(&options, state.flushed);
+    let wal_options = wal_options(&state, &options);
+    replay_wal(&fs, dir, (&state, manifest.number()), &wal_options, &mut replay)?;
     let last_version = replay.last_version;
+
+    // All has been read, and nothing was changed yet: what fails above finds the directory as it was when the damage is undone.
+    if !read_only && manifest.poisoned().is_some() {
+        manifest = Manifest::open(Arc::clone(&fs), dir)?;
+    }
+    manifest.set_log_bytes_max(options.manifest_bytes_max);
+    let wal = match options.wal && !read_only {
+        true => Some(Wal::open(Arc::clone(&fs), &dir.join(WAL_DIR), wal_options)?.0),
+        false => None,
+    };
 
     let floor = match options.retention {
         // What is older than the newest may have been collected.
@@ -68,12 +86,13 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         write.last_record = position;
     }
     let core = Arc::new(Core {
-        view: EpochCell::new(Arc::new(View::new(replay.into_memtables(), levels))),
+        view: EpochCell::new(Arc::new(View::new(replay.into_memtables(), levels, blobs))),
         view_lock: Mutex::new(()),
         visibility: Visibility::new(last_version),
         versions: ReadableVersions::new(options.retention, floor, &options.pinned_versions),
         write: Mutex::new(write),
         wal,
+        gate_closed: AtomicBool::new(false),
         next_file_number: AtomicU64::new(state.next_file_number.0.max(leftovers.next_number)),
         manifest: Mutex::new(manifest),
         tables,
@@ -102,7 +121,12 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
 
 fn prepare_directory(fs: &dyn FileSystem, dir: &Path, options: &Options, read_only: bool) -> Result<()> {
     if fs.exists(dir).map_err(|error| Error::io("open", dir, error))? {
-        return Ok(());
+        let lock = dir.join(LOCK);
+        // A directory that is not ours does not even get a lock file.
+        return match fs.exists(&lock).map_err(|error| Error::io("open", &lock, error))? {
+            true => Ok(()),
+            false => find_engine(fs, dir, options, read_only).map(drop),
+        };
     }
     if read_only || !options.create_if_missing {
         return Err(Error::NotAnEngine { directory: dir.to_path_buf(), reason: "it does not exist".to_owned() });
@@ -133,14 +157,18 @@ fn lock_directory(fs: &dyn FileSystem, dir: &Path, read_only: bool) -> Result<Op
     }
 }
 
-fn open_manifest(env: &Env, dir: &Path, options: &Options, read_only: bool) -> Result<Manifest> {
+/// What is in the directory, if that can be opened or may be created.
+fn find_engine(fs: &dyn FileSystem, dir: &Path, options: &Options, read_only: bool) -> Result<Found> {
     let not_an_engine = |reason: &str| Error::NotAnEngine { directory: dir.to_path_buf(), reason: reason.to_owned() };
-    match Manifest::find(&*env.fs, dir, &[LOCK, OPTIONS])? {
-        Found::Nothing if read_only => Err(not_an_engine("it is empty")),
-        Found::Nothing if !options.create_if_missing => Err(not_an_engine("it is empty, and create_if_missing is off")),
-        Found::Nothing => Manifest::create(Arc::clone(&env.fs), dir, EngineId(env.entropy.unique_bytes())),
-        _ if read_only => Manifest::open_read_only(Arc::clone(&env.fs), dir),
-        _ => Manifest::open(Arc::clone(&env.fs), dir),
+    match Manifest::find(fs, dir, &[LOCK, OPTIONS]) {
+        Ok(Found::Nothing) if read_only => Err(not_an_engine("it is empty")),
+        Ok(Found::Nothing) if !options.create_if_missing => {
+            Err(not_an_engine("it is empty, and create_if_missing is off"))
+        }
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
+            Err(not_an_engine("it is a file"))
+        }
+        found => found,
     }
 }
 
@@ -169,13 +197,12 @@ struct Leftovers {
 }
 
 fn check_directory(fs: &dyn FileSystem, dir: &Path, state: &ManifestState) -> Result<Leftovers> {
-    let blobs: BTreeSet<_> = state.blobs.keys().copied().collect();
     let mut leftovers = Leftovers { paths: Vec::new(), next_number: 0 };
     for path in fs.list(dir).map_err(|error| Error::io("list", dir, error))? {
         let path = dir.join(path);
         let (number, live) = match files::file_kind(&path) {
             FileKind::Table(number) => (number.0, state.tables.contains_key(&number)),
-            FileKind::Blob(number) => (number.0, blobs.contains(&number)),
+            FileKind::Blob(number) => (number.0, state.blobs.contains_key(&number)),
             FileKind::Temporary | FileKind::Other => continue,
         };
         leftovers.next_number = leftovers.next_number.max(number + 1);
@@ -186,40 +213,48 @@ fn check_directory(fs: &dyn FileSystem, dir: &Path, state: &ManifestState) -> Re
     Ok(leftovers)
 }
 
-fn open_wal(
-    fs: &Arc<dyn FileSystem>,
-    dir: &Path,
-    state: &ManifestState,
-    options: &Options,
-    read_only: bool,
-    replay: &mut Replay,
-) -> Result<Option<Wal>> {
-    let path = dir.join(WAL_DIR);
-    let start = state.wal_start.map_or(WalPosition::ZERO, WalPosition::from_u64);
+fn wal_options(state: &ManifestState, options: &Options) -> WalOptions {
     let segment_bytes = u32::try_from(options.wal_segment_bytes).expect("validated to be at most 1 GiB");
-    let wal_options = WalOptions {
+    WalOptions {
         segment_bytes,
         reserve_bytes: (segment_bytes / 16).min(1 << 20),
         // All that a full set of memtables needs: a steady load then never creates a segment. An idle engine trims them.
         recycle_max: options.write_buffers_max * options.write_buffer_bytes / options.wal_segment_bytes + 2,
         identity: state.engine_id.wal_identity(),
-        required_from: start,
+        required_from: state.wal_start.map_or(WalPosition::ZERO, WalPosition::from_u64),
         ..WalOptions::default()
-    };
-    if read_only || !options.wal {
-        // Without a WAL of its own the engine still replays one that an earlier open left.
-        if fs.exists(&path).map_err(|error| Error::io("open", &path, error))? {
-            let (mut reader, _recovery) = Wal::read_only(Arc::clone(fs), &path, &wal_options)?;
-            replay.run(&path, &mut reader)?;
-        }
-        return Ok(None);
     }
-    let (wal, recovery) = Wal::open(Arc::clone(fs), &path, wal_options)?;
-    // Not simply `start`: what was flushed need not have been synced in the WAL, so a crash may have left a log that ends before it.
-    let from = if planted(Bug::ReplayFromBeyondTheEnd) { start.max(recovery.first) } else { recovery.replay_from };
-    let mut reader = wal.subscribe(from, ReadUpTo::Appended)?;
-    replay.run(&path, &mut reader)?;
-    Ok(Some(wal))
+}
+
+/// Reads the WAL, also where the engine will have none of its own: an earlier open may have left one. Changes nothing.
+fn replay_wal(
+    fs: &Arc<dyn FileSystem>,
+    dir: &Path,
+    (state, manifest): (&ManifestState, u64),
+    options: &WalOptions,
+    replay: &mut Replay,
+) -> Result<()> {
+    let path = dir.join(WAL_DIR);
+    if fs.exists(&path).map_err(|error| Error::io("open", &path, error))? {
+        let (mut reader, recovery) = Wal::read_only(Arc::clone(fs), &path, options)?;
+        if recovery.purged && options.required_from == WalPosition::ZERO {
+            // Segments are purged only after an edit that says so: that edit is gone, and with it the tables.
+            let what = format!("the WAL begins at {}, but no flush is known: the manifest is cut", recovery.first);
+            return Err(Error::corruption(dir.join(crate::manifest::log::manifest_file_name(manifest)), 0, what));
+        }
+        replay.run(&path, &mut reader)?;
+    } else if options.required_from > WalPosition::ZERO {
+        return Err(Error::MissingFile { file: path });
+    }
+    // The WAL alone cannot tell that its last segments are gone, with the marks in them. What a close has left in the manifest can.
+    if replay.last_version < state.last_version {
+        let what = format!(
+            "the WAL ends at version {}, but the engine was closed at version {}: the last segments are missing or cut",
+            replay.last_version, state.last_version
+        );
+        return Err(Error::corruption(path, 0, what));
+    }
+    Ok(())
 }
 
 /// Memtables that are filled from the WAL.
@@ -234,10 +269,10 @@ struct Replay {
 }
 
 impl Replay {
-    fn new(options: &Options, last_version: Version, flushed: Version) -> Replay {
+    fn new(options: &Options, flushed: Version) -> Replay {
         Replay {
             flushed,
-            last_version,
+            last_version: flushed,
             last_record: None,
             capacity: options.write_buffer_bytes,
             memtables: vec![LiveMemtable::new(options.write_buffer_bytes)],

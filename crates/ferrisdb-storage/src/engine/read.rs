@@ -30,6 +30,7 @@ impl Core {
     /// Checks a version that a reader chose, or takes the visible one. Call it after loading the view.
     #[inline]
     pub(super) fn read_version(&self, at: Option<Version>) -> Result<Version> {
+        self.check_open()?;
         let visible = self.visibility.visible();
         match at {
             None => Ok(visible),
@@ -41,7 +42,7 @@ impl Core {
 pub(super) fn get_in(view: &View, key: &[u8], at: Version, mode: ReadMode) -> Result<Option<Value>> {
     for memtable in &view.memtables {
         if let Some(answer) = look_in_memtable(memtable, key, at) {
-            return Ok(answer.into());
+            return answer.into_value(view, mode);
         }
     }
     let mut hash = None;
@@ -50,14 +51,14 @@ pub(super) fn get_in(view: &View, key: &[u8], at: Version, mode: ReadMode) -> Re
             && !table.meta.ends_before(key)
             && let Some(answer) = look_in_table(table, key, &mut hash, at, mode)?
         {
-            return Ok(answer.into());
+            return answer.into_value(view, mode);
         }
     }
     for level in 1..LEVELS {
         if let Some(table) = view.levels.find(level, key)
             && let Some(answer) = look_in_table(table, key, &mut hash, at, mode)?
         {
-            return Ok(answer.into());
+            return answer.into_value(view, mode);
         }
     }
     Ok(None)
@@ -67,16 +68,8 @@ pub(super) fn get_in(view: &View, key: &[u8], at: Version, mode: ReadMode) -> Re
 enum Answer {
     Deleted,
     Value(Value),
-}
-
-impl From<Answer> for Option<Value> {
-    #[inline]
-    fn from(answer: Answer) -> Option<Value> {
-        match answer {
-            Answer::Deleted => None,
-            Answer::Value(value) => Some(value),
-        }
-    }
+    /// An encoded pointer to a value in a blob file.
+    Blob(Value),
 }
 
 impl Answer {
@@ -85,7 +78,16 @@ impl Answer {
         match kind {
             ValueKind::Value => Answer::Value(value),
             ValueKind::Tombstone | ValueKind::RangeTombstone => Answer::Deleted,
-            ValueKind::BlobPointer => unreachable!("no blob files are written yet"),
+            ValueKind::BlobPointer => Answer::Blob(value),
+        }
+    }
+
+    #[inline]
+    fn into_value(self, view: &View, mode: ReadMode) -> Result<Option<Value>> {
+        match self {
+            Answer::Deleted => Ok(None),
+            Answer::Value(value) => Ok(Some(value)),
+            Answer::Blob(pointer) => view.blobs.read(&pointer, mode).map(|value| Some(Value::owned(value))),
         }
     }
 }

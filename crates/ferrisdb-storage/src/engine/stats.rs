@@ -37,18 +37,30 @@ pub struct Statistics {
     pub memtable_bytes: u64,
     /// Flushes done.
     pub flushes: u64,
-    /// Bytes that flushes wrote.
+    /// Bytes that flushes wrote, blob files included.
     pub flushed_bytes: u64,
     /// Compactions done, trivial moves and dropped tables not counted.
     pub compactions: u64,
-    /// Bytes that compactions read.
+    /// Bytes that compactions read, values that were left in their blob files not counted.
     pub compaction_read_bytes: u64,
-    /// Bytes that compactions wrote.
+    /// Bytes that compactions wrote, blob files included.
     pub compaction_written_bytes: u64,
+    /// Blob files.
+    pub blob_files: usize,
+    /// Bytes of blob files, garbage included.
+    pub blob_bytes: u64,
+    /// Bytes in blob files that no table refers to any more.
+    pub blob_garbage_bytes: u64,
+    /// Bytes in blob files that compactions moved to others, to empty those that were mostly garbage.
+    pub blob_relocated_bytes: u64,
     /// Tables that only changed their level.
     pub trivial_moves: u64,
     /// Tables removed without being read, because a range tombstone covered them.
     pub tables_dropped: u64,
+    /// Ingestions done.
+    pub ingestions: u64,
+    /// Bytes of the tables that they added.
+    pub ingested_bytes: u64,
     /// Bytes that compactions still have to move until every level has its size.
     pub pending_compaction_bytes: u64,
     /// Writes that were delayed, and for how long in all.
@@ -104,8 +116,11 @@ counters!(
     compactions,
     compaction_read_bytes,
     compaction_written_bytes,
+    blob_relocated_bytes,
     trivial_moves,
     tables_dropped,
+    ingestions,
+    ingested_bytes,
     pending_compaction_bytes,
     delayed_writes,
     delayed_nanos,
@@ -144,12 +159,21 @@ impl Counters {
         add(&self.compaction_written_bytes, written);
     }
 
+    pub(super) fn relocated(&self, bytes: u64) {
+        add(&self.blob_relocated_bytes, bytes);
+    }
+
     pub(super) fn moved(&self, tables: u64) {
         add(&self.trivial_moves, tables);
     }
 
     pub(super) fn dropped(&self, tables: u64) {
         add(&self.tables_dropped, tables);
+    }
+
+    pub(super) fn ingested(&self, bytes: u64) {
+        add(&self.ingestions, 1);
+        add(&self.ingested_bytes, bytes);
     }
 
     pub(super) fn set_pending(&self, bytes: u64) {
@@ -186,6 +210,7 @@ impl Core {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let flushed_version = self.flushed_version();
         let view = self.view.read();
+        let blobs = view.blobs.totals();
         let levels = std::array::from_fn(|level| {
             let tables = view.levels.level(level).tables();
             LevelStatistics {
@@ -210,8 +235,14 @@ impl Core {
             compactions: get(&counters.compactions),
             compaction_read_bytes: get(&counters.compaction_read_bytes),
             compaction_written_bytes: get(&counters.compaction_written_bytes),
+            blob_files: blobs.files,
+            blob_bytes: blobs.file_bytes,
+            blob_garbage_bytes: blobs.garbage_bytes,
+            blob_relocated_bytes: get(&counters.blob_relocated_bytes),
             trivial_moves: get(&counters.trivial_moves),
             tables_dropped: get(&counters.tables_dropped),
+            ingestions: get(&counters.ingestions),
+            ingested_bytes: get(&counters.ingested_bytes),
             pending_compaction_bytes: get(&counters.pending_compaction_bytes),
             delayed_writes: get(&counters.delayed_writes),
             delayed: Duration::from_nanos(get(&counters.delayed_nanos)),

@@ -1,6 +1,7 @@
 //! [`Value`]: a value that was read, pinned where it lies.
 //!
-//! A value from a table keeps its block alive, one from a memtable keeps the memtable alive; nothing is copied. Do not keep many of them
+//! A value from a table keeps its block alive, one from a memtable keeps the memtable alive, one from a blob file is shared with the
+//! block cache; nothing is copied. Do not keep many of them
 //! for long: each may hold a block, or a whole memtable, in memory. [`Value::to_vec`] (from the slice) copies.
 
 use std::fmt;
@@ -42,9 +43,8 @@ impl Value {
         Value(Place::Memtable { bytes, owner })
     }
 
-    #[expect(dead_code, reason = "for values in blob files, which nothing writes yet")]
-    pub(crate) fn owned(bytes: Vec<u8>) -> Value {
-        Value(Place::Owned(bytes.into()))
+    pub(crate) fn owned(bytes: Arc<[u8]>) -> Value {
+        Value(Place::Owned(bytes))
     }
 }
 

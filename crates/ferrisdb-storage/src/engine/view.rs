@@ -14,12 +14,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ferrisdb_core::Version;
 
+use super::blobs::Blobs;
 use super::files::ObsoleteFiles;
 use crate::cache::BlockCache;
 use crate::error::Result;
 use crate::fs::FileSystem;
 use crate::levels::{Levels, TableLike};
-use crate::manifest::TableMeta;
+use crate::manifest::{EngineId, TableMeta};
 use crate::memtable::Memtable;
 use crate::table::{TableId, TableReader};
 use crate::wal::WalPosition;
@@ -29,16 +30,18 @@ pub(crate) struct View {
     /// Newest first; the first is active. Never empty.
     pub(crate) memtables: Vec<Arc<LiveMemtable>>,
     pub(crate) levels: Levels<Table>,
+    /// Where the tables' blob pointers lead.
+    pub(crate) blobs: Arc<Blobs>,
     /// For each level, whether any of its tables has range tombstones: reads skip asking otherwise.
     pub(crate) range_tombstones: [bool; crate::levels::LEVELS],
 }
 
 impl View {
-    pub(crate) fn new(memtables: Vec<Arc<LiveMemtable>>, levels: Levels<Table>) -> View {
+    pub(crate) fn new(memtables: Vec<Arc<LiveMemtable>>, levels: Levels<Table>, blobs: Arc<Blobs>) -> View {
         let range_tombstones = std::array::from_fn(|level| {
             levels.level(level).tables().iter().any(|table| table.meta.range_tombstones > 0)
         });
-        View { memtables, levels, range_tombstones }
+        View { memtables, levels, blobs, range_tombstones }
     }
 
     pub(crate) fn active(&self) -> &Arc<LiveMemtable> {
@@ -85,8 +88,10 @@ impl LiveMemtable {
     }
 }
 
-/// What every table handle of an engine shares.
+/// What every handle of a table or blob file of an engine shares.
 pub(crate) struct TableContext {
+    pub(crate) dir: PathBuf,
+    pub(crate) engine_id: EngineId,
     pub(crate) fs: Arc<dyn FileSystem>,
     pub(crate) cache: Arc<BlockCache>,
     pub(crate) obsolete: Arc<ObsoleteFiles>,

@@ -23,9 +23,11 @@ use std::time::Duration;
 use ferrisdb_core::Version;
 
 use super::Core;
+use super::events::Event;
 use super::view::{LiveMemtable, View};
 use super::visibility;
 use crate::batch::{BatchRecord, Operation, WriteBatch};
+use crate::compaction::picker;
 use crate::error::{Error, Result};
 use crate::key::ValueKind;
 use crate::memtable::{Inserter, Memtable};
@@ -162,7 +164,7 @@ impl Core {
     /// True when a write would not be stalled for want of a memtable; otherwise the waker is woken when that may have changed.
     pub(super) fn poll_writable(&self, waker: &Waker) -> bool {
         self.progress.register(waker);
-        self.poison.get().is_some() || self.closed.load(Ordering::Acquire) || !self.is_full(&self.view.read())
+        self.poison.get().is_some() || self.closed.load(Ordering::Acquire) || self.has_room()
     }
 
     fn attempt(&self, batch: &WriteBatch, options: WriteOptions) -> Result<Attempt> {
@@ -187,9 +189,12 @@ impl Core {
                     self.wal.as_ref().map(|_| state.last_record).filter(|_| options.durability == Durability::Sync);
                 return Ok(Attempt::Written(Written { version: state.last_version, sync }));
             }
+            None if state.last_version == Version::MAX => {
+                return Err(Error::VersionNotIncreasing { given: Version::MAX, last: Version::MAX });
+            }
             None => state.last_version.next(),
         };
-        if !self.visibility.has_room() {
+        if !self.visibility.has_room() || self.gate_closed.load(Ordering::Relaxed) {
             return Ok(Attempt::Stalled);
         }
         let mut view = self.view.read();
@@ -226,10 +231,15 @@ impl Core {
         Ok(Attempt::Written(Written { version, sync }))
     }
 
+    /// True if a write would find its place: no ingestion is in the way, and a memtable may be added.
+    fn has_room(&self) -> bool {
+        !self.gate_closed.load(Ordering::Acquire) && !self.is_full(&self.view.read())
+    }
+
     /// True if no memtable may be added.
     pub(super) fn is_full(&self, view: &View) -> bool {
         view.memtables.len() >= self.options.write_buffers_max
-            || view.levels.level(0).tables().len() >= self.options.l0_stop_tables && self.options.compaction_jobs > 0
+            || picker::l0_runs(&view.levels) >= self.options.l0_stop_tables as u64 && self.options.compaction_jobs > 0
     }
 
     /// Starts a new memtable with room for `needed` bytes. Under the writer lock, so between two versions.
@@ -240,7 +250,7 @@ impl Core {
             self.change_view(|view| {
                 let mut memtables = view.memtables.clone();
                 memtables[0] = fresh;
-                View::new(memtables, view.levels.clone())
+                View::new(memtables, view.levels.clone(), Arc::clone(&view.blobs))
             });
         } else {
             self.seal(state, needed);
@@ -256,12 +266,12 @@ impl Core {
             active.sealed_at.set(state.last_version).expect("a memtable is sealed once");
             active.wal_end.set(wal_end).expect("a memtable is sealed once");
             let memtables = std::iter::once(fresh).chain(view.memtables.iter().cloned()).collect();
-            View::new(memtables, view.levels.clone())
+            View::new(memtables, view.levels.clone(), Arc::clone(&view.blobs))
         });
         self.jobs.wake_flush();
     }
 
-    fn fresh_memtable(&self, needed: usize) -> Arc<LiveMemtable> {
+    pub(super) fn fresh_memtable(&self, needed: usize) -> Arc<LiveMemtable> {
         Arc::new(LiveMemtable::new(self.options.write_buffer_bytes.max(Memtable::capacity_for(needed))))
     }
 
@@ -278,7 +288,7 @@ impl Core {
     }
 
     #[cold]
-    fn wait_visible(&self, version: Version) -> Result<()> {
+    pub(super) fn wait_visible(&self, version: Version) -> Result<()> {
         // A writer before us is inserting, which takes about a microsecond; longer only if its thread lost its core.
         for _ in 0..200 {
             std::hint::spin_loop();
@@ -326,13 +336,16 @@ impl Core {
     #[cold]
     fn wait_for_room(&self) -> Result<()> {
         let began = self.env.clock.now();
+        self.tell(|| Event::StallBegun);
         self.progress.wait(&*self.env.spawner, || {
             let go = self.poison.get().is_some()
                 || self.closed.load(Ordering::Acquire)
-                || (self.visibility.has_room() && !self.is_full(&self.view.read()));
+                || (self.visibility.has_room() && self.has_room());
             go.then_some(())
         });
-        self.counters.stalled(self.env.clock.now().saturating_sub(began));
+        let took = self.env.clock.now().saturating_sub(began);
+        self.counters.stalled(took);
+        self.tell(|| Event::StallEnded { took });
         self.check_open()?;
         self.check_poison()
     }

@@ -140,8 +140,8 @@ pub struct TableMeta {
     /// The sum of the lengths of the values in the table, in bytes, before compression; values in blob files count with their
     /// pointers only.
     pub value_bytes: u64,
-    /// In L0 only: where a key is in two tables, the one with the greater rank is newer. A flushed or ingested table takes its
-    /// own number, an intra-L0 compaction gives its outputs the greatest rank among its inputs. Not the version: a table that is
+    /// In L0 only: where a key is in two tables, the one with the greater rank is newer. A flushed table takes its own number,
+    /// the tables of an ingestion take one number for all when they are installed, an intra-L0 compaction gives its outputs the greatest rank among its inputs. Not the version: a table that is
     /// ingested at an old version is newer than its overlapping neighbours in L0 although their bounds reach above that version.
     pub l0_rank: u64,
     /// The blob files that values of this table lie in, ascending, with the bytes that it refers to in each.

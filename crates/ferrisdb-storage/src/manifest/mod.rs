@@ -25,7 +25,7 @@ pub mod state;
 
 pub use edit::{BlobMeta, EngineId, FileNumber, ManifestEdit, TableMeta};
 pub use log::{Manifest, Recovered};
-pub use state::ManifestState;
+pub use state::{LiveBlob, ManifestState};
 
 #[cfg(test)]
 mod crash_tests;

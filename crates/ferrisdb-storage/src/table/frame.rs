@@ -12,6 +12,7 @@
 //! A block is stored compressed only if that saves an eighth (12.5 %): otherwise every later read would pay for nothing.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use ferrisdb_core::codec::{DecodeError, get_varint, put_varint};
 use xxhash_rust::xxh3::xxh3_64;
@@ -21,7 +22,7 @@ use super::{Compression, TableId};
 use crate::planted::{Bug, planted};
 
 /// Bytes after the payload: compression and checksum.
-pub(super) const FRAME_TRAILER_BYTES: usize = 1 + 8;
+pub(crate) const FRAME_TRAILER_BYTES: usize = 1 + 8;
 
 const NONE: u8 = 0;
 const LZ4: u8 = 1;
@@ -54,7 +55,7 @@ pub(super) fn place(id: TableId, offset: u64) -> u64 {
 }
 
 /// Compresses blocks, keeping its working memory.
-pub(super) struct Compressor {
+pub(crate) struct Compressor {
     compression: Compression,
     lz4: Option<lz4_flex::block::CompressTable>,
     zstd: Option<zstd::bulk::Compressor<'static>>,
@@ -68,7 +69,7 @@ impl std::fmt::Debug for Compressor {
 }
 
 impl Compressor {
-    pub(super) fn new(compression: Compression) -> Compressor {
+    pub(crate) fn new(compression: Compression) -> Compressor {
         Compressor { compression, lz4: None, zstd: None, scratch: Vec::new() }
     }
 
@@ -100,7 +101,7 @@ impl Compressor {
     }
 
     /// Appends the framed block that will lie at `offset` of table `id`.
-    pub(super) fn frame(&mut self, raw: &[u8], id: TableId, offset: u64, out: &mut Vec<u8>) -> BlockHandle {
+    pub(crate) fn frame(&mut self, raw: &[u8], id: TableId, offset: u64, out: &mut Vec<u8>) -> BlockHandle {
         let start = out.len();
         match self.compress(raw) {
             Some((kind, len)) => {
@@ -131,12 +132,26 @@ pub(super) fn compression_name(frame: &[u8]) -> &'static str {
 
 /// Checks a framed block and takes the payload out of it.
 pub(super) fn open_frame(frame: &[u8], id: TableId, offset: u64) -> Result<Box<[u8]>, DecodeError> {
+    let (kind, payload) = check_frame(frame, id, offset)?;
+    unpack(kind, payload)
+}
+
+/// As [`open_frame`], for a payload that will be shared.
+pub(crate) fn open_frame_shared(frame: &[u8], id: TableId, offset: u64) -> Result<Arc<[u8]>, DecodeError> {
+    match check_frame(frame, id, offset)? {
+        (NONE, payload) => Ok(payload.into()),
+        (kind, payload) => unpack(kind, payload).map(Arc::from),
+    }
+}
+
+/// Checks a framed block; its kind of compression and the payload as it is stored.
+fn check_frame(frame: &[u8], id: TableId, offset: u64) -> Result<(u8, &[u8]), DecodeError> {
     let (body, stored) = frame.split_last_chunk::<8>().ok_or(DecodeError { what: "block: checksum" })?;
     if xxh3_64(body) ^ place(id, offset) != u64::from_le_bytes(*stored) && !planted(Bug::IgnoreBlockChecksum) {
         return Err(DecodeError { what: "block: checksum (wrong bytes, or a block of another place)" });
     }
     let (&kind, payload) = body.split_last().ok_or(DecodeError { what: "block: compression kind" })?;
-    unpack(kind, payload)
+    Ok((kind, payload))
 }
 
 const BAD_LENGTH: DecodeError = DecodeError { what: "block: uncompressed length" };

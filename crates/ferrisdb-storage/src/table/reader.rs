@@ -314,7 +314,7 @@ impl TableReader {
         let handle = self.index.handle(at);
         match self.cached(handle, mode)? {
             Some(CachedBlock::Index(index)) => return Ok(index),
-            Some(CachedBlock::Data(_)) => return Err(self.corruption(handle, "the cache holds a data block here")),
+            Some(_) => return Err(self.corruption(handle, "the cache holds another kind of block here")),
             None => {}
         }
         let frame = read_range(&*self.file, &self.path, handle.offset, handle.len)?;
@@ -331,7 +331,7 @@ impl TableReader {
     pub(super) fn data_block(&self, handle: BlockHandle, mode: ReadMode) -> Result<Arc<Block>> {
         match self.cached(handle, mode)? {
             Some(CachedBlock::Data(block)) => Ok(block),
-            Some(CachedBlock::Index(_)) => Err(self.corruption(handle, "the cache holds an index block here")),
+            Some(_) => Err(self.corruption(handle, "the cache holds another kind of block here")),
             None => self.read_data_block(handle, mode),
         }
     }

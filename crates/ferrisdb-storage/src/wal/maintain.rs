@@ -71,11 +71,16 @@ impl Maintenance {
 pub(super) fn open(fs: Arc<dyn FileSystem>, dir: &Path, options: WalOptions) -> Result<(Wal, Recovery)> {
     if !fs.exists(dir).map_err(|error| Error::io("look for", dir, error))? {
         fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))?;
+    }
+    let survey = recover::survey(fs.as_ref(), dir, options.identity, options.required_from)?;
+    // The names that we see may be all that a process left that died, or failed, before it synced them. What is written from now on
+    // must not be lost with them, and no rename may be undone once a file is used for something else.
+    if !planted(Bug::NamesFoundNotSynced) {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs.sync_dir(parent).map_err(|error| Error::io("sync", parent, error))?;
         }
+        fs.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
     }
-    let survey = recover::survey(fs.as_ref(), dir, options.identity, options.required_from)?;
     let mut recovery = survey.recovery;
     let mut maintenance = Maintenance { highest: survey.highest, ..Maintenance::default() };
 
@@ -226,7 +231,8 @@ fn reuse_spares(
 /// one name, they would change under the other, be it a part of the log or another spare.
 ///
 /// The header of an earlier life tells whose second name a spare may be. Among spares without one, each gets its own number
-/// written where a header would be, and those that then hold another's are not files of their own. Headers that count are not touched.
+/// written where a header would be, and those that then hold another's are not files of their own. Headers that count are not touched;
+/// and names are durable by now, or a mark could turn up in a segment of the log whose renaming a crash undoes.
 fn second_names(fs: &dyn FileSystem, dir: &Path, spares: &[(u32, bool)]) -> Result<BTreeSet<u32>> {
     let mut second = BTreeSet::new();
     let mut marked = Vec::new();
@@ -245,8 +251,6 @@ fn second_names(fs: &dyn FileSystem, dir: &Path, spares: &[(u32, bool)]) -> Resu
     if marked.len() < 2 {
         return Ok(second);
     }
-    // The names that we see first, durably: a mark must not turn up in a segment of the log whose renaming a crash undoes.
-    fs.sync_dir(dir).map_err(|error| Error::io("sync", dir, error))?;
     let mark = |number: u32| u64::from(number).to_le_bytes();
     for (number, path, file) in &marked {
         match write_all_at(file.as_ref(), &mark(*number), 0).map_err(|error| Error::io("write to", path, error)) {

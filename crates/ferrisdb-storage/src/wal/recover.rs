@@ -48,6 +48,8 @@ pub struct TornTail {
 pub struct Recovery {
     /// The position of the first record that is kept.
     pub first: WalPosition,
+    /// True if older segments have been purged: `first` is not where the log once began.
+    pub purged: bool,
     /// The end of the log: just behind the last record.
     pub end: WalPosition,
     /// Where to replay from: [`required_from`](super::WalOptions::required_from), or the first record if that is later, or the
@@ -309,7 +311,9 @@ impl Files {
         let first = chain.first().map_or(WalPosition::ZERO, |_| WalPosition::new(numbers[0], SEGMENT_HEADER_LEN));
         let end = chain.last().map_or(WalPosition::ZERO, |last| WalPosition::new(last.header.number, last.end));
         let spare = self.by_number.iter().map(|(&number, file)| (number, file.header.is_some())).collect();
-        let recovery = Recovery { first, end, replay_from: first, known_synced, segments: chain.len(), torn };
+        let purged = chain.first().is_some_and(|first| first.header.previous_end > WalPosition::ZERO);
+        let segments = chain.len();
+        let recovery = Recovery { first, purged, end, replay_from: first, known_synced, segments, torn };
         Survey { chain, spare, highest, next_generation, recovery }
     }
 }

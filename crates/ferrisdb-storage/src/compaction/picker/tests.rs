@@ -2,7 +2,7 @@
 //!
 //! A line is a level: `L1: 4:a-f 64 t=50` are a table with number 4, the keys a to f (`a-f)` without f itself), 64 MiB, 50 tombstones
 //! in 100 entries. Further words: `e=` entries, `t=` tombstones, `d=` range tombstones, `v=1-9` versions, `r=` L0 rank (the
-//! number, unless given).
+//! number, unless given), `b=` the blob file it refers to.
 
 use expect_test::{Expect, expect};
 use ferrisdb_core::Version;
@@ -43,6 +43,7 @@ fn draw(text: &str) -> Levels<TableMeta> {
                     "t" => meta.tombstones = value.parse().unwrap(),
                     "d" => meta.range_tombstones = value.parse().unwrap(),
                     "r" => meta.l0_rank = value.parse().unwrap(),
+                    "b" => meta.blob_references = vec![(FileNumber(value.parse().unwrap()), 1)],
                     "v" => {
                         let (from, to) = value.split_once('-').unwrap();
                         meta.smallest_version = v(from.parse().unwrap());
@@ -438,4 +439,24 @@ fn the_write_amplification_of_a_load() {
     }
     let amplification_percent = written * 100 / loaded;
     assert!(amplification_percent <= 210, "{amplification_percent} %");
+}
+
+/// A table that refers to a blob file that is mostly garbage is rewritten where it is, the deepest first and one at a time; after what
+/// is due, unless it is urgent.
+#[test]
+fn tables_that_keep_garbage_alive_are_rewritten() {
+    let idle = "L0: 9:a-f 64 b=3\n L6: 4:a-f 64 b=2 5:g-k 64 b=3 6:l-p 64 b=3";
+    let dirty = [FileNumber(3), FileNumber(2)];
+    let hints = Hints { dirty_blobs: &dirty, ..Hints::default() };
+    let retention = Retention::new(v(0), []);
+    let pick_from = |text: &str, busy: &[CompactionPlan], hints| {
+        pick(&draw(text), &options(), &retention, busy, hints).map(|plan| plan.to_string())
+    };
+    assert_eq!(pick_from(idle, &[], hints).unwrap(), "blob garbage: rewrite L6 [5] → L6, bottom");
+    let running = pick(&draw(idle), &options(), &retention, &[], hints).unwrap();
+    assert_eq!(pick_from(idle, &[running], hints), None, "one at a time");
+    let due = "L0: 9:a-f 64 12:a-f 64 13:a-f 64 14:a-f 64\n L6: 5:a-f 64 b=3";
+    assert!(pick_from(due, &[], hints).unwrap().starts_with("L0: rewrite"));
+    let urgent = Hints { dirty_blobs_urgent: true, ..hints };
+    assert_eq!(pick_from(due, &[], urgent).unwrap(), "blob garbage: rewrite L6 [5] → L6, bottom");
 }

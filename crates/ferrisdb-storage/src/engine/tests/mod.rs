@@ -1,6 +1,11 @@
 //! Tests of the engine as a whole, on the simulated disk and the deterministic spawner.
 
+mod checkpoint;
+mod events;
+mod ingest;
+mod blobs;
 mod model;
+mod sizes;
 
 use std::path::Path;
 use std::sync::Arc;

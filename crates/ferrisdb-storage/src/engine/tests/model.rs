@@ -40,7 +40,21 @@ fn option_sets() -> Vec<(&'static str, Options)> {
             },
         ),
         ("zstd", Options { compression: [Compression::Zstd { level: 1 }; 7], ..tiny.clone() }),
-        ("from floor", Options { retention: Retention::FromFloor, ..tiny }),
+        ("from floor", Options { retention: Retention::FromFloor, ..tiny.clone() }),
+        ("blob files", Options { blob_value_bytes: Some(64), ..tiny.clone() }),
+        (
+            "blob files, eager compaction, from floor",
+            Options {
+                blob_value_bytes: Some(64),
+                retention: Retention::FromFloor,
+                l0_compaction_tables: 1,
+                base_level_bytes: 4096,
+                table_bytes: 4096,
+                level_multiplier: 2,
+                compaction_jobs: 2,
+                ..tiny
+            },
+        ),
     ]
 }
 
@@ -78,7 +92,7 @@ impl Run {
                     self.model.remove(&key);
                 }
                 _ => {
-                    let len = if self.random.one_in(40) { 3000 } else { self.random.below(60) as usize };
+                    let len = if self.random.one_in(40) { 3000 } else { self.random.below(90) as usize };
                     let value: Vec<u8> = (0..len).map(|_| self.random.next_u64() as u8).collect();
                     batch.put(&key, &value);
                     self.model.insert(key, value);
