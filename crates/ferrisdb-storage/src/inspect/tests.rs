@@ -91,6 +91,9 @@ fn disk() -> SimFileSystem {
     write(&|batch| batch.delete(b"key20").delete_range(b"a\x00", b"b"));
     write(&|batch| batch.put(b"long", &[b'x'; 1000]));
     engine.close().unwrap();
+    // Their lengths depend on the process id and on what options there are.
+    disk.write_raw("/db/LOCK", b"process 1");
+    disk.write_raw("/db/OPTIONS", b"for people");
     disk.sync_everything();
     disk
 }
@@ -144,9 +147,9 @@ fn a_directory() {
           000099.sst | table | leftover | 17 | - | - | - | -
           CURRENT | names the manifest | live | 91 | - | - | - | -
           CURRENT.tmp | temporary | leftover | 8 | - | - | - | -
-          LOCK | lock | live | 12 | - | - | - | -
+          LOCK | lock | live | 9 | - | - | - | -
           MANIFEST-000001 | manifest | live | 2048 | - | - | - | -
-          OPTIONS | options | live | 631 | - | - | - | -
+          OPTIONS | options | live | 10 | - | - | - | -
           notes.txt | not ours | - | 17 | - | - | - | -
           wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
           wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
@@ -181,9 +184,9 @@ fn a_damaged_directory() {
           000001.sst | table | wrong length | 100 | 0 | 12 | key00 | key11
           000002.sst | table | missing | - | 0 | 2 | key01 | key08
           CURRENT | names the manifest | live | 91 | - | - | - | -
-          LOCK | lock | live | 12 | - | - | - | -
+          LOCK | lock | live | 9 | - | - | - | -
           MANIFEST-000001 | manifest | live | 2048 | - | - | - | -
-          OPTIONS | options | live | 631 | - | - | - | -
+          OPTIONS | options | live | 10 | - | - | - | -
           wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
           wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
         levels (level, tables, file_bytes, entries, smallest, largest)
@@ -199,9 +202,9 @@ fn a_damaged_directory() {
         files (file, kind, state, file_bytes, level, entries, smallest, largest)
           000001.sst | table | - | 100 | - | - | - | -
           CURRENT | names the manifest | live | 91 | - | - | - | -
-          LOCK | lock | live | 12 | - | - | - | -
+          LOCK | lock | live | 9 | - | - | - | -
           MANIFEST-000001 | manifest | - | 2048 | - | - | - | -
-          OPTIONS | options | live | 631 | - | - | - | -
+          OPTIONS | options | live | 10 | - | - | - | -
           wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
           wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
         error: corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
