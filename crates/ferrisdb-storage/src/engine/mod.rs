@@ -573,6 +573,7 @@ impl Core {
         if skipped >= compact::SKIPPED_ENTRIES_WORTH_COMPACTING {
             self.jobs.compaction.hint(visible.first_skipped(), visible.last_skipped(), skipped);
             self.jobs.wake_compactions();
+            self.jobs.note_tombstones_passed(skipped);
         }
     }
 }

@@ -132,6 +132,7 @@ pub struct Memtable {
     filter: Filter,
     range_tombstones: RangeTombstones,
     entry_count: AtomicU64,
+    tombstone_count: AtomicU64,
     // Of points and range tombstones. Nothing was inserted while smallest > largest.
     smallest_version: AtomicU64,
     largest_version: AtomicU64,
@@ -153,6 +154,7 @@ impl Memtable {
             filter: Filter::new(capacity),
             range_tombstones: RangeTombstones::new(),
             entry_count: AtomicU64::new(0),
+            tombstone_count: AtomicU64::new(0),
             smallest_version: AtomicU64::new(u64::MAX),
             largest_version: AtomicU64::new(0),
         }
@@ -269,6 +271,9 @@ impl Memtable {
         self.filter.add(user_key);
         match self.list.insert(key, value, height, &mut inserter.reserved, &mut inserter.splice) {
             Ok(()) => {
+                if kind == ValueKind::Tombstone {
+                    self.tombstone_count.fetch_add(1, Ordering::Relaxed);
+                }
                 self.note_version(version);
                 Ok(())
             }
@@ -353,6 +358,11 @@ impl Memtable {
     /// How many point entries were inserted. While inserts run, those that are under way count too.
     pub fn entry_count(&self) -> u64 {
         self.entry_count.load(Ordering::Relaxed)
+    }
+
+    /// How many of them are tombstones.
+    pub fn tombstone_count(&self) -> u64 {
+        self.tombstone_count.load(Ordering::Relaxed)
     }
 
     /// The oldest version that was inserted.

@@ -143,3 +143,29 @@ fn an_idle_engine_gives_wal_segments_back() {
     let segments = machine.disk.files().into_iter().filter(|(path, _)| path.starts_with("/db/wal")).count();
     assert!(segments <= 2, "{segments} segments");
 }
+
+/// Deleting a dense range makes scans over it slow only for a while: what readers pass over is flushed and compacted away because of them.
+#[test]
+fn scans_get_rid_of_the_tombstones_that_slow_them() {
+    let machine = Machine::new(SimFileSystem::new(), 0);
+    let engine = machine.open(Options { write_buffer_bytes: 1 << 20, ..Options::tiny() }).unwrap();
+    let key = |n: u32| format!("key{n:06}");
+    (0..3000).for_each(|n| put(&engine, &key(n), "value"));
+    engine.flush().unwrap();
+    engine.compact_range(None, None).unwrap();
+    for n in 100..2900 {
+        let mut batch = WriteBatch::new();
+        batch.delete(key(n).as_bytes());
+        engine.write(batch, Durability::Buffered).unwrap();
+    }
+    let skipped_by_a_scan = || {
+        let before = engine.statistics().skipped_entries;
+        assert_eq!(contents(&engine).len(), 200);
+        machine.spawner.run_until_idle();
+        engine.statistics().skipped_entries - before
+    };
+    assert_eq!(skipped_by_a_scan(), 2800);
+    let passed: u64 = (0..60).map(|_| skipped_by_a_scan()).sum();
+    assert!(passed < 100_000, "{passed}");
+    assert_eq!(skipped_by_a_scan(), 0);
+}
