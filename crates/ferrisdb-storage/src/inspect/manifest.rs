@@ -33,6 +33,7 @@ pub fn manifest(fs: &dyn FileSystem, path: &Path, sink: &mut dyn Sink) -> Result
             "next_file_number",
             "flushed_version",
             "wal_start",
+            "wal_synced",
             "last_version",
             "oldest_readable",
             "owner_bytes",
@@ -47,6 +48,7 @@ pub fn manifest(fs: &dyn FileSystem, path: &Path, sink: &mut dyn Sink) -> Result
             edit.next_file_number.map(|number| number.0).into(),
             edit.flushed.into(),
             wal_position(edit.wal_start).as_deref().into(),
+            wal_position(edit.wal_synced).as_deref().into(),
             edit.last_version.into(),
             edit.oldest_readable.into(),
             edit.owner.as_ref().map(|owner| owner.len()).into(),
@@ -91,6 +93,7 @@ pub(super) fn state_fields(state: &ManifestState, sink: &mut dyn Sink) -> Result
     sink.field("last_version", state.last_version.into())?;
     sink.field("oldest_readable", state.oldest_readable.into())?;
     sink.field("wal_start", wal_position(state.wal_start).as_deref().into())?;
+    sink.field("wal_synced", wal_position(state.wal_synced).as_deref().into())?;
     sink.field("owner_bytes", state.owner.len().into())
 }
 

@@ -133,6 +133,17 @@ fn golden_files() {
     .assert_eq(std::str::from_utf8(&current).unwrap());
 }
 
+/// How far the WAL reached comes back from the bytes and from a snapshot, and later edits without it keep it.
+#[test]
+fn the_end_of_the_wal_is_remembered() {
+    let edit = ManifestEdit { wal_synced: Some((7 << 32) | 64), ..ManifestEdit::default() };
+    assert_eq!(ManifestEdit::decode(&edit.encode()).unwrap(), edit);
+    let mut state = ManifestState::new(ID);
+    state.apply(&edit).unwrap();
+    state.apply(&ManifestEdit { wal_start: Some(1), ..ManifestEdit::default() }).unwrap();
+    assert_eq!(state.snapshot().wal_synced, edit.wal_synced);
+}
+
 /// A field with an odd tag is skipped by a reader that does not know it; one with an even tag is refused, as are a newer layout and
 /// an unknown flag.
 #[test]
