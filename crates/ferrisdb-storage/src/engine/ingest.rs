@@ -39,12 +39,15 @@ use super::events::Event;
 use super::jobs::Hold;
 use super::merge_run::{Output, meta_of, open_output};
 use super::view::LiveMemtable;
+use super::visibility::Turn;
+use crate::batch::BatchRecord;
 use crate::error::{Error, Result};
 use crate::iter::PointIterator;
 use crate::key::{InternalKey, KEY_BYTES_MAX, Trailer, VALUE_BYTES_MAX, ValueKind};
 use crate::manifest::{FileNumber, ManifestEdit, TableMeta};
 use crate::options::Retention;
 use crate::table::{ReadMode, TableIterator, TableSummary, filter};
+use crate::wal::Space;
 
 /// How data is ingested. The default: at the next version, into a range that may hold anything older.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -306,13 +309,6 @@ impl Ingestion {
         }
         let version = self.version;
         self.install(&core, last)?;
-        if version > last {
-            let mut state = core.write_state();
-            state.last_version = version;
-            let turn = core.visibility.enter(version).expect("no writer is under way behind the gate");
-            drop(state);
-            core.visibility.finish(turn);
-        }
         drop(gate);
         core.levels_changed();
         let bytes = self.tables.iter().map(|(summary, _)| summary.file_bytes).sum();
@@ -431,6 +427,8 @@ impl Ingestion {
     /// Makes the tables part of the engine. Behind the gate, and all that was written is visible and not newer in the range.
     fn install(&mut self, core: &Arc<Core>, last: Version) -> Result<()> {
         core.empty_active_memtable()?;
+        // Visible when it is dropped at the end, if it is a new version.
+        let _taken = if self.version > last { Some(Taken::new(core, self.version)?) } else { None };
         if let Some(wal) = &core.wal {
             // What is durable must be a prefix: everything before the ingestion becomes so first.
             let position = core.write_state().last_record;
@@ -506,6 +504,36 @@ impl Drop for Gate<'_> {
     fn drop(&mut self) {
         self.core.gate_closed.store(false, Ordering::Release);
         self.core.progress.notify();
+    }
+}
+
+/// A new version of an ingestion. It becomes visible when this is dropped: with the tables in the view, or, if they could not be installed, with
+/// nothing in it, which versions may be.
+struct Taken<'a> {
+    core: &'a Core,
+    turn: Turn,
+}
+
+impl<'a> Taken<'a> {
+    /// Takes the version. The WAL gets a record of it without operations, because the versions in the WAL must reach as far as the manifest
+    /// says that versions were used: otherwise the next open takes the WAL for cut.
+    fn new(core: &'a Core, version: Version) -> Result<Taken<'a>> {
+        let mut state = core.write_state();
+        if let Some(wal) = &core.wal {
+            let mut header = Vec::new();
+            BatchRecord::encode_header(version, &mut header);
+            let position = wal.append_from(&[&header], Space::Ordinary);
+            state.last_record = position.inspect_err(|error| core.note_wal_error(error))?;
+        }
+        state.last_version = version;
+        let turn = core.visibility.enter(version).expect("no writer is under way behind the gate");
+        Ok(Taken { core, turn })
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.core.visibility.finish(self.turn);
     }
 }
 
