@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Core;
-use super::events::{Compaction, Event};
 use super::blobs::{Blobs, Dirty};
+use super::events::{Compaction, Event};
 use super::merge_run::{MergeRun, Target};
 use super::sources::{LevelIterator, Source};
 use super::view::Table;

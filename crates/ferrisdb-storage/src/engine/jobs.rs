@@ -104,7 +104,7 @@ impl Core {
             wal.set_sync_waker(waker.clone());
             core.jobs.wal.set(waker).expect("jobs are started once");
         }
-        let keeper = spawn("keeper", Box::new(Keeper::default()));
+        let keeper = spawn("keeper", Box::<Keeper>::default());
         if let Some(wal) = &core.wal {
             wal.set_prepare_waker(keeper.clone());
         }

@@ -139,7 +139,6 @@ impl<I: PointIterator> VisibleIterator<I> {
 
     /// Value or blob pointer. Only while valid.
     #[inline]
-    #[expect(dead_code, reason = "for values in blob files, which nothing writes yet")]
     pub(crate) fn kind(&self) -> ValueKind {
         self.kind
     }

@@ -463,6 +463,7 @@ fn check_after_crash(machine: &Machine, options: &Options, acknowledged: bool, w
 
 /// A crash at every operation of an ingestion that changes the disk.
 #[test]
+#[expect(clippy::print_stdout, reason = "the number of crash points is a result")]
 fn a_crash_at_every_operation() {
     let mut points = 0;
     for options in [Options::tiny(), Options { wal: false, ..Options::tiny() }] {

@@ -1,9 +1,9 @@
 //! Tests of the engine as a whole, on the simulated disk and the deterministic spawner.
 
+mod blobs;
 mod checkpoint;
 mod events;
 mod ingest;
-mod blobs;
 mod model;
 mod sizes;
 
