@@ -27,7 +27,49 @@ struct Planted {
 }
 
 /// The table. A bug may have several lines; each must catch it.
-const TABLE: &[Planted] = &[];
+const TABLE: &[Planted] = &[
+    Planted { bug: "skip-wal-sync", target: "crash_loops", test: "mixed" },
+    Planted { bug: "skip-directory-sync", target: "crash_loops", test: "mixed" },
+    Planted { bug: "ignore-block-checksum", target: "lib", test: "table::tests::faults::misplaced_blocks_are_seen" },
+    Planted {
+        bug: "ignore-wal-checksum",
+        target: "lib",
+        test: "wal::tests::a_flipped_bit_gives_the_right_answer_or_corruption",
+    },
+    Planted { bug: "wrong-version-order", target: "lib", test: "key::tests::newest_first_within_a_key" },
+    Planted { bug: "wrong-version-order", target: "lib", test: "engine::tests::model::the_engine_equals_the_model" },
+    Planted {
+        bug: "range-tombstone-hides-newer",
+        target: "lib",
+        test: "engine::tests::model::the_engine_equals_the_model",
+    },
+    Planted { bug: "recycled-record-accepted", target: "crash_loops", test: "recycling" },
+    Planted { bug: "ack-before-sync", target: "disk_faults", test: "a_failed_sync_fails_its_whole_group" },
+    Planted { bug: "forget-to-sync-table", target: "crash_loops", test: "mixed" },
+    Planted { bug: "manifest-not-synced", target: "crash_loops", test: "mixed" },
+    Planted {
+        bug: "drop-tombstone-above-bottom",
+        target: "lib",
+        test: "engine::tests::model::the_engine_equals_the_model",
+    },
+    Planted {
+        bug: "compaction-drops-pinned",
+        target: "lib",
+        test: "engine::tests::model::the_engine_equals_the_model",
+    },
+    Planted {
+        bug: "torn-tail-kept-after-hole",
+        target: "lib",
+        test: "wal::tests::a_hole_in_what_was_not_synced_is_a_torn_tail",
+    },
+    Planted { bug: "retry-failed-sync", target: "disk_faults", test: "a_failed_sync_that_then_lies" },
+    Planted { bug: "flush-forgets-wal-end", target: "crash_loops", test: "mixed" },
+    Planted { bug: "purge-before-flush", target: "crash_loops", test: "recycling" },
+    Planted { bug: "switch-before-sync", target: "crash_loops", test: "manifest" },
+    Planted { bug: "second-name-reused", target: "crash_loops", test: "recycling" },
+    Planted { bug: "names-found-not-synced", target: "disk_faults", test: "every_operation_fails_at_every_place" },
+    Planted { bug: "replay-from-beyond-the-end", target: "crash_loops", test: "manifest" },
+];
 
 /// Where the bugs are named.
 const SOURCE: &str = include_str!("../../ferrisdb-storage/src/planted.rs");

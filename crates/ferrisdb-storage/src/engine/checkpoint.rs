@@ -49,6 +49,7 @@ impl Engine {
         state.engine_id = EngineId(core.env.entropy.unique_bytes());
         // Positions of another WAL.
         state.wal_start = None;
+        state.wal_synced = None;
         let mut created = Vec::new();
         let done = copy(core, dir, state, &missing, &mut created);
         drop(view);

@@ -215,7 +215,7 @@ impl Core {
                 if let Some(claim) = wal.try_begin_sync()? {
                     claim.sync_and_mark().map(|_| ()).or_else(best_effort)?;
                 }
-                self.note_last_version(version).or_else(best_effort)
+                self.note_wal_synced(wal.synced_position(), version).or_else(best_effort)
             }),
         };
         self.stop_jobs();
@@ -224,13 +224,13 @@ impl Core {
 }
 
 impl Core {
-    /// Leaves the newest version in the manifest, so that the next open can tell that the end of the WAL is missing.
-    fn note_last_version(&self, version: Version) -> Result<()> {
+    /// Leaves in the manifest how far the WAL reaches, so that the next open can tell that its end is missing.
+    fn note_wal_synced(&self, position: WalPosition, version: Version) -> Result<()> {
         let mut manifest = self.manifest();
-        if version <= manifest.state().last_version {
+        if manifest.state().flushed >= version {
             return Ok(());
         }
-        manifest.apply(&ManifestEdit { last_version: Some(version), ..ManifestEdit::default() })
+        manifest.apply(&ManifestEdit { wal_synced: Some(position.to_u64()), ..ManifestEdit::default() })
     }
 }
 

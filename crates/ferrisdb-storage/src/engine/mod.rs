@@ -525,7 +525,6 @@ impl Core {
         // Jobs that run side by side took these numbers at different times; neither goes back.
         edit.next_file_number = Some(self.next_file_number());
         let oldest_readable = manifest.state().oldest_readable;
-        edit.last_version = edit.last_version.max(Some(manifest.state().last_version));
         edit.oldest_readable = edit.oldest_readable.map(|version| version.max(oldest_readable));
         // An ingestion may have gone ahead of memtables that hold nothing for its range, or nothing at all.
         let state = manifest.state();

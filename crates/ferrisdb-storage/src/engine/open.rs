@@ -61,7 +61,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
     let blobs = Arc::new(Blobs::open(&state, &tables)?);
     let leftovers = check_directory(&*fs, dir, &state)?;
 
-    let mut replay = Replay::new(&options, state.flushed);
+    let mut replay = Replay::new(&options, state.flushed.max(state.last_version), state.flushed);
     let wal_options = wal_options(&state, &options);
     replay_wal(&fs, dir, (&state, manifest.number()), &wal_options, &mut replay)?;
     let last_version = replay.last_version;
@@ -235,6 +235,7 @@ fn replay_wal(
     replay: &mut Replay,
 ) -> Result<()> {
     let path = dir.join(WAL_DIR);
+    let synced = state.wal_synced.map_or(WalPosition::ZERO, WalPosition::from_u64);
     if fs.exists(&path).map_err(|error| Error::io("open", &path, error))? {
         let (mut reader, recovery) = Wal::read_only(Arc::clone(fs), &path, options)?;
         if recovery.purged && options.required_from == WalPosition::ZERO {
@@ -242,17 +243,15 @@ fn replay_wal(
             let what = format!("the WAL begins at {}, but no flush is known: the manifest is cut", recovery.first);
             return Err(Error::corruption(dir.join(crate::manifest::log::manifest_file_name(manifest)), 0, what));
         }
+        if recovery.end < synced {
+            // The WAL alone cannot tell that its last segments are gone, with the marks in them. What a close left in the manifest can.
+            let what =
+                format!("the WAL ends at {}, but it was synced up to {synced}: its end is missing", recovery.end);
+            return Err(Error::corruption(path, 0, what));
+        }
         replay.run(&path, &mut reader)?;
-    } else if options.required_from > WalPosition::ZERO {
+    } else if options.required_from.max(synced) > WalPosition::ZERO {
         return Err(Error::MissingFile { file: path });
-    }
-    // The WAL alone cannot tell that its last segments are gone, with the marks in them. What a close has left in the manifest can.
-    if replay.last_version < state.last_version {
-        let what = format!(
-            "the WAL ends at version {}, but the engine was closed at version {}: the last segments are missing or cut",
-            replay.last_version, state.last_version
-        );
-        return Err(Error::corruption(path, 0, what));
     }
     Ok(())
 }
@@ -269,10 +268,10 @@ struct Replay {
 }
 
 impl Replay {
-    fn new(options: &Options, flushed: Version) -> Replay {
+    fn new(options: &Options, last_version: Version, flushed: Version) -> Replay {
         Replay {
             flushed,
-            last_version: flushed,
+            last_version,
             last_record: None,
             capacity: options.write_buffer_bytes,
             memtables: vec![LiveMemtable::new(options.write_buffer_bytes)],

@@ -130,32 +130,32 @@ fn a_directory() {
     check(
         &inspected(&disk, dir, DIR),
         &expect![[r#"
-        directory: /db
-        manifest: 1
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        tables: 2
-        blob_files: 0
-        next_file_number: 3
-        flushed_version: 13
-        last_version: 13
-        oldest_readable: 13
-        wal_start: 1:1760
-        owner_bytes: 0
-        files (file, kind, state, file_bytes, level, entries, smallest, largest)
-          000001.sst | table | live | 1624 | 0 | 12 | key00 | key11
-          000002.sst | table | live | 340 | 0 | 2 | key01 | key08
-          000099.sst | table | leftover | 17 | - | - | - | -
-          CURRENT | names the manifest | live | 91 | - | - | - | -
-          CURRENT.tmp | temporary | leftover | 8 | - | - | - | -
-          LOCK | lock | live | 9 | - | - | - | -
-          MANIFEST-000001 | manifest | live | 2048 | - | - | - | -
-          OPTIONS | options | live | 10 | - | - | - | -
-          notes.txt | not ours | - | 17 | - | - | - | -
-          wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-          wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
-        levels (level, tables, file_bytes, entries, smallest, largest)
-          0 | 2 | 1964 | 14 | key00 | key11
-    "#]],
+            directory: /db
+            manifest: 1
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            tables: 2
+            blob_files: 0
+            next_file_number: 3
+            flushed_version: 13
+            last_version: 13
+            oldest_readable: 13
+            wal_start: 1:1760
+            owner_bytes: 0
+            files (file, kind, state, file_bytes, level, entries, smallest, largest)
+              000001.sst | table | live | 1624 | 0 | 12 | key00 | key11
+              000002.sst | table | live | 340 | 0 | 2 | key01 | key08
+              000099.sst | table | leftover | 17 | - | - | - | -
+              CURRENT | names the manifest | live | 91 | - | - | - | -
+              CURRENT.tmp | temporary | leftover | 8 | - | - | - | -
+              LOCK | lock | live | 9 | - | - | - | -
+              MANIFEST-000001 | manifest | live | 2560 | - | - | - | -
+              OPTIONS | options | live | 10 | - | - | - | -
+              notes.txt | not ours | - | 17 | - | - | - | -
+              wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
+              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
+            levels (level, tables, file_bytes, entries, smallest, largest)
+              0 | 2 | 1964 | 14 | key00 | key11
+        "#]],
     );
 }
 
@@ -169,46 +169,46 @@ fn a_damaged_directory() {
     check(
         &inspected(&disk, dir, DIR),
         &expect![[r#"
-        directory: /db
-        manifest: 1
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        tables: 2
-        blob_files: 0
-        next_file_number: 3
-        flushed_version: 13
-        last_version: 13
-        oldest_readable: 13
-        wal_start: 1:1760
-        owner_bytes: 0
-        files (file, kind, state, file_bytes, level, entries, smallest, largest)
-          000001.sst | table | wrong length | 100 | 0 | 12 | key00 | key11
-          000002.sst | table | missing | - | 0 | 2 | key01 | key08
-          CURRENT | names the manifest | live | 91 | - | - | - | -
-          LOCK | lock | live | 9 | - | - | - | -
-          MANIFEST-000001 | manifest | live | 2048 | - | - | - | -
-          OPTIONS | options | live | 10 | - | - | - | -
-          wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-          wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
-        levels (level, tables, file_bytes, entries, smallest, largest)
-          0 | 2 | 1964 | 14 | key00 | key11
-        error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1624; restore this file from a replica or a backup
-    "#]],
+            directory: /db
+            manifest: 1
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            tables: 2
+            blob_files: 0
+            next_file_number: 3
+            flushed_version: 13
+            last_version: 13
+            oldest_readable: 13
+            wal_start: 1:1760
+            owner_bytes: 0
+            files (file, kind, state, file_bytes, level, entries, smallest, largest)
+              000001.sst | table | wrong length | 100 | 0 | 12 | key00 | key11
+              000002.sst | table | missing | - | 0 | 2 | key01 | key08
+              CURRENT | names the manifest | live | 91 | - | - | - | -
+              LOCK | lock | live | 9 | - | - | - | -
+              MANIFEST-000001 | manifest | live | 2560 | - | - | - | -
+              OPTIONS | options | live | 10 | - | - | - | -
+              wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
+              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
+            levels (level, tables, file_bytes, entries, smallest, largest)
+              0 | 2 | 1964 | 14 | key00 | key11
+            error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1624; restore this file from a replica or a backup
+        "#]],
     );
     disk.flip_bit("/db/CURRENT", 20, 0);
     check(
         &inspected(&disk, dir, DIR),
         &expect![[r#"
-        directory: /db
-        files (file, kind, state, file_bytes, level, entries, smallest, largest)
-          000001.sst | table | - | 100 | - | - | - | -
-          CURRENT | names the manifest | live | 91 | - | - | - | -
-          LOCK | lock | live | 9 | - | - | - | -
-          MANIFEST-000001 | manifest | - | 2048 | - | - | - | -
-          OPTIONS | options | live | 10 | - | - | - | -
-          wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-          wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
-        error: corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
-    "#]],
+            directory: /db
+            files (file, kind, state, file_bytes, level, entries, smallest, largest)
+              000001.sst | table | - | 100 | - | - | - | -
+              CURRENT | names the manifest | live | 91 | - | - | - | -
+              LOCK | lock | live | 9 | - | - | - | -
+              MANIFEST-000001 | manifest | - | 2560 | - | - | - | -
+              OPTIONS | options | live | 10 | - | - | - | -
+              wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
+              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
+            error: corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
+        "#]],
     );
     check(
         &inspected(&disk, dir, "/db/nowhere"),
@@ -539,32 +539,33 @@ fn a_manifest() {
     check(
         &inspected(&disk, manifest, &path),
         &expect![[r#"
-        file: /db/MANIFEST-000001
-        file_bytes: 2048
-        manifest: 1
-        edits: 3
-        end: 2048
-        torn: no
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        tables: 2
-        blob_files: 0
-        next_file_number: 3
-        flushed_version: 13
-        last_version: 13
-        oldest_readable: 13
-        wal_start: 1:1760
-        owner_bytes: 0
-        edits (offset, added, removed, next_file_number, flushed_version, wal_start, last_version, oldest_readable, owner_bytes, blob_changes)
-          512 | 0 | 0 | 1 | 0 | - | 0 | 0 | - | 0
-          1024 | 1 | 0 | 2 | 12 | 1:1696 | 12 | 12 | - | 0
-          1536 | 1 | 0 | 3 | 13 | 1:1760 | 13 | 13 | - | 0
-        changes (offset, change, level, table, file_bytes, entries, smallest, largest)
-          1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
-          1536 | added | 0 | 2 | 340 | 2 | key01 | key08
-        tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
-          0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
-          0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
-    "#]],
+            file: /db/MANIFEST-000001
+            file_bytes: 2560
+            manifest: 1
+            edits: 4
+            end: 2560
+            torn: no
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            tables: 2
+            blob_files: 0
+            next_file_number: 3
+            flushed_version: 13
+            last_version: 13
+            oldest_readable: 13
+            wal_start: 1:1760
+            owner_bytes: 0
+            edits (offset, added, removed, next_file_number, flushed_version, wal_start, last_version, oldest_readable, owner_bytes, blob_changes)
+              512 | 0 | 0 | 1 | 0 | - | 0 | 0 | - | 0
+              1024 | 1 | 0 | 2 | 12 | 1:1696 | 12 | 12 | - | 0
+              1536 | 1 | 0 | 3 | 13 | 1:1760 | 13 | 13 | - | 0
+              2048 | 0 | 0 | - | - | - | - | - | - | 0
+            changes (offset, change, level, table, file_bytes, entries, smallest, largest)
+              1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
+              1536 | added | 0 | 2 | 340 | 2 | key01 | key08
+            tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
+              0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
+              0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
+        "#]],
     );
 }
 
@@ -578,39 +579,42 @@ fn a_damaged_manifest() {
     check(
         &inspected(&disk, manifest, &path),
         &expect![[r#"
-        file: /db/MANIFEST-000001
-        file_bytes: 2048
-        manifest: 1
-        edits: 2
-        end: 1536
-        torn: no
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        tables: 1
-        blob_files: 0
-        next_file_number: 2
-        flushed_version: 12
-        last_version: 12
-        oldest_readable: 12
-        wal_start: 1:1696
-        owner_bytes: 0
-        edits (offset, added, removed, next_file_number, flushed_version, wal_start, last_version, oldest_readable, owner_bytes, blob_changes)
-          512 | 0 | 0 | 1 | 0 | - | 0 | 0 | - | 0
-          1024 | 1 | 0 | 2 | 12 | 1:1696 | 12 | 12 | - | 0
-        changes (offset, change, level, table, file_bytes, entries, smallest, largest)
-          1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
-        tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
-          0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
-        error: corruption in /db/MANIFEST-000001 at offset 1536: manifest sector checksum; restore this file from a replica or a backup
-    "#]],
+            file: /db/MANIFEST-000001
+            file_bytes: 2560
+            manifest: 1
+            edits: 3
+            end: 2048
+            torn: no
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            tables: 2
+            blob_files: 0
+            next_file_number: 3
+            flushed_version: 13
+            last_version: 13
+            oldest_readable: 13
+            wal_start: 1:1760
+            owner_bytes: 0
+            edits (offset, added, removed, next_file_number, flushed_version, wal_start, last_version, oldest_readable, owner_bytes, blob_changes)
+              512 | 0 | 0 | 1 | 0 | - | 0 | 0 | - | 0
+              1024 | 1 | 0 | 2 | 12 | 1:1696 | 12 | 12 | - | 0
+              1536 | 1 | 0 | 3 | 13 | 1:1760 | 13 | 13 | - | 0
+            changes (offset, change, level, table, file_bytes, entries, smallest, largest)
+              1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
+              1536 | added | 0 | 2 | 340 | 2 | key01 | key08
+            tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
+              0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
+              0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
+            error: corruption in /db/MANIFEST-000001 at offset 2048: manifest sector checksum; restore this file from a replica or a backup
+        "#]],
     );
     disk.flip_bit(&path, 30, 0);
     check(
         &inspected(&disk, manifest, &path),
         &expect![[r#"
-        file: /db/MANIFEST-000001
-        file_bytes: 2048
-        error: corruption in /db/MANIFEST-000001 at offset 0: manifest header: checksum; restore this file from a replica or a backup
-    "#]],
+            file: /db/MANIFEST-000001
+            file_bytes: 2560
+            error: corruption in /db/MANIFEST-000001 at offset 0: manifest header: checksum; restore this file from a replica or a backup
+        "#]],
     );
 }
 

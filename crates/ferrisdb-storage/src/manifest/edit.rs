@@ -17,6 +17,7 @@
 //!  20   added blob file  file number, file bytes; repeated
 //!  22   removed blob file  file number; repeated
 //!  24   blob garbage     file number, bytes; repeated
+//!  25   WAL synced
 //!
 //! Table meta: file number, file bytes, smallest key (bytes), largest key (bytes), u8 flags (bit 0: the largest key is
 //! exclusive), smallest version, largest version, entries, tombstones, range tombstones, key bytes, value bytes, L0 rank,
@@ -51,6 +52,7 @@ const TAG_ENGINE_ID: u64 = 18;
 const TAG_ADDED_BLOB: u64 = 20;
 const TAG_REMOVED_BLOB: u64 = 22;
 const TAG_BLOB_GARBAGE: u64 = 24;
+const TAG_WAL_SYNCED: u64 = 25;
 
 const FLAG_LARGEST_EXCLUSIVE: u8 = 1;
 
@@ -212,6 +214,8 @@ pub struct ManifestEdit {
     pub flushed: Option<Version>,
     /// WAL replay starts here: a position that only the WAL can read.
     pub wal_start: Option<u64>,
+    /// The WAL was whole and synced up to this position: a later log that ends below it has lost its end.
+    pub wal_synced: Option<u64>,
     /// No write at or below this version will come any more.
     pub last_version: Option<Version>,
     /// A few bytes of the engine's owner, which change together with `flushed`.
@@ -306,6 +310,9 @@ impl ManifestEdit {
                 put_varint(out, *bytes);
             });
         }
+        if let Some(position) = self.wal_synced {
+            field(TAG_WAL_SYNCED, &|out| put_varint(out, position));
+        }
         out
     }
 
@@ -349,6 +356,7 @@ impl ManifestEdit {
             TAG_NEXT_FILE_NUMBER => self.next_file_number = Some(decode_number(&mut field)?),
             TAG_FLUSHED => self.flushed = Some(decode_version(&mut field, "manifest edit: flushed version")?),
             TAG_WAL_START => self.wal_start = Some(field.varint("manifest edit: WAL start")?),
+            TAG_WAL_SYNCED => self.wal_synced = Some(field.varint("manifest edit: WAL synced")?),
             TAG_LAST_VERSION => self.last_version = Some(decode_version(&mut field, "manifest edit: last version")?),
             TAG_OWNER => {
                 self.owner = Some(payload.into());

@@ -38,6 +38,8 @@ pub struct ManifestState {
     pub flushed: Version,
     /// Where WAL replay starts, if a WAL was ever needed.
     pub wal_start: Option<u64>,
+    /// Up to here the WAL was synced when the engine was last closed with records in it.
+    pub wal_synced: Option<u64>,
     /// No write at or below this version will come any more.
     pub last_version: Version,
     /// The owner's bytes, as of `flushed`.
@@ -56,6 +58,7 @@ impl ManifestState {
             next_file_number: FileNumber(1),
             flushed: Version::ZERO,
             wal_start: None,
+            wal_synced: None,
             last_version: Version::ZERO,
             owner: Box::default(),
             oldest_readable: Version::ZERO,
@@ -88,6 +91,7 @@ impl ManifestState {
         // What is flushed was written, so an edit need not say both.
         self.last_version = self.last_version.max(self.flushed);
         self.wal_start = edit.wal_start.or(self.wal_start);
+        self.wal_synced = edit.wal_synced.or(self.wal_synced);
         if let Some(owner) = &edit.owner {
             self.owner.clone_from(owner);
         }
@@ -131,6 +135,7 @@ impl ManifestState {
             next_file_number: Some(self.next_file_number),
             flushed: Some(self.flushed),
             wal_start: self.wal_start,
+            wal_synced: self.wal_synced,
             last_version: Some(self.last_version),
             owner: (!self.owner.is_empty()).then(|| self.owner.clone()),
             oldest_readable: Some(self.oldest_readable),

@@ -49,6 +49,7 @@ fn full_edit() -> ManifestEdit {
         next_file_number: Some(FileNumber(14)),
         flushed: Some(v(300)),
         wal_start: Some(1 << 33),
+        wal_synced: None,
         last_version: Some(v(301)),
         owner: Some((*b"own").into()),
         oldest_readable: Some(v(7)),

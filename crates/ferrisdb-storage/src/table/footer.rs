@@ -2,18 +2,18 @@
 //!
 //! # Format, little-endian
 //! ```text
-//!     0  u64  table id
-//!     8  u64  data end: the data blocks are in 0..data end
-//!    16  u64 × 2  index: offset, length (the top index, if there are two levels)
-//!    32  u64 × 2  filter; length 0: none
-//!    48  u64 × 2  range tombstones; length 0: none
-//!    64  u64 × 2  properties
-//!    80  u32  index levels: 1 or 2
-//!    84  u32  reserved, zero
-//!    88  u32  length of the footer: 112
-//!    92  u32  format version
-//!    96  u64  checksum: XXH3-64 of everything above
-//!   104  8 B  magic: 0x89, "FERRIST"
+//!   0  u64  table id
+//!   8  u64  data end: the data blocks are in 0..data end
+//!  16  u64 × 2  index: offset, length (the top index, if there are two levels)
+//!  32  u64 × 2  filter; length 0: none
+//!  48  u64 × 2  range tombstones; length 0: none
+//!  64  u64 × 2  properties
+//!  80  u32  index levels: 1 or 2
+//!  84  u32  reserved, zero
+//!  88  u32  length of the footer: 112
+//!  92  u32  format version
+//!  96  u64  checksum: XXH3-64 of everything above
+//! 104  8 B  magic: 0x89, "FERRIST"
 //! ```
 //!
 //! The last 24 bytes stay where they are in every later format version: an older reader finds the version, proves it by the

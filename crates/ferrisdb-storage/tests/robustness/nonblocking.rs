@@ -271,8 +271,8 @@ fn run_on_one_thread(seed: u64) -> (u64, u64, u64) {
                 false
             }
         });
-        let (batch, change) = match next.take() {
-            Some(batch) => (batch, None),
+        let batch = match next.take() {
+            Some(batch) => batch,
             None => {
                 let value = noise(random.next_u64(), 200);
                 let mut batch = WriteBatch::new();
@@ -281,10 +281,9 @@ fn run_on_one_thread(seed: u64) -> (u64, u64, u64) {
                 } else {
                     batch.put(&key, &value)
                 };
-                (batch, Some(()))
+                batch
             }
         };
-        let _: Option<()> = change;
         match engine.submit(batch.clone(), if operations % 7 == 0 { Durability::Sync } else { Durability::Buffered }) {
             Ok(Submitted::Written(ticket)) => {
                 for operation in batch.operations() {

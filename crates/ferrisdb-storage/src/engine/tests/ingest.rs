@@ -9,7 +9,9 @@ use super::{Machine, contents, put};
 use crate::engine::read::get_in;
 use crate::fs::sim::{CrashMode, DiskError, Injection, OpKind, SimFileSystem, Verdict};
 use crate::table::ReadMode;
-use crate::{Durability, Engine, Error, IngestOptions, IterOptions, Options, Retention, WriteBatch, WriteOptions};
+use crate::{
+    Durability, Engine, Error, IngestOptions, IterOptions, Options, Retention, Submitted, WriteBatch, WriteOptions,
+};
 
 fn v(number: u64) -> Version {
     Version::from_u64(number)
@@ -131,12 +133,21 @@ fn without_a_version_it_comes_last() {
         }
         assert!(engine.verify().unwrap().is_ok());
     }
-    // Written elsewhere only, and nobody can tell: it keeps its tables.
+    // Written elsewhere only, but a snapshot could tell.
     let mut ingestion = engine.ingestion(IngestOptions::default()).unwrap();
     ingestion.add(b"m", b"").unwrap();
     put(&engine, "z", "");
-    let version = ingestion.finish().unwrap();
-    assert!(version == engine.visible_version() && engine.get(b"m").unwrap().is_some(), "{version}");
+    let snapshot = engine.snapshot();
+    assert!(ingestion.finish().unwrap() > snapshot.version());
+    assert!(snapshot.get(b"m").unwrap().is_none() && engine.get(b"m").unwrap().is_some());
+    drop(snapshot);
+    // Written elsewhere only, and nobody can tell: it keeps its tables.
+    let mut ingestion = engine.ingestion(IngestOptions::default()).unwrap();
+    ingestion.add(b"n", b"new").unwrap();
+    put(&engine, "z", "");
+    let before = engine.visible_version();
+    assert_eq!((ingestion.finish().unwrap(), engine.visible_version()), (before, before));
+    assert_eq!(engine.get(b"n").unwrap().unwrap(), b"new");
 }
 
 /// A view from before an ingestion never shows what was written after it: the two would be seen in the wrong order.
@@ -424,9 +435,9 @@ fn ingestion_equals_the_model() {
 
 const INGESTED: u64 = 400;
 
-/// Writes, synced and not, some of them to the range; then the ingestion, of several tables.
-fn prepare(engine: &Engine) {
-    for n in 0..40 {
+/// Writes, synced and not, some of them to the range of the ingestion, which is of several tables.
+fn prepare(engine: &Engine, in_range: u64) {
+    for n in 0..in_range {
         put(engine, &format!("key{n:04}"), "old");
     }
     let mut batch = WriteBatch::new();
@@ -466,10 +477,12 @@ fn check_after_crash(machine: &Machine, options: &Options, acknowledged: bool, w
 #[expect(clippy::print_stdout, reason = "the number of crash points is a result")]
 fn a_crash_at_every_operation() {
     let mut points = 0;
-    for options in [Options::tiny(), Options { wal: false, ..Options::tiny() }] {
+    // With writes to the range, which are flushed first; and with writes beside it only, for which the WAL is synced.
+    for (wal, prepared) in [(true, 40), (true, 0), (false, 40), (false, 0)] {
+        let options = Options { wal, ..Options::tiny() };
         let machine = Machine::new(SimFileSystem::new(), 6);
         let engine = machine.open(options.clone()).unwrap();
-        prepare(&engine);
+        prepare(&engine, prepared);
         let forks: Arc<Mutex<Vec<(SimFileSystem, OpKind)>>> = Arc::default();
         let seen = Arc::clone(&forks);
         machine.disk.set_hook(move |disk, op| {
@@ -499,7 +512,7 @@ fn a_crash_at_every_operation() {
             }
         }
     }
-    println!("{points} crash points");
+    eprintln!("{points} crash points");
     assert!(points > 100, "{points}");
 }
 
@@ -511,7 +524,7 @@ fn every_operation_fails_once() {
         for after in 0.. {
             let machine = Machine::new(SimFileSystem::new(), 7);
             let engine = machine.open(options.clone()).unwrap();
-            prepare(&engine);
+            prepare(&engine, 40);
             let before = contents(&engine);
             // Obsolete files that cannot be removed are no reason to fail.
             let kinds: Vec<OpKind> = OpKind::MUTATING.iter().copied().filter(|kind| *kind != OpKind::Remove).collect();
@@ -537,6 +550,58 @@ fn every_operation_fails_once() {
             }
         }
     }
+}
+
+/// A write to the range that comes after the first look, and before the gate is closed, is found by the second.
+#[test]
+fn a_write_during_the_check_is_found() {
+    let machine = Machine::new(SimFileSystem::new(), 10);
+    let engine = machine.open(from_floor()).unwrap();
+    write_at(&engine, 10, |batch| {
+        batch.put(b"k5", b"");
+    });
+    engine.flush().unwrap();
+    let other = Mutex::new(Some(engine.clone()));
+    machine.disk.set_hook(move |_, op| {
+        // The table is opened to look into it, when memtables have been looked through.
+        if op.kind == OpKind::Open
+            && op.path.extension().is_some_and(|suffix| suffix == "sst")
+            && let Some(engine) = other.lock().unwrap().take()
+        {
+            write_at(&engine, 20, |batch| {
+                batch.put(b"k6", b"");
+            });
+        }
+        Verdict::Pass
+    });
+    let result = engine.ingest(at(10), [("k4", ""), ("k9", "")]);
+    machine.disk.clear_hook();
+    assert_eq!(reason(result), "an entry of key k6 has version 20, above the ingestion's 10");
+    assert_eq!(contents(&engine).len(), 2);
+}
+
+/// While the manifest is written no write takes a version, and whoever asks is told that the engine is stalled, and then woken.
+#[test]
+fn writers_wait_behind_the_gate() {
+    let machine = Machine::new(SimFileSystem::new(), 11);
+    let engine = machine.open(Options::tiny()).unwrap();
+    let (other, stalls) = (engine.clone(), Arc::new(Mutex::new(Vec::new())));
+    let seen = Arc::clone(&stalls);
+    machine.disk.set_hook(move |_, op| {
+        if op.kind == OpKind::Sync && op.path.to_string_lossy().contains("MANIFEST") {
+            let mut batch = WriteBatch::new();
+            batch.put(b"later", b"");
+            let submitted = other.submit(batch, Durability::Buffered).unwrap();
+            let writable = other.poll_writable(std::task::Waker::noop());
+            seen.lock().unwrap().push(matches!(submitted, Submitted::Stalled { .. }) && !writable);
+        }
+        Verdict::Pass
+    });
+    engine.ingest(IngestOptions::default(), [("a", "")]).unwrap();
+    machine.disk.clear_hook();
+    assert_eq!(*stalls.lock().unwrap(), [true]);
+    assert!(engine.poll_writable(std::task::Waker::noop()));
+    put(&engine, "later", "");
 }
 
 /// Real threads: chunks are ingested while others write, and whoever sees a write that followed a chunk sees the chunk.
