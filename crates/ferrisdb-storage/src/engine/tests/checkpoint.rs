@@ -117,7 +117,6 @@ fn without_links_it_copies() {
 
 /// After a crash at any operation, the copy is whole or not an engine, and once acknowledged it is whole.
 #[test]
-#[expect(clippy::print_stdout, reason = "the number of crash points is a result")]
 fn a_crash_at_every_operation() {
     let machine = Machine::new(SimFileSystem::new(), 4);
     let engine = machine.open(Options::tiny()).unwrap();

@@ -474,7 +474,6 @@ fn check_after_crash(machine: &Machine, options: &Options, acknowledged: bool, w
 
 /// A crash at every operation of an ingestion that changes the disk.
 #[test]
-#[expect(clippy::print_stdout, reason = "the number of crash points is a result")]
 fn a_crash_at_every_operation() {
     let mut points = 0;
     // With writes to the range, which are flushed first; and with writes beside it only, for which the WAL is synced.
