@@ -140,6 +140,7 @@ fn a_directory() {
             last_version: 13
             oldest_readable: 13
             wal_start: 1:1760
+            wal_synced: 1:2912
             owner_bytes: 0
             files (file, kind, state, file_bytes, level, entries, smallest, largest)
               000001.sst | table | live | 1624 | 0 | 12 | key00 | key11
@@ -179,6 +180,7 @@ fn a_damaged_directory() {
             last_version: 13
             oldest_readable: 13
             wal_start: 1:1760
+            wal_synced: 1:2912
             owner_bytes: 0
             files (file, kind, state, file_bytes, level, entries, smallest, largest)
               000001.sst | table | wrong length | 100 | 0 | 12 | key00 | key11
@@ -553,12 +555,13 @@ fn a_manifest() {
             last_version: 13
             oldest_readable: 13
             wal_start: 1:1760
+            wal_synced: 1:2912
             owner_bytes: 0
-            edits (offset, added, removed, next_file_number, flushed_version, wal_start, last_version, oldest_readable, owner_bytes, blob_changes)
-              512 | 0 | 0 | 1 | 0 | - | 0 | 0 | - | 0
-              1024 | 1 | 0 | 2 | 12 | 1:1696 | 12 | 12 | - | 0
-              1536 | 1 | 0 | 3 | 13 | 1:1760 | 13 | 13 | - | 0
-              2048 | 0 | 0 | - | - | - | - | - | - | 0
+            edits (offset, added, removed, next_file_number, flushed_version, wal_start, wal_synced, last_version, oldest_readable, owner_bytes, blob_changes)
+              512 | 0 | 0 | 1 | 0 | - | - | 0 | 0 | - | 0
+              1024 | 1 | 0 | 2 | 12 | 1:1696 | - | 12 | 12 | - | 0
+              1536 | 1 | 0 | 3 | 13 | 1:1760 | - | 13 | 13 | - | 0
+              2048 | 0 | 0 | - | - | - | 1:2912 | - | - | - | 0
             changes (offset, change, level, table, file_bytes, entries, smallest, largest)
               1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
               1536 | added | 0 | 2 | 340 | 2 | key01 | key08
@@ -593,11 +596,12 @@ fn a_damaged_manifest() {
             last_version: 13
             oldest_readable: 13
             wal_start: 1:1760
+            wal_synced: -
             owner_bytes: 0
-            edits (offset, added, removed, next_file_number, flushed_version, wal_start, last_version, oldest_readable, owner_bytes, blob_changes)
-              512 | 0 | 0 | 1 | 0 | - | 0 | 0 | - | 0
-              1024 | 1 | 0 | 2 | 12 | 1:1696 | 12 | 12 | - | 0
-              1536 | 1 | 0 | 3 | 13 | 1:1760 | 13 | 13 | - | 0
+            edits (offset, added, removed, next_file_number, flushed_version, wal_start, wal_synced, last_version, oldest_readable, owner_bytes, blob_changes)
+              512 | 0 | 0 | 1 | 0 | - | - | 0 | 0 | - | 0
+              1024 | 1 | 0 | 2 | 12 | 1:1696 | - | 12 | 12 | - | 0
+              1536 | 1 | 0 | 3 | 13 | 1:1760 | - | 13 | 13 | - | 0
             changes (offset, change, level, table, file_bytes, entries, smallest, largest)
               1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
               1536 | added | 0 | 2 | 340 | 2 | key01 | key08
