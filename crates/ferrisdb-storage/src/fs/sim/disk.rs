@@ -149,10 +149,8 @@ impl FileState {
                 Change::Write { offset, data } => {
                     self.durable.share_pages(&self.visible, offset..offset + data.len() as u64);
                 }
-                Change::SetLen { len } => {
-                    self.durable.set_len(self.durable.len().min(len));
-                    self.durable.share_pages(&self.visible, len..len + 1);
-                }
+                // Whatever lies above the cut now was written after it, and is shared by those writes.
+                Change::SetLen { len } => self.durable.set_len(self.durable.len().min(len)),
                 Change::Grow { .. } | Change::Allocate { .. } => {}
             }
         }

@@ -108,6 +108,7 @@ fn a_directory_is_lost_with_what_it_holds() {
     disk.sync_dir(path("/")).unwrap();
     let after = disk.fork_crashed(CrashMode::UnsyncedLost);
     assert!(after.exists(path("/a")).unwrap() && !after.exists(path("/a/b")).unwrap());
+    assert_eq!(names(&after), "");
     disk.sync_dir(path("/a")).unwrap();
     assert_eq!(names(&disk.fork_crashed(CrashMode::UnsyncedLost)), "/a/b/f:0");
     for seed in 0..100 {
@@ -200,6 +201,19 @@ fn a_rename_leaves_the_old_or_the_new() {
     assert_eq!(seen, BTreeSet::from(expected));
     disk.sync_dir(path("/")).unwrap();
     assert_eq!(names(&disk.fork_crashed(CrashMode::UnsyncedLost)), "/CURRENT:2");
+}
+
+/// The changes of one name keep their order: a new file under the old name of a rename means that the rename is done.
+/// Otherwise the renamed file would have neither name.
+#[test]
+fn the_changes_of_a_name_keep_their_order() {
+    let disk = SimFileSystem::new();
+    disk.write_raw("/a", b"1");
+    disk.rename(path("/a"), path("/b")).unwrap();
+    disk.open(path("/a"), OpenMode::CreateNew).unwrap();
+    let seen: BTreeSet<String> = (0..200).map(|seed| names(&disk.fork_crashed(random_subset(seed)))).collect();
+    let expected = ["/a:1", "/b:1", "/a:1 /b:1", "/a:0 /b:1"].map(str::to_owned);
+    assert_eq!(seen, BTreeSet::from(expected));
 }
 
 /// A rename between directories is one transaction: a sync of either makes both ends durable, with what it builds on.
