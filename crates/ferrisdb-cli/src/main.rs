@@ -1,7 +1,7 @@
 //! The command `ferrisdb`.
 //!
-//! Parses the arguments ([`arguments`]), runs one command, and turns what came of it into an exit code ([`failure`]).
-//! Results go to standard output as a table or as JSON ([`printer`]), errors to standard error.
+//! Parses the arguments (`arguments`), runs one command, and turns what came of it into an exit code (`failure`).
+//! Results go to standard output as a table or as JSON (`printer`), errors to standard error.
 
 mod arguments;
 mod dataset;
