@@ -96,7 +96,7 @@ impl FileSystem for RealFileSystem {
         let lock = RealFile { file, path: path.to_path_buf() };
         lock.set_len(0)?;
         write_all_at(&lock, holder.as_bytes(), 0)?;
-        Ok(Box::new(RealLock { _locked: lock }))
+        Ok(Box::new(RealLock { locked: lock }))
     }
 
     fn available_space(&self, path: &Path) -> io::Result<u64> {
@@ -176,10 +176,18 @@ impl File for RealFile {
 /// that name while a second still holds the old one.
 #[derive(Debug)]
 struct RealLock {
-    _locked: RealFile,
+    locked: RealFile,
 }
 
 impl FileLock for RealLock {}
+
+impl Drop for RealLock {
+    fn drop(&mut self) {
+        // Not by closing alone: a child process that another thread is just starting holds a copy of the descriptor until it has become
+        // its own program, and the lock would outlive us by that. If this fails, closing still does it.
+        let _closing_does_it = rustix::fs::flock(&self.locked.file, FlockOperation::Unlock).is_err();
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -202,6 +210,19 @@ mod tests {
         drop(held);
         let _held = fs.lock(&path, "another").unwrap();
         assert_eq!(fs.lock_holder(&path).unwrap(), "another", "the longer text is gone");
+    }
+
+    /// A lock that was given up is free at once, also while a copy of its descriptor lives on, as one does in a child process
+    /// between fork and exec.
+    #[test]
+    fn a_copied_descriptor_does_not_keep_the_lock() {
+        let directory = directory();
+        let path = directory.path().join("LOCK");
+        let file = fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let _copy = file.try_clone().unwrap();
+        drop(RealLock { locked: RealFile { file, path: path.clone() } });
+        assert!(RealFileSystem::new().lock(&path, "the next").is_ok());
     }
 
     /// Preallocation takes real blocks, so that a later write into it cannot run out of space, and keeps what is there.
