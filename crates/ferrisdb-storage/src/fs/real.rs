@@ -218,7 +218,7 @@ mod tests {
     fn a_copied_descriptor_does_not_keep_the_lock() {
         let directory = directory();
         let path = directory.path().join("LOCK");
-        let file = fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
         let _copy = file.try_clone().unwrap();
         drop(RealLock { locked: RealFile { file, path: path.clone() } });
