@@ -68,7 +68,6 @@ const TABLE: &[Planted] = &[
     Planted { bug: "switch-before-sync", target: "crash_loops", test: "manifest" },
     Planted { bug: "second-name-reused", target: "crash_loops", test: "recycling" },
     Planted { bug: "names-found-not-synced", target: "disk_faults", test: "every_operation_fails_at_every_place" },
-    Planted { bug: "replay-from-beyond-the-end", target: "crash_loops", test: "manifest" },
 ];
 
 /// Where the bugs are named.
