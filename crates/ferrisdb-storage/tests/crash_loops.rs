@@ -311,9 +311,10 @@ fn recycling() {
         |script| {
             for round in 0..48 {
                 let durability = if round % 4 == 0 { Sync } else { Buffered };
-                script.write(&[Put(round % 5, 500), Put(round % 7, 100)], durability).unwrap();
+                // Memtables rotate because they are full, so that the WAL is purged while it is being written to: behind a flush with
+                // nothing after it an idle engine would give its segments back instead of using them again.
+                script.write(&[Put(round % 5, 900), Put(round % 7, 100)], durability).unwrap();
                 if round % 8 == 7 {
-                    script.flush().unwrap();
                     script.settle();
                 }
             }
