@@ -63,10 +63,10 @@ const TABLE: &[Planted] = &[
         test: "wal::tests::a_hole_in_what_was_not_synced_is_a_torn_tail",
     },
     Planted { bug: "retry-failed-sync", target: "disk_faults", test: "a_failed_sync_that_then_lies" },
-    Planted { bug: "flush-forgets-wal-end", target: "crash_loops", test: "mixed" },
+    Planted { bug: "flush-forgets-wal-end", target: "crash_loops", test: "recycling" },
     Planted { bug: "purge-before-flush", target: "crash_loops", test: "recycling" },
     Planted { bug: "switch-before-sync", target: "crash_loops", test: "manifest" },
-    Planted { bug: "second-name-reused", target: "crash_loops", test: "recycling" },
+    Planted { bug: "second-name-reused", target: "crash_loops", test: "mixed" },
     Planted { bug: "names-found-not-synced", target: "disk_faults", test: "every_operation_fails_at_every_place" },
 ];
 
