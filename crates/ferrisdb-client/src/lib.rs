@@ -1,0 +1,1 @@
+//! FerrisDB's client library: databases, transactions, and the layers on them.

@@ -1,0 +1,266 @@
+//! The questions that a client asks, and [`Endpoint`], which answers them.
+//!
+//! They are few and plain on purpose. Whatever a client can work out for itself (its own writes, key selectors over them,
+//! streaming modes, retries, the special keys) it does; a server sees ranges of keys between two plain bounds, versions, and finished
+//! transactions. All keys here are stored keys: below `\xff\xff`.
+//!
+//! # Which errors
+//! Those of the contract: `transaction_too_old`, `future_version`, `process_behind`, `not_committed` (as [`Committed::Conflict`]),
+//! `commit_unknown_result`, the throttling ones, and `io_error`, `internal_error`, `connection_failed` with a detail. Read-only
+//! questions may be asked again after any of them; for a commit see [`Endpoint::commit`].
+
+use ferrisdb_core::{Bytes, KeyRange, KeySelector, KeyValue, Limits, Mutation, Version, Versionstamp};
+
+use crate::answer::Answer;
+
+/// How urgent the beginning of a transaction is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Priority {
+    /// Waits while the database is busy.
+    Batch,
+    /// What transactions are unless they say otherwise.
+    #[default]
+    Default,
+    /// Never throttled: for administration.
+    Immediate,
+}
+
+/// Asks for read versions for `transactions` transactions that begin now: all get the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BeginRequest {
+    /// How many, for rate control. At least 1.
+    pub transactions: u32,
+    /// How urgent.
+    pub priority: Priority,
+}
+
+/// What a transaction that begins gets to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// At or above every version that was acknowledged before the question was asked.
+    pub version: Version,
+}
+
+/// Asks for one key's value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetRequest {
+    /// The key.
+    pub key: Bytes,
+    /// As of when.
+    pub version: Version,
+}
+
+/// Asks for the key at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetKeyRequest {
+    /// The place. Its offset is counted among the keys below `end`.
+    pub selector: KeySelector,
+    /// The end of what may be read: past it the answer is this key.
+    pub end: Bytes,
+    /// As of when.
+    pub version: Version,
+}
+
+/// Asks for the keys and values in a range, in order, up to a bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetRangeRequest {
+    /// The range. An empty or inverted one has no rows.
+    pub range: KeyRange,
+    /// As of when.
+    pub version: Version,
+    /// Rows at most; 0: no bound.
+    pub limit: u32,
+    /// Bytes (of keys, values, and 8 a row) after which no further row is sent; 0: the server's own bound. One row is
+    /// always sent. The server may send less.
+    pub target_bytes: u32,
+    /// From the end, descending.
+    pub reverse: bool,
+}
+
+/// A part of a range.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rows {
+    /// In the order asked for.
+    pub rows: Vec<KeyValue>,
+    /// There may be more behind the last row (before it, if reversed). False only if there is not.
+    pub more: bool,
+}
+
+/// Which attempt to commit this is: the same in every retry of it, and in no other. See "Commit ids" in the documentation of
+/// transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommitId {
+    /// A client instance: eight random bytes.
+    pub client: u64,
+    /// Counts the client's commits, from 1.
+    pub counter: u64,
+}
+
+/// A finished transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitRequest {
+    /// The version at which it read. Also a transaction that read nothing has one: a commit that arrives
+    /// very late must be refused.
+    pub read_version: Version,
+    /// What it read. Sorted, without overlaps.
+    pub read_conflicts: Vec<KeyRange>,
+    /// What it writes, for the conflicts of others. Sorted, without overlaps. The final keys of versionstamped keys are added
+    /// when they are known.
+    pub write_conflicts: Vec<KeyRange>,
+    /// Its changes, in order.
+    pub mutations: Vec<Mutation>,
+    /// Its id; `None` gives up "at most once".
+    pub id: Option<CommitId>,
+    /// The client's lowest counter whose outcome it does not know yet; the outcomes of lower ones may be forgotten.
+    pub lowest_unanswered: u64,
+    /// In a conflict say which of `read_conflicts` it was.
+    pub report_conflicting_keys: bool,
+}
+
+/// What became of a commit that was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// It is durable.
+    At {
+        /// At which version.
+        version: Version,
+        /// As which transaction of that version.
+        batch_index: u16,
+    },
+    /// It did not happen: something that it read was changed since.
+    Conflict {
+        /// Which of `read_conflicts`, by index, if that was asked for.
+        ranges: Vec<u32>,
+    },
+}
+
+impl Committed {
+    /// The stamp of a commit that happened.
+    pub fn versionstamp(&self) -> Option<Versionstamp> {
+        match *self {
+            Committed::At { version, batch_index } => Some(Versionstamp::new(version, batch_index)),
+            Committed::Conflict { .. } => None,
+        }
+    }
+}
+
+/// Asks for the outcome of a commit whose answer was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResolveRequest {
+    /// Which commit.
+    pub id: CommitId,
+    /// The read version that it carried.
+    pub read_version: Version,
+}
+
+/// Waits for a key to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchRequest {
+    /// The key.
+    pub key: Bytes,
+    /// What it was when the watch was set.
+    pub value: Option<Bytes>,
+    /// As of when: the commit version of the transaction that set the watch, or its read version.
+    pub version: Version,
+}
+
+/// Keeps a version readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseRequest {
+    /// Begins a lease, at this version or (`None`) at the newest.
+    Grant(Option<Version>),
+    /// Lets it run its full term again.
+    Renew(u64),
+    /// Ends it. Ending one that has expired is not an error.
+    End(u64),
+}
+
+/// A lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// Its number.
+    pub id: u64,
+    /// The version that it keeps readable.
+    pub version: Version,
+    /// For how long from the answer on, in milliseconds, unless renewed.
+    pub term_ms: u64,
+}
+
+/// Asks where to cut a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SplitPointsRequest {
+    /// The range.
+    pub range: KeyRange,
+    /// About how many bytes each part should have. At least 1.
+    pub part_bytes: u64,
+    /// Parts at most; 0: no bound.
+    pub limit: u32,
+}
+
+/// What a database is, as far as its clients must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Sixteen random bytes minted when it was founded: the same after any restart.
+    pub cluster_id: [u8; 16],
+    /// Its limits.
+    pub limits: Limits,
+    /// How to reach it, in words: a directory, or addresses.
+    pub connection_string: String,
+}
+
+/// Something that answers a client's questions: a database in the same process, a connection to a server, or a router over many.
+///
+/// # Concurrency
+/// Everything may be called from any thread at once. No call blocks: what needs a wait is [`Answer::Later`], whose wakers may be
+/// called from any thread.
+pub trait Endpoint: Send + Sync + 'static {
+    /// What database this is. Known from the moment of connecting.
+    fn description(&self) -> Description;
+
+    /// The version to read at for transactions that begin now.
+    fn begin(&self, request: BeginRequest) -> Answer<Begun>;
+
+    /// A key's value.
+    fn get(&self, request: GetRequest) -> Answer<Option<Bytes>>;
+
+    /// The key at a place: `''` off the front, `end` off the end.
+    fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes>;
+
+    /// Keys and values in a range.
+    fn get_range(&self, request: GetRangeRequest) -> Answer<Rows>;
+
+    /// Commits. Never sent twice by anything below the client library.
+    ///
+    /// # Errors
+    /// `commit_unknown_result`: it may have happened or may yet; [`resolve`](Self::resolve) tells. Every other error: it
+    /// did not happen and will not.
+    fn commit(&self, request: CommitRequest) -> Answer<Committed>;
+
+    /// The outcome of an earlier commit: `Some`, or `None` if it did not happen, and from now on will not.
+    ///
+    /// # Errors
+    /// `commit_unknown_result_fatal`: it is too long ago. Others: ask again.
+    fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>>;
+
+    /// Ready once the key's value differs from the one given, with a version at which it does. It may be ready without a
+    /// change (the client reads again), and misses a change that was taken back at once.
+    fn watch(&self, request: WatchRequest) -> Answer<Version>;
+
+    /// Begins, renews or ends a lease on a version.
+    ///
+    /// # Errors
+    /// `transaction_too_old`: the version is not readable any more, or the lease has expired.
+    fn lease(&self, request: LeaseRequest) -> Answer<Lease>;
+
+    /// About how many bytes the range has, from samples.
+    fn estimated_size(&self, range: KeyRange) -> Answer<u64>;
+
+    /// Keys between which parts of about the wanted size lie: ascending, strictly inside the range.
+    fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>>;
+
+    /// Addresses (`IP:PORT`) of the servers that hold a key; none in an embedded database.
+    fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>>;
+
+    /// The status document, JSON.
+    fn status(&self) -> Answer<String>;
+}
