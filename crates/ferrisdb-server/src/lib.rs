@@ -5,5 +5,6 @@
 //! thread in a simulation.
 
 pub mod runtime;
+pub mod storage;
 
 pub use runtime::JobRuntime;
