@@ -4,6 +4,15 @@
 //! run on a [`Runtime`](ferrisdb_core::Runtime); [`JobRuntime`] is the one over the storage engine's spawner: threads in a real process, one
 //! thread in a simulation.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
+
+pub mod coordinator;
+pub mod counters;
+mod failure;
+pub mod log;
+pub mod resolver;
 pub mod runtime;
+mod signal;
 
 pub use runtime::JobRuntime;
