@@ -2,9 +2,20 @@
 //!
 //! Each role is a deterministic core, which knows no clock, disk or network, and a driver around it, written as plain futures. The drivers
 //! run on a [`Runtime`](ferrisdb_core::Runtime); [`JobRuntime`] is the one over the storage engine's spawner: threads in a real process, one
-//! thread in a simulation.
+//! thread in a simulation. [`Node`] is all roles of a database in one process.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
+
+pub mod coordinator;
+pub mod counters;
+mod failure;
+pub mod log;
+pub mod node;
+pub mod resolver;
 pub mod runtime;
+mod signal;
 pub mod storage;
 
+pub use node::{Node, NodeOptions};
 pub use runtime::JobRuntime;

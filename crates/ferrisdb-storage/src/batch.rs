@@ -29,7 +29,7 @@ const OWNER_STATE: u8 = 0x10;
 pub const BATCH_BYTES_MAX: usize = 512 << 20;
 
 /// The most bytes that an owner may keep in the manifest.
-pub const OWNER_STATE_BYTES_MAX: usize = 64 << 10;
+pub const OWNER_STATE_BYTES_MAX: usize = 4 << 20;
 
 /// One operation of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -115,7 +115,7 @@ pub struct ApplyBatch {
     /// Its changes, in order, those of a transaction behind those of the ones before it. Versionstamps are filled in; atomic operations are
     /// as the clients sent them.
     pub mutations: Vec<Mutation>,
-    /// What the owner wants to find again together with this version; `None` leaves what was given before. 60 KiB at most.
+    /// What the owner wants to find again together with this version; `None` leaves what was given before. 4,000,000 bytes at most.
     pub owner_state: Option<Vec<u8>>,
 }
 

@@ -1,0 +1,443 @@
+//! Which transactions commit, and as what: [`Batcher`], the coordinator's core.
+//!
+//! It takes requests in order and makes of them what is to be appended to the log: conflicts are checked against the window (which
+//! holds the writes of the requests before them too), versionstamps filled in, commit ids looked up and noted. It knows no clock, disk or task.
+//!
+//! # Invariants
+//! - What one request of a group is told rests on the requests before it, in the group or earlier, and on nothing else.
+//! - An id is in `in_flight` from the group that decides it until that group is durable, and from then on in the log's state: at no moment in
+//!   neither. (The driver takes it out only after the log has said that it is durable.)
+//! - `previous` is the version of the last batch that was appended. A batch that the log refused leaves only a gap in the versions.
+//! - `horizon` never goes down.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ferrisdb_core::key::{SYSTEM_END, printable};
+use ferrisdb_core::versionstamp::{OFFSET_BYTES, fill, stamp_offset};
+use ferrisdb_core::{Code, Error, KeyRange, Limits, Mutation, MutationKind, Result, Version, Versionstamp};
+use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Lease, LeaseRequest, ResolveRequest};
+
+use super::lease::{LeaseOptions, Leases};
+use super::sequencer::Sequencer;
+use crate::log::{
+    Batch, Entry, EpochStart, IdOutcome, Known, LeaseChange, Outcome, Owner, Recovered, Section, Tag,
+};
+use crate::resolver::{ConflictWindow, Refusal};
+
+/// What clients ask the coordinator for, in order.
+#[derive(Debug)]
+pub enum Request {
+    /// To commit.
+    Commit(CommitRequest),
+    /// What became of a commit.
+    Resolve(ResolveRequest),
+    /// A lease.
+    Lease(LeaseRequest),
+}
+
+/// An answer to a [`Request`] of its kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Response {
+    /// To a commit.
+    Commit(Committed),
+    /// To a resolve.
+    Resolve(Option<Committed>),
+    /// To a lease.
+    Lease(Lease),
+}
+
+/// When a response may be given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// At once: it rests on nothing that is not durable.
+    Now(Result<Response>),
+    /// Once the batch at this version is durable. It is this group's, or an earlier one's.
+    WhenDurable(Version, Response),
+    /// Once what this group appends is durable.
+    WhenAppended(Response),
+}
+
+/// What became of a group of requests.
+#[derive(Debug)]
+pub struct Group {
+    /// What to append, in order; nothing if empty.
+    pub entries: Vec<Entry>,
+    /// The version of the batch among them.
+    pub version: Option<Version>,
+    /// One for each request.
+    pub decisions: Vec<Decision>,
+    /// Transactions that commit with it.
+    pub transactions: u64,
+    /// Bytes of their mutations.
+    pub bytes: u64,
+    /// The ids that it decides.
+    ids: Vec<CommitId>,
+    /// The leases that it grants and ends.
+    granted: Vec<u64>,
+    ended: Vec<Entry>,
+}
+
+/// What the log has to say about an id: what is known, and the id floor.
+pub type Lookup<'a> = &'a dyn Fn(CommitId) -> (Known, Version);
+
+/// The core. See the [module](self).
+#[derive(Debug)]
+pub struct Batcher {
+    limits: Limits,
+    epoch: u64,
+    owner: Owner,
+    sequencer: Sequencer,
+    window: ConflictWindow,
+    previous: Version,
+    horizon: Version,
+    /// The newest version that changed anything.
+    changed: Version,
+    in_flight: BTreeMap<CommitId, (Version, Outcome)>,
+    leases: Leases,
+    /// Lease entries that the log has refused so far.
+    ended: Vec<Entry>,
+    /// A batch was refused after its writes went into the window: an empty one above it lets readers get past them.
+    needs_batch: bool,
+}
+
+impl Batcher {
+    /// Begins an epoch where the log stands: the entry that does so, and the batcher to use once that is durable.
+    pub fn begin_epoch(
+        recovered: &Recovered,
+        owner: Owner,
+        limits: Limits,
+        leases: LeaseOptions,
+        now: Duration,
+    ) -> (Entry, Batcher) {
+        let first_version = Sequencer::first_of_epoch(recovered.last);
+        let epoch = recovered.epoch + 1;
+        let start = Entry::EpochStart(EpochStart { epoch, owner, process: 0, first_version });
+        let batcher = Batcher {
+            limits,
+            epoch,
+            owner,
+            sequencer: Sequencer::new(first_version, now),
+            window: ConflictWindow::new(first_version),
+            previous: first_version,
+            horizon: recovered.horizon,
+            changed: first_version,
+            in_flight: BTreeMap::new(),
+            leases: Leases::new(leases, &recovered.leases, recovered.next_lease, now),
+            ended: Vec::new(),
+            needs_batch: false,
+        };
+        (start, batcher)
+    }
+
+    /// Whose batches these are.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// The epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The conflict window, for statistics.
+    pub fn window(&self) -> &ConflictWindow {
+        &self.window
+    }
+
+    /// The leases.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// Decides about requests, in order. `durable` is the newest version that is durable; with `wants_batch` a batch is made even if nothing
+    /// commits, so that the newest version is a young one.
+    pub fn form(
+        &mut self,
+        requests: Vec<Request>,
+        wants_batch: bool,
+        now: Duration,
+        durable: Version,
+        known: Lookup<'_>,
+    ) -> Group {
+        // The next version would be one microsecond further at the least: take it only if there is something to give it to.
+        let is_needed = |request: &Request| matches!(request, Request::Commit(_) | Request::Resolve(_));
+        let wants_batch = wants_batch || self.needs_batch;
+        let version = (wants_batch || requests.iter().any(is_needed)).then(|| self.sequencer.next(now));
+        let mut group = Group {
+            entries: Vec::new(),
+            version: None,
+            decisions: Vec::with_capacity(requests.len()),
+            transactions: 0,
+            bytes: 0,
+            ids: Vec::new(),
+            granted: Vec::new(),
+            ended: std::mem::take(&mut self.ended),
+        };
+        group.ended.extend(self.leases.expire(now));
+        let mut grants = Vec::new();
+        let mut mutations = Vec::new();
+        let mut ids = Vec::new();
+        for request in requests {
+            let decision = match (request, version) {
+                (Request::Commit(request), Some(version)) => {
+                    self.commit(request, version, known, &mut group, &mut mutations, &mut ids)
+                }
+                (Request::Resolve(request), Some(version)) => self.resolve(request, version, known, &mut group, &mut ids),
+                (Request::Lease(request), _) => self.lease(request, now, durable, &mut group, &mut grants),
+                (Request::Commit(_) | Request::Resolve(_), None) => unreachable!("such a request makes a version needed"),
+            };
+            group.decisions.push(decision);
+        }
+        // Grants come before the batch whose horizon may pass them, and ends too: the order of the state machine is this one.
+        group.entries.extend(grants);
+        group.entries.extend(group.ended.iter().cloned());
+        if let Some(version) = version.filter(|_| wants_batch || group.transactions > 0 || !ids.is_empty()) {
+            let window = self.limits.window_versions;
+            let behind = Version::from_u64(version.get().saturating_sub(window));
+            let horizon = self.horizon.max(self.previous.min(behind));
+            let sections = match mutations.is_empty() {
+                true => Vec::new(),
+                false => vec![Section { tags: vec![Tag::FIRST], mutations }],
+            };
+            group.version = Some(version);
+            group.entries.push(Entry::Batch(Batch {
+                epoch: self.epoch,
+                owner: self.owner,
+                previous: self.previous,
+                version,
+                horizon,
+                leased: self.leases.versions(),
+                sections,
+                metadata: Vec::new(),
+                ids,
+            }));
+        }
+        group
+    }
+
+    /// The group's entries are in the log's hands: what follows builds on them.
+    pub fn appended(&mut self, group: &Group) {
+        let batch = group.entries.iter().find_map(|entry| if let Entry::Batch(batch) = entry { Some(batch) } else { None });
+        if let Some(batch) = batch {
+            self.previous = batch.version;
+            self.horizon = batch.horizon;
+            self.needs_batch = false;
+            if !batch.sections.is_empty() {
+                self.changed = batch.version;
+            }
+            let behind = batch.version.get().saturating_sub(self.limits.window_versions);
+            self.window.forget_below(Version::from_u64(behind));
+        }
+    }
+
+    /// The log refused the group's entries: none of it happened.
+    pub fn refused(&mut self, group: Group) {
+        for id in &group.ids {
+            self.in_flight.remove(id);
+        }
+        group.granted.into_iter().for_each(|id| self.leases.take_back(id));
+        self.ended.extend(group.ended);
+        self.needs_batch |= group.transactions > 0;
+    }
+
+    /// The ids that a group decides, to be given to [`durable`](Self::durable).
+    pub fn take_ids(group: &mut Group) -> Vec<CommitId> {
+        std::mem::take(&mut group.ids)
+    }
+
+    /// Groups are durable: the log's state knows their ids now.
+    pub fn durable(&mut self, ids: &[CommitId]) {
+        for id in ids {
+            self.in_flight.remove(id);
+        }
+    }
+
+    fn commit(
+        &mut self,
+        request: CommitRequest,
+        version: Version,
+        known: Lookup<'_>,
+        group: &mut Group,
+        mutations: &mut Vec<Mutation>,
+        ids: &mut Vec<IdOutcome>,
+    ) -> Decision {
+        if let Some(id) = request.id {
+            if let Some(&(version, outcome)) = self.in_flight.get(&id) {
+                return Decision::WhenDurable(version, Response::Commit(committed(version, outcome)));
+            }
+            match known(id).0 {
+                Known::Outcome(version, outcome) => {
+                    return Decision::Now(Ok(Response::Commit(committed(version, outcome))));
+                }
+                Known::Forgotten => return Decision::Now(Err(Error::new(Code::CommitUnknownResultFatal))),
+                Known::Nothing => {}
+            }
+        }
+        if let Err(error) = check(&request, &self.limits) {
+            return Decision::Now(Err(error));
+        }
+        if request.read_version > self.previous {
+            let detail = format!("the read version {} was not given out yet", request.read_version);
+            return Decision::Now(Err(Error::with(Code::FutureVersion, detail)));
+        }
+        match self.window.check(request.read_version, &request.read_conflicts) {
+            Ok(()) => {}
+            Err(Refusal::TooOld) => {
+                let (read, floor) = (request.read_version, self.window.floor());
+                let detail = format!("its read version {read} is below {floor}, the oldest that may still commit");
+                return Decision::Now(Err(Error::with(Code::TransactionTooOld, detail)));
+            }
+            Err(Refusal::Conflict { indices }) => {
+                let ranges = if request.report_conflicting_keys { indices } else { Vec::new() };
+                return Decision::Now(Ok(Response::Commit(Committed::Conflict { ranges })));
+            }
+        }
+        let batch_index = u16::try_from(group.transactions).expect("a group has at most 65,536 transactions");
+        let stamp = Versionstamp::new(version, batch_index);
+        self.window.add(version, &request.write_conflicts);
+        for mut mutation in request.mutations {
+            match mutation.kind {
+                MutationKind::SetVersionstampedKey => {
+                    let key = fill(&mutation.key, stamp).expect("the template was checked");
+                    self.window.add(version, &[KeyRange::single(&key)]);
+                    mutation = Mutation::set(key, mutation.value);
+                }
+                MutationKind::SetVersionstampedValue => {
+                    let value = fill(&mutation.value, stamp).expect("the template was checked");
+                    mutation = Mutation::set(mutation.key, value);
+                }
+                _ => {}
+            }
+            group.bytes += mutation.bytes() as u64;
+            mutations.push(mutation);
+        }
+        group.transactions += 1;
+        let outcome = Outcome::Committed { batch_index };
+        if let Some(id) = request.id {
+            ids.push(IdOutcome { id, lowest_unanswered: request.lowest_unanswered, outcome });
+            self.in_flight.insert(id, (version, outcome));
+            group.ids.push(id);
+        }
+        Decision::WhenDurable(version, Response::Commit(committed(version, outcome)))
+    }
+
+    fn resolve(
+        &mut self,
+        request: ResolveRequest,
+        version: Version,
+        known: Lookup<'_>,
+        group: &mut Group,
+        ids: &mut Vec<IdOutcome>,
+    ) -> Decision {
+        let response = |version, outcome| {
+            Response::Resolve(match outcome {
+                Outcome::Committed { .. } => Some(committed(version, outcome)),
+                Outcome::Aborted => None,
+            })
+        };
+        let id = request.id;
+        if let Some(&(version, outcome)) = self.in_flight.get(&id) {
+            return Decision::WhenDurable(version, response(version, outcome));
+        }
+        match known(id) {
+            (Known::Outcome(version, outcome), _) => Decision::Now(Ok(response(version, outcome))),
+            (Known::Nothing, floor) if request.read_version >= floor => {
+                let outcome = Outcome::Aborted;
+                ids.push(IdOutcome { id, lowest_unanswered: 0, outcome });
+                self.in_flight.insert(id, (version, outcome));
+                group.ids.push(id);
+                Decision::WhenDurable(version, response(version, outcome))
+            }
+            (Known::Nothing | Known::Forgotten, _) => Decision::Now(Err(Error::new(Code::CommitUnknownResultFatal))),
+        }
+    }
+
+    fn lease(
+        &mut self,
+        request: LeaseRequest,
+        now: Duration,
+        durable: Version,
+        group: &mut Group,
+        grants: &mut Vec<Entry>,
+    ) -> Decision {
+        // Whoever asks for the newest version must get what is acknowledged, and nothing that may yet turn out not to have happened.
+        let readable = (self.horizon, durable);
+        match self.leases.ask(request, readable, self.changed.min(durable), now) {
+            Err(error) => Decision::Now(Err(error)),
+            Ok(answer) => {
+                let response = Response::Lease(answer.lease);
+                match answer.entry {
+                    Some(entry @ Entry::Lease(LeaseChange::Grant { id, .. })) => {
+                        group.granted.push(id);
+                        grants.push(entry);
+                        Decision::WhenAppended(response)
+                    }
+                    Some(entry) => {
+                        group.ended.push(entry);
+                        Decision::Now(Ok(response))
+                    }
+                    None => Decision::Now(Ok(response)),
+                }
+            }
+        }
+    }
+}
+
+fn committed(version: Version, outcome: Outcome) -> Committed {
+    match outcome {
+        Outcome::Committed { batch_index } => Committed::At { version, batch_index },
+        // It was asked for before it came, and written down as not to happen: whoever still waits for it gets to try again.
+        Outcome::Aborted => Committed::Conflict { ranges: Vec::new() },
+    }
+}
+
+/// Whether a commit keeps the rules that clients keep too: nobody else's data may rest on a client being correct.
+fn check(request: &CommitRequest, limits: &Limits) -> Result<()> {
+    let range_bytes = |range: &KeyRange| range.begin.len() + range.end.len();
+    let ranges = request.read_conflicts.iter().chain(&request.write_conflicts);
+    let bytes = ranges.map(range_bytes).sum::<usize>() + request.mutations.iter().map(Mutation::bytes).sum::<usize>();
+    if bytes > limits.transaction_bytes {
+        let detail = format!("it has {bytes} bytes; the limit is {}; split it", limits.transaction_bytes);
+        return Err(Error::with(Code::TransactionTooLarge, detail));
+    }
+    request.mutations.iter().try_for_each(|mutation| check_mutation(mutation, limits))
+}
+
+fn check_mutation(mutation: &Mutation, limits: &Limits) -> Result<()> {
+    let Mutation { kind, key, value } = mutation;
+    let stored = |key: &[u8]| {
+        let detail = || format!("{} is not a key that is stored", printable(key));
+        if key < SYSTEM_END { Ok(()) } else { Err(Error::with(Code::KeyOutsideLegalRange, detail())) }
+    };
+    let templates = usize::from(*kind == MutationKind::SetVersionstampedKey) * OFFSET_BYTES;
+    if *kind == MutationKind::ClearRange {
+        if key > value {
+            return Err(Error::with(Code::InvertedRange, format!("{} is above {}", printable(key), printable(value))));
+        }
+        return if value.as_ref() <= SYSTEM_END { Ok(()) } else { stored(value) };
+    }
+    stored(key)?;
+    let key_max = limits.key_bytes_for(key) + templates;
+    if key.len() > key_max {
+        return Err(Error::with(Code::KeyTooLarge, format!("a key has {} bytes; the limit is {key_max}", key.len())));
+    }
+    let templates = usize::from(*kind == MutationKind::SetVersionstampedValue) * OFFSET_BYTES;
+    let value_max = limits.value_bytes + templates;
+    if value.len() > value_max {
+        let detail = format!("the value of {} has {} bytes; the limit is {value_max}", printable(key), value.len());
+        return Err(Error::with(Code::ValueTooLarge, detail));
+    }
+    let template = match kind {
+        MutationKind::SetVersionstampedKey => Some(key),
+        MutationKind::SetVersionstampedValue => Some(value),
+        _ => None,
+    };
+    match template {
+        Some(template) if stamp_offset(template).is_none() => {
+            let detail = format!("a versionstamp does not fit where the template {} says", printable(template));
+            Err(Error::with(Code::ClientInvalidOperation, detail))
+        }
+        _ => Ok(()),
+    }
+}

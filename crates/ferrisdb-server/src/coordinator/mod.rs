@@ -1,0 +1,759 @@
+//! The transaction coordinator: read versions, the order of commits, conflicts, leases, and how many may begin.
+//!
+//! ```text
+//! begin ────────────▶ rate ──▶ the log's last version                     (at once, when nothing is limited)
+//! commit, resolve, ─▶ queue ──▶ Batcher ──▶ log ──▶ durable ──▶ answered
+//! lease                         versions, conflicts, versionstamps, ids
+//! ```
+//!
+//! [`Batcher`](batcher::Batcher), [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases) and [`Rate`](rate::Rate) are the deterministic cores.
+//! [`Coordinator`] drives them with one task: while fewer than a few groups wait for the disk, it takes what has queued up and makes
+//! a group of it. So an idle database commits at once, and a busy one in groups as large as the disk is slow; there is no timer.
+//!
+//! # Invariants
+//! - Commits are answered in the order of their versions, once they are durable and counted.
+//! - A read version is at or above every version that was acknowledged before it was asked for: it is read from the log's state machine, which
+//!   is up to date before anybody is answered.
+//! - After a group whose end is unknown nothing more is appended in this epoch.
+//! - Queues are bounded in requests and bytes.
+
+pub mod batcher;
+pub mod lease;
+pub mod rate;
+pub mod sequencer;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use ferrisdb_core::runtime::BoxFuture;
+use ferrisdb_core::{Clock, Code, Error, KeyRange, Limits, Mutation, Result, Runtime, Version};
+use ferrisdb_rpc::Answer;
+use ferrisdb_rpc::api::{
+    BeginRequest, Begun, CommitId, CommitRequest, Committed, Lease, LeaseRequest, Priority, ResolveRequest,
+};
+
+use crate::counters::Counters;
+use crate::log::{Applied, Entry, Log, Owner};
+use crate::runtime::JobRuntime;
+use crate::signal::{Bell, Reply, lock, reply};
+use batcher::{Batcher, Decision, Request, Response};
+use lease::LeaseOptions;
+use rate::{Lag, Rate, RateOptions, Reason};
+
+/// A last version that is older than this when a read version is asked for has an empty batch follow.
+const STALE: Duration = Duration::from_secs(1);
+/// How often waiting transactions are looked at while their rate is limited.
+const RATE_TICK: Duration = Duration::from_millis(100);
+
+/// How a coordinator works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoordinatorOptions {
+    /// Limits of transactions.
+    pub limits: Limits,
+    /// Groups that may wait for the disk at once. Default: 4.
+    pub groups_in_flight: usize,
+    /// Transactions of one group, at most 65,535. Default: 4,096.
+    pub group_transactions: usize,
+    /// Bytes of one group's transactions; a single one may have more. Default: 4 MiB.
+    pub group_bytes: u64,
+    /// Requests that may be queued or wait for the disk; more are refused. Default: 100,000.
+    pub queue_requests: u64,
+    /// Their bytes; more are refused. Default: 256 MiB.
+    pub queue_bytes: u64,
+    /// Leases.
+    pub leases: LeaseOptions,
+    /// How many may begin.
+    pub rate: RateOptions,
+}
+
+impl Default for CoordinatorOptions {
+    fn default() -> CoordinatorOptions {
+        CoordinatorOptions {
+            limits: Limits::DEFAULT,
+            groups_in_flight: 4,
+            group_transactions: 4096,
+            group_bytes: 4 << 20,
+            queue_requests: 100_000,
+            queue_bytes: 256 << 20,
+            leases: LeaseOptions::default(),
+            rate: RateOptions::default(),
+        }
+    }
+}
+
+/// A handle to a coordinator; clones share it. Its tasks hold one too, and end after [`Coordinator::close`].
+#[derive(Clone)]
+pub struct Coordinator {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    runtime: JobRuntime,
+    log: Arc<dyn Log>,
+    options: CoordinatorOptions,
+    owner: Owner,
+    epoch: u64,
+    counters: Arc<Counters>,
+    queue: Mutex<Queue>,
+    bell: Bell,
+    /// When the last batch became durable.
+    batch_at_nanos: AtomicU64,
+    /// Bytes of mutations appended in this epoch.
+    appended_bytes: AtomicU64,
+    window_boundaries: AtomicU64,
+    leases: AtomicU64,
+    lag: Box<dyn Fn(u64) -> Lag + Send + Sync>,
+    is_limited: AtomicBool,
+    gate: Mutex<Gate>,
+    gate_bell: Bell,
+}
+
+/// What waits for the batcher.
+#[derive(Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    /// Queued, or in a group that waits for the disk.
+    requests: u64,
+    bytes: u64,
+    wants_batch: bool,
+    is_closed: bool,
+    /// The epoch is over, because of this.
+    failed: Option<Error>,
+}
+
+struct Item {
+    request: Request,
+    answer: AnswerTo,
+    bytes: u64,
+    at: Duration,
+}
+
+enum AnswerTo {
+    Commit(Reply<Committed>),
+    Resolve(Reply<Option<Committed>>),
+    Lease(Reply<Lease>),
+}
+
+impl AnswerTo {
+    fn send(self, result: Result<Response>) {
+        match (self, result) {
+            (AnswerTo::Commit(reply), Ok(Response::Commit(committed))) => reply.send(Ok(committed)),
+            (AnswerTo::Resolve(reply), Ok(Response::Resolve(outcome))) => reply.send(Ok(outcome)),
+            (AnswerTo::Lease(reply), Ok(Response::Lease(lease))) => reply.send(Ok(lease)),
+            (AnswerTo::Commit(reply), Err(error)) => reply.send(Err(error)),
+            (AnswerTo::Resolve(reply), Err(error)) => reply.send(Err(error)),
+            (AnswerTo::Lease(reply), Err(error)) => reply.send(Err(error)),
+            _ => unreachable!("the batcher answers a request with a response of its kind"),
+        }
+    }
+}
+
+/// Beginning transactions that wait for their turn.
+struct Gate {
+    rate: Rate,
+    waiting: VecDeque<(BeginRequest, Duration, Reply<Begun>)>,
+    is_closed: bool,
+}
+
+/// A group that waits for the disk.
+struct InFlight {
+    appended: BoxFuture<Result<Applied>>,
+    version: Option<Version>,
+    answers: Vec<(Item0, Response)>,
+    ids: Vec<CommitId>,
+    transactions: u64,
+}
+
+/// What is left of an item once its request has been taken.
+struct Item0 {
+    answer: AnswerTo,
+    bytes: u64,
+    at: Duration,
+}
+
+impl Coordinator {
+    /// A coordinator that begins an epoch with [`start`](Self::start). `lag` says how far storage is behind, given the bytes that were appended.
+    pub fn new(
+        runtime: JobRuntime,
+        log: Arc<dyn Log>,
+        options: CoordinatorOptions,
+        counters: Arc<Counters>,
+        lag: Box<dyn Fn(u64) -> Lag + Send + Sync>,
+    ) -> (Coordinator, Starting) {
+        let now = runtime.now();
+        let recovered = log.recover();
+        let owner = runtime.env().entropy.unique_bytes();
+        let (start, batcher) = Batcher::begin_epoch(&recovered, owner, options.limits, options.leases.clone(), now);
+        let rate = Rate::new(options.rate.clone(), now);
+        let shared = Shared {
+            owner,
+            epoch: batcher.epoch(),
+            counters,
+            queue: Mutex::default(),
+            bell: Bell::default(),
+            batch_at_nanos: AtomicU64::new(nanos(now)),
+            appended_bytes: AtomicU64::new(0),
+            window_boundaries: AtomicU64::new(0),
+            leases: AtomicU64::new(batcher.leases().len() as u64),
+            lag,
+            is_limited: AtomicBool::new(false),
+            gate: Mutex::new(Gate { rate, waiting: VecDeque::new(), is_closed: false }),
+            gate_bell: Bell::default(),
+            runtime,
+            log,
+            options,
+        };
+        (Coordinator { shared: Arc::new(shared) }, Starting { start, batcher })
+    }
+
+    /// Appends the start of the epoch. Once the returned future says that it counted, [`spawn`](Self::spawn) may follow.
+    ///
+    /// # Errors
+    /// Those of the log.
+    pub fn start(&self, starting: &Starting) -> Result<BoxFuture<Result<Applied>>> {
+        self.shared.log.append(vec![starting.start.clone()])
+    }
+
+    /// The tasks that drive it. `spawn` is given a name and a future.
+    pub fn spawn(&self, starting: Starting, mut spawn: impl FnMut(&str, BoxFuture<()>)) {
+        let mut driver = Driver {
+            shared: Arc::clone(&self.shared),
+            batcher: starting.batcher,
+            in_flight: VecDeque::new(),
+            timer: None,
+        };
+        spawn("coordinator", Box::pin(std::future::poll_fn(move |context| driver.poll(context))));
+        let shared = Arc::clone(&self.shared);
+        spawn("begin-gate", Box::pin(async move { shared.run_gate().await }));
+    }
+
+    /// The epoch.
+    pub fn epoch(&self) -> u64 {
+        self.shared.epoch
+    }
+
+    /// A read version for transactions that begin now: at once, when nothing is limited.
+    pub fn begin(&self, request: BeginRequest) -> Answer<Begun> {
+        let shared = &self.shared;
+        shared.counters.begins.fetch_add(u64::from(request.transactions.max(1)), Ordering::Relaxed);
+        if shared.is_limited.load(Ordering::Acquire) && request.priority != Priority::Immediate {
+            return shared.begin_later(request);
+        }
+        shared.begin_now()
+    }
+
+    /// Commits.
+    pub fn commit(&self, request: CommitRequest) -> Answer<Committed> {
+        let range_bytes = |range: &KeyRange| range.begin.len() + range.end.len() + size_of::<KeyRange>();
+        let ranges = request.read_conflicts.iter().chain(&request.write_conflicts).map(range_bytes);
+        let mutations = request.mutations.iter().map(|mutation| mutation.bytes() + size_of::<Mutation>());
+        let bytes = ranges.sum::<usize>() + mutations.sum::<usize>() + size_of::<Item>();
+        let (answer, answered) = reply(Code::CommitUnknownResult);
+        match self.enqueue(Request::Commit(request), AnswerTo::Commit(answer), bytes as u64) {
+            Ok(()) => Answer::Later(Box::pin(answered)),
+            Err(error) => Answer::from(error),
+        }
+    }
+
+    /// The outcome of an earlier commit.
+    pub fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
+        let (answer, answered) = reply(Code::OperationCancelled);
+        match self.enqueue(Request::Resolve(request), AnswerTo::Resolve(answer), size_of::<Item>() as u64) {
+            Ok(()) => Answer::Later(Box::pin(answered)),
+            Err(error) => Answer::from(error),
+        }
+    }
+
+    /// Begins, renews or ends a lease.
+    pub fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
+        let (answer, answered) = reply(Code::OperationCancelled);
+        match self.enqueue(Request::Lease(request), AnswerTo::Lease(answer), size_of::<Item>() as u64) {
+            Ok(()) => Answer::Later(Box::pin(answered)),
+            Err(error) => Answer::from(error),
+        }
+    }
+
+    /// Refuses everything new. What was asked before is still done; then the tasks end.
+    pub fn close(&self) {
+        lock(&self.shared.queue).is_closed = true;
+        self.shared.bell.ring();
+        let waiting = {
+            let mut gate = lock(&self.shared.gate);
+            gate.is_closed = true;
+            std::mem::take(&mut gate.waiting)
+        };
+        self.shared.gate_bell.ring();
+        for (_, _, reply) in waiting {
+            reply.send(Err(closed()));
+        }
+    }
+
+    /// Refuses every commit from now on, with this error: storage cannot take them.
+    pub fn fail(&self, error: &Error) {
+        lock(&self.shared.queue).failed.get_or_insert(error.clone());
+        self.shared.bell.ring();
+    }
+
+    /// Why nothing commits any more, if that is so.
+    pub fn failure(&self) -> Option<Error> {
+        lock(&self.shared.queue).failed.clone()
+    }
+
+    /// What it looks like.
+    pub fn statistics(&self) -> CoordinatorStatistics {
+        let shared = &self.shared;
+        let (requests, bytes) = {
+            let queue = lock(&shared.queue);
+            (queue.requests, queue.bytes)
+        };
+        let gate = lock(&shared.gate);
+        CoordinatorStatistics {
+            queue_requests: requests,
+            queue_bytes: bytes,
+            begins_waiting: gate.waiting.len() as u64,
+            reason: gate.rate.reason(),
+            begins_per_second: gate.rate.limit(),
+            lag: (shared.lag)(shared.appended_bytes.load(Ordering::Relaxed)),
+            window_boundaries: shared.window_boundaries.load(Ordering::Relaxed),
+            leases: shared.leases.load(Ordering::Relaxed),
+        }
+    }
+
+    fn enqueue(&self, request: Request, answer: AnswerTo, bytes: u64) -> Result<()> {
+        let shared = &self.shared;
+        let at = shared.runtime.now();
+        let mut queue = lock(&shared.queue);
+        if queue.is_closed {
+            // Sent as an error, not by dropping: nothing was begun.
+            drop(queue);
+            answer.send(Err(closed()));
+            return Err(closed());
+        }
+        let options = &shared.options;
+        let refused = if let Some(failed) = &queue.failed {
+            Some(failed.clone())
+        } else if queue.requests >= options.queue_requests || queue.bytes >= options.queue_bytes {
+            let (requests, bytes) = (queue.requests, queue.bytes);
+            let detail = format!("{requests} requests of {bytes} bytes wait to commit; try again more slowly");
+            Some(Error::with(Code::CommitProxyMemoryLimitExceeded, detail))
+        } else {
+            None
+        };
+        if let Some(error) = refused {
+            drop(queue);
+            answer.send(Err(error.clone()));
+            return Err(error);
+        }
+        queue.requests += 1;
+        queue.bytes += bytes;
+        queue.items.push_back(Item { request, answer, bytes, at });
+        drop(queue);
+        shared.bell.ring();
+        Ok(())
+    }
+}
+
+/// An epoch that is about to begin.
+#[derive(Debug)]
+pub struct Starting {
+    start: Entry,
+    batcher: Batcher,
+}
+
+/// What a coordinator looks like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CoordinatorStatistics {
+    /// Requests queued, or waiting for the disk.
+    pub queue_requests: u64,
+    /// Their bytes.
+    pub queue_bytes: u64,
+    /// Beginning transactions that wait.
+    pub begins_waiting: u64,
+    /// Why.
+    pub reason: Reason,
+    /// How many may begin a second, if that is limited.
+    pub begins_per_second: Option<f64>,
+    /// How far storage is behind.
+    pub lag: Lag,
+    /// Boundaries in the conflict window.
+    pub window_boundaries: u64,
+    /// Leases.
+    pub leases: u64,
+}
+
+impl Shared {
+    fn begin_now(&self) -> Answer<Begun> {
+        if self.is_stale() {
+            let mut queue = lock(&self.queue);
+            if !queue.wants_batch && queue.failed.is_none() {
+                queue.wants_batch = true;
+                drop(queue);
+                self.bell.ring();
+            }
+        }
+        let owner = self.owner;
+        let begun = move |confirmed: Result<(Owner, Version)>| match confirmed {
+            Ok((now, version)) if now == owner => Ok(Begun { version }),
+            Ok(_) => Err(Error::with(Code::ProcessBehind, "another coordinator has taken over")),
+            Err(error) => Err(error),
+        };
+        match self.log.read_index().try_now() {
+            Ok(confirmed) => Answer::now(begun(confirmed)),
+            Err(later) => Answer::later(async move { begun(later.await) }),
+        }
+    }
+
+    fn is_stale(&self) -> bool {
+        let at = Duration::from_nanos(self.batch_at_nanos.load(Ordering::Relaxed));
+        self.runtime.now().saturating_sub(at) >= STALE
+    }
+
+    fn begin_later(&self, request: BeginRequest) -> Answer<Begun> {
+        let now = self.runtime.now();
+        let mut gate = lock(&self.gate);
+        if gate.is_closed {
+            return Answer::from(closed());
+        }
+        // Behind those who wait already, but for a higher priority.
+        let goes_first = gate.waiting.iter().all(|(other, ..)| other.priority < request.priority);
+        if goes_first && gate.rate.admit(request.transactions, request.priority) {
+            drop(gate);
+            return self.begin_now();
+        }
+        if gate.waiting.len() >= self.options.rate.waiting {
+            let waiting = gate.waiting.len();
+            let detail = format!("{waiting} transactions wait to begin: {}", gate.rate.reason().message());
+            return Answer::from(Error::with(Code::GrvProxyMemoryLimitExceeded, detail));
+        }
+        let (answer, answered) = reply(Code::OperationCancelled);
+        gate.waiting.push_back((request, now, answer));
+        drop(gate);
+        self.gate_bell.ring();
+        Answer::Later(Box::pin(answered))
+    }
+
+    fn update_rate(&self) {
+        let lag = (self.lag)(self.appended_bytes.load(Ordering::Relaxed));
+        let begun = self.counters.begins.load(Ordering::Relaxed);
+        let is_limited = {
+            let mut gate = lock(&self.gate);
+            gate.rate.update(self.runtime.now(), lag, begun);
+            gate.rate.reason() != Reason::Nothing
+        };
+        let was_limited = self.is_limited.swap(is_limited, Ordering::AcqRel);
+        if is_limited && !was_limited {
+            self.gate_bell.ring();
+        }
+    }
+
+    /// While the rate is limited, lets those begin who may.
+    async fn run_gate(&self) {
+        loop {
+            {
+                let gate = lock(&self.gate);
+                if gate.is_closed {
+                    return;
+                }
+            }
+            if !self.is_limited.load(Ordering::Acquire) && lock(&self.gate).waiting.is_empty() {
+                self.gate_bell.rung().await;
+                continue;
+            }
+            self.update_rate();
+            let (admitted, refused) = self.open_gate();
+            for (_, _, reply) in admitted {
+                match self.begin_now().try_now() {
+                    Ok(begun) => reply.send(begun),
+                    Err(later) => reply.send(later.await),
+                }
+            }
+            for (_, _, reply) in refused {
+                reply.send(Err(Error::new(Code::BatchTransactionThrottled)));
+            }
+            self.runtime.sleep(RATE_TICK).await;
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "two lists of what the gate holds")]
+    fn open_gate(
+        &self,
+    ) -> (Vec<(BeginRequest, Duration, Reply<Begun>)>, Vec<(BeginRequest, Duration, Reply<Begun>)>) {
+        let now = self.runtime.now();
+        let mut gate = lock(&self.gate);
+        let Gate { rate, waiting, .. } = &mut *gate;
+        let (mut admitted, mut refused, mut left) = (Vec::new(), Vec::new(), VecDeque::new());
+        for (request, since, reply) in waiting.drain(..) {
+            if rate.admit(request.transactions, request.priority) {
+                admitted.push((request, since, reply));
+            } else if request.priority == Priority::Batch && now.saturating_sub(since) >= self.options.rate.batch_wait {
+                refused.push((request, since, reply));
+            } else {
+                left.push_back((request, since, reply));
+            }
+        }
+        *waiting = left;
+        (admitted, refused)
+    }
+
+    /// Takes what makes the next group, or `None` if there is nothing to do.
+    fn take_work(&self, leases_are_due: bool) -> Option<(Vec<Item>, bool)> {
+        let mut queue = lock(&self.queue);
+        if queue.failed.is_some() {
+            return None;
+        }
+        let wants_batch = std::mem::take(&mut queue.wants_batch);
+        if queue.items.is_empty() && !wants_batch && !leases_are_due {
+            return None;
+        }
+        let mut items = Vec::new();
+        let mut bytes = 0;
+        while let Some(item) = queue.items.front()
+            && items.len() < self.options.group_transactions
+            && (items.is_empty() || bytes + item.bytes <= self.options.group_bytes)
+        {
+            bytes += item.bytes;
+            items.extend(queue.items.pop_front());
+        }
+        Some((items, wants_batch))
+    }
+
+    fn release(&self, requests: u64, bytes: u64) {
+        let mut queue = lock(&self.queue);
+        queue.requests -= requests;
+        queue.bytes -= bytes;
+    }
+}
+
+/// The task that drives the batcher.
+struct Driver {
+    shared: Arc<Shared>,
+    batcher: Batcher,
+    /// Groups that wait for the disk, in order.
+    in_flight: VecDeque<InFlight>,
+    /// Set while there are leases.
+    timer: Option<BoxFuture<()>>,
+}
+
+impl Driver {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let mut has_worked = self.finish_durable(context);
+            if self.in_flight.len() < self.shared.options.groups_in_flight {
+                has_worked |= self.append_group();
+            }
+            if has_worked {
+                continue;
+            }
+            let (is_over, failed) = {
+                let queue = lock(&self.shared.queue);
+                (queue.is_closed && queue.items.is_empty(), queue.failed.clone())
+            };
+            if let Some(failed) = &failed {
+                self.refuse_queued(failed);
+            }
+            if (is_over || failed.is_some() && lock(&self.shared.queue).is_closed) && self.in_flight.is_empty() {
+                return Poll::Ready(());
+            }
+            if self.shared.bell.poll_rung(context) || self.poll_timer(context) {
+                continue;
+            }
+            return Poll::Pending;
+        }
+    }
+
+    /// Wakes at the next expiry of a lease, at most once a second.
+    fn poll_timer(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(expiry) = self.batcher.leases().next_expiry() else {
+            self.timer = None;
+            return false;
+        };
+        let runtime = &self.shared.runtime;
+        let timer = self.timer.get_or_insert_with(|| {
+            let wait = expiry.saturating_sub(runtime.now()).max(Duration::from_secs(1));
+            runtime.sleep(wait)
+        });
+        if timer.as_mut().poll(context).is_pending() {
+            return false;
+        }
+        self.timer = None;
+        true
+    }
+
+    /// Answers for the groups that are durable, in order.
+    fn finish_durable(&mut self, context: &mut Context<'_>) -> bool {
+        let mut has_worked = false;
+        while let Some(front) = self.in_flight.front_mut() {
+            let Poll::Ready(result) = Pin::new(&mut front.appended).poll(context) else { break };
+            let group = self.in_flight.pop_front().expect("there is a first one");
+            has_worked = true;
+            match result {
+                Ok(Applied::Counted) => self.acknowledge(group),
+                Ok(Applied::Void) => {
+                    self.end_epoch(group, &Error::with(Code::ProcessBehind, "another coordinator has taken over"));
+                }
+                Err(error) => self.end_epoch(group, &error),
+            }
+        }
+        has_worked
+    }
+
+    fn acknowledge(&mut self, group: InFlight) {
+        self.batcher.durable(&group.ids);
+        let shared = &self.shared;
+        let now = shared.runtime.now();
+        if group.version.is_some() {
+            shared.batch_at_nanos.store(nanos(now), Ordering::Relaxed);
+        }
+        let counters = &shared.counters;
+        counters.committed.fetch_add(group.transactions, Ordering::Relaxed);
+        let requests = group.answers.len() as u64;
+        let mut bytes = 0;
+        for (item, response) in group.answers {
+            bytes += item.bytes;
+            counters.commit_latency.record(now.saturating_sub(item.at));
+            item.answer.send(Ok(response));
+        }
+        shared.release(requests, bytes);
+    }
+
+    /// Nobody knows what became of this group: nor of the later ones, which build on it.
+    fn end_epoch(&mut self, group: InFlight, error: &Error) {
+        lock(&self.shared.queue).failed.get_or_insert(error.clone());
+        let groups = std::iter::once(group).chain(std::mem::take(&mut self.in_flight));
+        let detail = format!("nobody knows whether it happened: {error}");
+        for (item, _) in groups.flat_map(|group| group.answers) {
+            self.shared.release(1, item.bytes);
+            let code = match item.answer {
+                AnswerTo::Commit(_) => Code::CommitUnknownResult,
+                AnswerTo::Resolve(_) | AnswerTo::Lease(_) => error.code(),
+            };
+            item.answer.send(Err(Error::with(code, detail.clone())));
+        }
+    }
+
+    fn refuse_queued(&self, error: &Error) {
+        let items = std::mem::take(&mut lock(&self.shared.queue).items);
+        for item in items {
+            self.shared.release(1, item.bytes);
+            item.answer.send(Err(error.clone()));
+        }
+    }
+
+    /// Makes a group of what is queued, and appends it. False if there was nothing to do.
+    fn append_group(&mut self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let now = shared.runtime.now();
+        let leases_are_due = self.batcher.leases().next_expiry().is_some_and(|expiry| expiry <= now);
+        let Some((items, wants_batch)) = shared.take_work(leases_are_due) else { return false };
+        let durable = match shared.log.read_index().try_now() {
+            Ok(Ok((_, durable))) => durable,
+            // Only leases ask for it, and they are refused what is not readable.
+            _ => Version::ZERO,
+        };
+        let (mut requests, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+        for Item { request, answer, bytes, at } in items {
+            requests.push(request);
+            rest.push(Item0 { answer, bytes, at });
+        }
+        let log = Arc::clone(&shared.log);
+        let mut group = self.batcher.form(requests, wants_batch, now, durable, &|id| log.known(id));
+        let decisions = std::mem::take(&mut group.decisions);
+        let appended = match group.entries.is_empty() {
+            true => None,
+            false => Some(shared.log.append(group.entries.clone())),
+        };
+        match appended {
+            None => self.answer(rest, decisions, None, None),
+            Some(Err(error)) => {
+                self.batcher.refused(group);
+                self.answer(rest, decisions, None, Some(&error));
+            }
+            Some(Ok(appended)) => {
+                self.batcher.appended(&group);
+                shared.appended_bytes.fetch_add(group.bytes, Ordering::Relaxed);
+                let ids = Batcher::take_ids(&mut group);
+                let (version, transactions) = (group.version, group.transactions);
+                let in_flight = InFlight { appended, version, answers: Vec::new(), ids, transactions };
+                self.in_flight.push_back(in_flight);
+                self.answer(rest, decisions, version, None);
+            }
+        }
+        let leases = self.batcher.leases().len() as u64;
+        shared.leases.store(leases, Ordering::Relaxed);
+        shared.window_boundaries.store(self.batcher.window().boundaries() as u64, Ordering::Relaxed);
+        shared.update_rate();
+        true
+    }
+
+    /// Answers now, or has the group answer that the decision rests on. `refused`: this group's entries were not appended.
+    fn answer(&mut self, rest: Vec<Item0>, decisions: Vec<Decision>, own: Option<Version>, refused: Option<&Error>) {
+        let shared = Arc::clone(&self.shared);
+        let counters = &shared.counters;
+        for (item, decision) in rest.into_iter().zip(decisions) {
+            let response = match decision {
+                Decision::Now(result) => {
+                    counters.count_decision(&result);
+                    shared.release(1, item.bytes);
+                    item.answer.send(result);
+                    continue;
+                }
+                Decision::WhenAppended(response) => match refused {
+                    Some(error) => {
+                        shared.release(1, item.bytes);
+                        item.answer.send(Err(error.clone()));
+                        continue;
+                    }
+                    None => {
+                        let last = self.in_flight.back_mut().expect("the group was just put there");
+                        last.answers.push((item, response));
+                        continue;
+                    }
+                },
+                Decision::WhenDurable(version, response) => {
+                    let group = self.in_flight.iter_mut().find(|group| group.version == Some(version));
+                    if let Some(group) = group {
+                        group.answers.push((item, response));
+                        continue;
+                    }
+                    debug_assert!(own != Some(version), "its own group is in flight");
+                    response
+                }
+            };
+            shared.release(1, item.bytes);
+            match refused {
+                // Not in flight any more, or refused with this group.
+                Some(error) => item.answer.send(Err(error.clone())),
+                None => item.answer.send(Ok(response)),
+            }
+        }
+    }
+}
+
+impl Drop for Driver {
+    /// Whoever still waits is told, also after a panic: what is in flight goes with its replies.
+    fn drop(&mut self) {
+        let error = closed();
+        lock(&self.shared.queue).failed.get_or_insert(error.clone());
+        self.refuse_queued(&error);
+    }
+}
+
+fn closed() -> Error {
+    Error::with(Code::OperationCancelled, "the database was closed; open it again")
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coordinator").field("epoch", &self.shared.epoch).finish_non_exhaustive()
+    }
+}

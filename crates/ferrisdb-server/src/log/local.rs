@@ -1,0 +1,817 @@
+//! The log of a database in one process: [`LocalLog`], over the storage crate's write-ahead log.
+//!
+//! An entry is a WAL record. Appending writes; a task of its own syncs, one sync for all that was appended before it began, applies the
+//! entries to the state machine, and answers. Meanwhile more is appended: the next group.
+//!
+//! ```text
+//! append ─▶ WAL ─▶ pending ──(synced, in order)──▶ state machine ─▶ answered
+//!                                                        └────────▶ hot batches ─▶ subscriber
+//!                                    WAL (what the hot ones no longer have) ──────────┘
+//! ```
+//!
+//! # What is kept where
+//! Entries leave the WAL once the storage server has their mutations in tables. What they said beside (epoch, versions, leases, commit ids) is then
+//! only in the state machine; so from time to time a batch is delivered with the state as of that batch, and the storage server makes it durable
+//! in the same edit as the data (the **owner state**). At open the state comes from there, and the WAL is replayed from the place
+//! that it names. The WAL is purged up to that place, and no further.
+//!
+//! # Failures
+//! A failed sync ends the log: what waits for it gets the error and does not know, and everything later is refused with the file and
+//! the reason. A full disk refuses appends until there is space; small entries that free space or start an epoch use a reserve.
+//!
+//! # Concurrency
+//! Callable from any thread. Locks: `writer` (held for one WAL append, so that `pending` has the WAL's order), then `core` (held for no I/O).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use ferrisdb_core::codec::{Decoder, put_u64};
+use ferrisdb_core::runtime::BoxFuture;
+use ferrisdb_core::{Bytes, Code, Error, Result, Runtime, Version};
+use ferrisdb_rpc::Answer;
+use ferrisdb_rpc::api::CommitId;
+use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Space, Wal, WalOptions, WalPosition, WalReader, WalState};
+
+use super::entry::{Entry, Owner, Pop, Tag};
+use super::state::{Applied, Known, State};
+use super::{Delivery, Log, Recovered, Subscription};
+use crate::failure::from_storage;
+use crate::runtime::JobRuntime;
+use crate::signal::{Bell, Reply, lock, reply};
+
+/// The owner state's format that this build writes, and the newest that it reads.
+const OWNER_STATE_FORMAT: u8 = 1;
+/// A place for a subscriber to begin reading is remembered about once in so many bytes of WAL.
+const INDEX_BYTES: u64 = 64 << 10;
+/// How long the preparation of a segment that failed waits before it is tried again.
+const PREPARE_RETRY: Duration = Duration::from_secs(1);
+
+/// How a local log is laid out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalLogOptions {
+    /// Bytes of a WAL segment file, preallocated. Default: 16 MiB.
+    pub segment_bytes: u32,
+    /// Bytes of batches kept in memory for the storage server; what does not fit is read from the WAL. Default: 32 MiB.
+    pub hot_bytes: u64,
+    /// The owner state is delivered about once in so many bytes of entries. Smaller: a shorter WAL, and more work. Default: 4 MiB.
+    pub owner_state_every_bytes: u64,
+}
+
+impl Default for LocalLogOptions {
+    fn default() -> LocalLogOptions {
+        LocalLogOptions { segment_bytes: 16 << 20, hot_bytes: 32 << 20, owner_state_every_bytes: 4 << 20 }
+    }
+}
+
+impl LocalLogOptions {
+    /// So small that a test reaches every mechanism with a few kilobytes.
+    pub fn tiny() -> LocalLogOptions {
+        LocalLogOptions { segment_bytes: 4 << 10, hot_bytes: 2 << 10, owner_state_every_bytes: 512 }
+    }
+}
+
+/// A handle to an open local log; clones share it. The tasks that drive it hold one too: they end with [`LocalLog::close`].
+#[derive(Clone)]
+pub struct LocalLog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    runtime: JobRuntime,
+    wal: Wal,
+    dir: PathBuf,
+    cluster_id: [u8; 16],
+    options: LocalLogOptions,
+    /// Encodes and appends, one at a time. The buffer is kept so that appends do not allocate.
+    writer: Mutex<Vec<u8>>,
+    core: Mutex<Core>,
+    /// The state machine's last version, and when it got there: what `begin` reads.
+    last: AtomicU64,
+    last_at_nanos: AtomicU64,
+    is_closed: AtomicBool,
+    sync_bell: Bell,
+    maintain_bell: Bell,
+}
+
+struct Core {
+    state: State,
+    /// Appended, in the order of the WAL, and not yet known to be durable.
+    pending: VecDeque<Pending>,
+    /// The newest batches, each following on the one before it, the last at the state machine's last version.
+    hot: VecDeque<Delivery>,
+    hot_bytes: u64,
+    /// Places in the WAL, ascending: from there on all versions are above the one beside it.
+    index: VecDeque<(Version, WalPosition)>,
+    bytes_since_index: u64,
+    /// Owner states that were delivered and are not known to be durable: their versions, and where they have the WAL replayed from.
+    owner_states: VecDeque<(Version, WalPosition)>,
+    bytes_since_owner_state: u64,
+    /// All below may be purged.
+    purge_to: WalPosition,
+    /// Popped, but not yet in the log: to ride with the next entries.
+    pops: BTreeMap<Tag, Version>,
+    /// The subscription that is served; one begun later ends it.
+    subscription: u64,
+    subscriber: Option<Waker>,
+    /// Nothing is accepted any more, because of this.
+    failed: Option<Error>,
+    counters: LogCounters,
+}
+
+/// Entries that were appended together.
+struct Pending {
+    entries: Vec<Entry>,
+    /// The last one's.
+    position: WalPosition,
+    /// Just behind it.
+    end: WalPosition,
+    bytes: u64,
+    reply: Reply<Applied>,
+}
+
+/// What a log has done since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogCounters {
+    /// Groups of entries appended.
+    pub appends: u64,
+    /// Bytes of entries appended.
+    pub append_bytes: u64,
+    /// Syncs.
+    pub syncs: u64,
+    /// Batches that the subscriber got from memory.
+    pub hot_deliveries: u64,
+    /// Batches that it got from the WAL.
+    pub cold_deliveries: u64,
+    /// Owner states delivered.
+    pub owner_states: u64,
+}
+
+/// What a log looks like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogStatistics {
+    /// What it has done.
+    pub counters: LogCounters,
+    /// Groups that wait for a sync.
+    pub pending: usize,
+    /// Bytes of batches in memory.
+    pub hot_bytes: u64,
+    /// Clients in the table of commit ids, and outcomes.
+    pub ids: (usize, usize),
+    /// Leases.
+    pub leases: usize,
+    /// Its files.
+    pub wal: WalState,
+}
+
+/// The owner state: what the storage server keeps for the log.
+struct OwnerState {
+    replay_from: WalPosition,
+    state: State,
+}
+
+impl OwnerState {
+    /// # Format (version 1)
+    /// u8 format version, 16 bytes cluster id, u64 WAL position to replay from, then the state
+    fn encode(cluster_id: [u8; 16], replay_from: WalPosition, state: &State) -> Vec<u8> {
+        let mut bytes = vec![OWNER_STATE_FORMAT];
+        bytes.extend_from_slice(&cluster_id);
+        put_u64(&mut bytes, replay_from.to_u64());
+        state.encode(&mut bytes);
+        bytes
+    }
+
+    fn decode(bytes: &[u8], cluster_id: [u8; 16]) -> Result<OwnerState> {
+        let broken = |what: &str| {
+            let detail = format!("the log's state that the storage engine keeps cannot be read: {what}; restore a backup");
+            Error::with(Code::IoError, detail)
+        };
+        let mut decoder = Decoder::new(bytes);
+        if decoder.u8("format version").map_err(|error| broken(error.what))? != OWNER_STATE_FORMAT {
+            return Err(broken("it has a format version that this build does not know"));
+        }
+        if decoder.take(16, "cluster id").map_err(|error| broken(error.what))? != cluster_id {
+            let detail = "the storage directory belongs to another database than the log; put back the one that belongs here";
+            return Err(Error::with(Code::IoError, detail));
+        }
+        let replay_from = decoder.u64("WAL position").map_err(|error| broken(error.what))?;
+        let state = State::decode(decoder.rest()).map_err(|error| broken(error.what))?;
+        Ok(OwnerState { replay_from: WalPosition::from_u64(replay_from), state })
+    }
+}
+
+impl LocalLog {
+    /// Opens the log in `dir`, or founds it. `owner_state` is what the storage server kept for the log, and `flushed` the version up to which it
+    /// has everything; both are those of its last durable flush. Blocks on the disk.
+    ///
+    /// The log makes nothing durable until its tasks run, see [`spawn`](Self::spawn), or [`sync_step`](Self::sync_step) is called.
+    ///
+    /// # Errors
+    /// What the disk says; and where log and storage do not belong together, which file or directory went back in time.
+    pub fn open(
+        runtime: JobRuntime,
+        dir: &Path,
+        options: LocalLogOptions,
+        cluster_id: [u8; 16],
+        owner_state: Option<&[u8]>,
+        flushed: Version,
+    ) -> Result<LocalLog> {
+        let kept = owner_state.map(|bytes| OwnerState::decode(bytes, cluster_id)).transpose()?;
+        let OwnerState { replay_from, state } = match kept {
+            Some(kept) => kept,
+            None => OwnerState { replay_from: WalPosition::ZERO, state: State::new(&[Tag::FIRST]) },
+        };
+        let identity = u64::from_le_bytes(cluster_id[..8].try_into().expect("eight of sixteen bytes"));
+        let reserve_bytes = (options.segment_bytes / 8).min(1 << 20);
+        let wal_options = WalOptions {
+            segment_bytes: options.segment_bytes,
+            reserve_bytes,
+            identity,
+            required_from: replay_from,
+            ..WalOptions::default()
+        };
+        let fs = Arc::clone(&runtime.env().fs);
+        let failed = |error| from_storage("cannot open the log", &error);
+        if replay_from != WalPosition::ZERO {
+            // Opening would found an empty log in the place of one that is gone: look first.
+            let (_, found) = Wal::read_only(Arc::clone(&fs), dir, &wal_options).map_err(failed)?;
+            if found.end < replay_from {
+                return Err(lost(dir, "ends before what the storage engine has already stored"));
+            }
+        }
+        let (wal, recovery) = Wal::open(fs, dir, wal_options).map_err(failed)?;
+        if owner_state.is_none() && recovery.purged {
+            let detail = format!(
+                "the storage directory beside {} is empty or older than the log, which no longer has its beginning; \
+                 put the storage directory back",
+                dir.display()
+            );
+            return Err(Error::with(Code::IoError, detail));
+        }
+        let mut core = Core {
+            state,
+            pending: VecDeque::new(),
+            hot: VecDeque::new(),
+            hot_bytes: 0,
+            index: VecDeque::new(),
+            bytes_since_index: 0,
+            owner_states: VecDeque::new(),
+            bytes_since_owner_state: 0,
+            purge_to: replay_from,
+            pops: BTreeMap::new(),
+            subscription: 0,
+            subscriber: None,
+            failed: None,
+            counters: LogCounters::default(),
+        };
+        core.replay(&wal, dir, recovery.replay_from)?;
+        let last = core.state.last();
+        if flushed > last {
+            return Err(lost(dir, "ends before what the storage engine has already stored"));
+        }
+        if core.state.popped(Tag::FIRST).is_some_and(|popped| popped > flushed) {
+            let detail = format!(
+                "the storage directory beside {} went back in time: the log no longer has what is missing there; \
+                 put the storage directory back",
+                dir.display()
+            );
+            return Err(Error::with(Code::IoError, detail));
+        }
+        let shared = Shared {
+            wal,
+            dir: dir.to_path_buf(),
+            cluster_id,
+            options,
+            writer: Mutex::default(),
+            last: AtomicU64::new(last.get()),
+            last_at_nanos: AtomicU64::new(0),
+            core: Mutex::new(core),
+            is_closed: AtomicBool::new(false),
+            sync_bell: Bell::default(),
+            maintain_bell: Bell::default(),
+            runtime,
+        };
+        Ok(LocalLog { shared: Arc::new(shared) })
+    }
+
+    /// The tasks that make appended entries durable and look after the files. `spawn` is given a name and a future.
+    pub fn spawn(&self, mut spawn: impl FnMut(&str, BoxFuture<()>)) {
+        let log = self.clone();
+        spawn("log", Box::pin(async move { log.sync_until_closed().await }));
+        let log = self.clone();
+        spawn("log-files", Box::pin(async move { log.maintain_until_closed().await }));
+    }
+
+    /// The state machine's last version: everything up to it is durable.
+    pub fn last(&self) -> Version {
+        Version::from_u64(self.shared.last.load(Ordering::SeqCst))
+    }
+
+    /// When the last version became durable, by the runtime's clock.
+    pub fn last_at(&self) -> Duration {
+        Duration::from_nanos(self.shared.last_at_nanos.load(Ordering::SeqCst))
+    }
+
+    /// Why nothing is accepted any more, if that is so.
+    pub fn failure(&self) -> Option<Error> {
+        lock(&self.shared.core).failed.clone()
+    }
+
+    /// What it looks like.
+    pub fn statistics(&self) -> LogStatistics {
+        let wal = self.shared.wal.state();
+        let core = lock(&self.shared.core);
+        LogStatistics {
+            counters: core.counters,
+            pending: core.pending.len(),
+            hot_bytes: core.hot_bytes,
+            ids: core.state.id_counts(),
+            leases: core.state.leases().len(),
+            wal,
+        }
+    }
+
+    /// Refuses everything from now on; the tasks make durable what was appended, and end.
+    pub fn close(&self) {
+        self.shared.is_closed.store(true, Ordering::SeqCst);
+        self.shared.sync_bell.ring();
+        self.shared.maintain_bell.ring();
+        let subscriber = lock(&self.shared.core).subscriber.take();
+        if let Some(subscriber) = subscriber {
+            subscriber.wake();
+        }
+    }
+
+    /// Makes everything durable that is appended, and answers for it. False if there was nothing to do.
+    pub fn sync_step(&self) -> bool {
+        let shared = &self.shared;
+        let Some(position) = lock(&shared.core).pending.front().map(|pending| pending.position) else { return false };
+        if !shared.wal.is_synced(position) {
+            match shared.wal.sync() {
+                Ok(_) => lock(&shared.core).counters.syncs += 1,
+                Err(error) => {
+                    self.fail(from_storage("the log cannot be made durable any more", &error));
+                    return true;
+                }
+            }
+        }
+        let (answers, subscriber) = {
+            let mut core = lock(&shared.core);
+            let mut answers = Vec::new();
+            while core.pending.front().is_some_and(|pending| shared.wal.is_synced(pending.position)) {
+                let pending = core.pending.pop_front().expect("there is a first one");
+                answers.push(core.apply(pending, shared));
+            }
+            shared.last_at_nanos.store(nanos(shared.runtime.env().clock.now()), Ordering::SeqCst);
+            shared.last.store(core.state.last().get(), Ordering::SeqCst);
+            (answers, core.subscriber.take())
+        };
+        // Answered only now: whoever hears of its commit and asks for a read version gets one at or above it.
+        for (reply, applied) in answers {
+            reply.send(Ok(applied));
+        }
+        if let Some(subscriber) = subscriber {
+            subscriber.wake();
+        }
+        true
+    }
+
+    async fn sync_until_closed(self) {
+        // Whoever waits is told, also after a panic.
+        let _told = FailOnDrop(self.clone());
+        loop {
+            while self.sync_step() {}
+            if self.shared.is_closed.load(Ordering::SeqCst) {
+                break;
+            }
+            self.shared.sync_bell.rung().await;
+        }
+        // Who appends holds the lock, and looks at `is_closed` under it: after this nobody comes any more.
+        drop(lock(&self.shared.writer));
+        while self.sync_step() {}
+        // Damage that comes from here on is told from a torn tail.
+        let marked = self.shared.wal.try_begin_sync().map(|claim| claim.map(|claim| claim.sync_and_mark()));
+        drop(marked);
+    }
+
+    async fn maintain_until_closed(self) {
+        let waker = Waker::from(Arc::new(RingMaintenance(Arc::downgrade(&self.shared))));
+        self.shared.wal.set_prepare_waker(waker);
+        let shared = &self.shared;
+        let mut purged = WalPosition::ZERO;
+        while !shared.is_closed.load(Ordering::SeqCst) {
+            let purge_to = lock(&shared.core).purge_to;
+            let is_idle = match shared.wal.prepare_step() {
+                Ok(PrepareStep::Again) => false,
+                Ok(PrepareStep::Idle) => true,
+                Err(_) if self.failure().is_some() => true,
+                Err(_) => {
+                    // A full disk, most likely. Appends prepare for themselves meanwhile, and say what is wrong.
+                    shared.runtime.sleep(PREPARE_RETRY).await;
+                    true
+                }
+            };
+            if purge_to > purged && shared.wal.purge(purge_to).is_ok() {
+                purged = purge_to;
+                let first = shared.wal.first_position();
+                lock(&shared.core).forget_index_below(first);
+            }
+            if is_idle {
+                shared.maintain_bell.rung().await;
+            }
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        let (pending, subscriber) = {
+            let mut core = lock(&self.shared.core);
+            core.failed.get_or_insert(error.clone());
+            (std::mem::take(&mut core.pending), core.subscriber.take())
+        };
+        for pending in pending {
+            pending.reply.send(Err(error.clone()));
+        }
+        if let Some(subscriber) = subscriber {
+            subscriber.wake();
+        }
+    }
+
+    /// Appends to the WAL, and to what waits for the sync.
+    fn append_entries(&self, mut entries: Vec<Entry>) -> Result<BoxFuture<Result<Applied>>> {
+        let shared = &self.shared;
+        let mut buffer = lock(&shared.writer);
+        if shared.is_closed.load(Ordering::SeqCst) {
+            return Err(Error::with(Code::OperationCancelled, "the database was closed; open it again"));
+        }
+        let pops = {
+            let mut core = lock(&shared.core);
+            if let Some(failed) = &core.failed {
+                return Err(failed.clone());
+            }
+            std::mem::take(&mut core.pops)
+        };
+        let ridden = entries.len();
+        entries.extend(pops.iter().map(|(&tag, &version)| Entry::Pop(Pop { tag, version })));
+        buffer.clear();
+        let mut ends = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            entry.encode(&mut buffer);
+            ends.push(buffer.len());
+        }
+        let mut begin = 0;
+        let parts: Vec<[&[u8]; 1]> = ends
+            .iter()
+            .map(|&end| {
+                let part = [&buffer[begin..end]];
+                begin = end;
+                part
+            })
+            .collect();
+        let records: Vec<&[&[u8]]> = parts.iter().map(|part| &part[..]).collect();
+        let is_small = entries.iter().all(|entry| match entry {
+            Entry::Batch(batch) => batch.mutation_bytes() == 0,
+            _ => true,
+        });
+        let space = if is_small { Space::Reserve } else { Space::Ordinary };
+        let mut positions = Vec::with_capacity(entries.len());
+        if let Err(error) = shared.wal.append_many(&records, space, &mut positions) {
+            let failure = from_storage("the log takes no commit", &error);
+            let mut core = lock(&shared.core);
+            for (tag, version) in pops {
+                let popped = core.pops.entry(tag).or_default();
+                *popped = version.max(*popped);
+            }
+            drop(core);
+            if matches!(error, ferrisdb_storage::Error::Poisoned { .. }) {
+                drop(buffer);
+                self.fail(failure.clone());
+            }
+            return Err(failure);
+        }
+        let bytes = buffer.len() as u64;
+        let (answer, answered) = reply(Code::CommitUnknownResult);
+        let position = *positions.last().expect("at least one entry was appended");
+        let pending = Pending { entries, position, end: shared.wal.last_position(), bytes, reply: answer };
+        {
+            let mut core = lock(&shared.core);
+            core.counters.appends += 1;
+            core.counters.append_bytes += bytes;
+            core.pending.push_back(pending);
+        }
+        if buffer.capacity() > 1 << 20 {
+            *buffer = Vec::new();
+        }
+        drop(buffer);
+        debug_assert!(ridden > 0, "an append has entries");
+        shared.sync_bell.ring();
+        Ok(Box::pin(answered))
+    }
+}
+
+impl Core {
+    /// Applies all entries of the WAL from `from` on.
+    fn replay(&mut self, wal: &Wal, dir: &Path, from: WalPosition) -> Result<()> {
+        let cannot = |error| from_storage("cannot replay the log", &error);
+        let mut reader = wal.subscribe(from, ReadUpTo::Appended).map_err(cannot)?;
+        self.index.push_back((self.state.last(), from));
+        while let Some(record) = reader.next().map_err(cannot)? {
+            let payload = Bytes::copy_from_slice(record.payload);
+            let entry = Entry::decode(&payload).map_err(|error| unreadable(dir, record.position, error.what))?;
+            self.note_place(payload.len() as u64, record.position);
+            self.state.apply(&entry);
+        }
+        Ok(())
+    }
+
+    /// Remembers where to begin reading, about once in [`INDEX_BYTES`]. `at` is where the next entry to be applied lies.
+    fn note_place(&mut self, bytes: u64, at: WalPosition) {
+        self.bytes_since_index += bytes;
+        if self.bytes_since_index >= INDEX_BYTES || self.index.is_empty() {
+            self.bytes_since_index = 0;
+            self.index.push_back((self.state.last(), at));
+        }
+    }
+
+    fn forget_index_below(&mut self, first: WalPosition) {
+        while self.index.front().is_some_and(|&(_, position)| position < first) && self.index.len() > 1 {
+            self.index.pop_front();
+        }
+    }
+
+    /// Applies durable entries, and says what to answer.
+    fn apply(&mut self, pending: Pending, shared: &Shared) -> (Reply<Applied>, Applied) {
+        let Pending { entries, end, bytes, reply, .. } = pending;
+        let mut all = Applied::Counted;
+        self.bytes_since_owner_state += bytes;
+        let before = self.hot.back().map(|delivery| delivery.version);
+        for entry in entries {
+            let previous = self.state.last();
+            if self.state.apply(&entry) == Applied::Void {
+                all = Applied::Void;
+                continue;
+            }
+            if let Some(delivery) = delivery(entry, previous, self.state.horizon(), Tag::FIRST) {
+                self.hot_bytes += delivery.bytes();
+                self.hot.push_back(delivery);
+            }
+        }
+        self.bytes_since_index += bytes;
+        if self.bytes_since_index >= INDEX_BYTES {
+            self.bytes_since_index = 0;
+            self.index.push_back((self.state.last(), end));
+        }
+        if self.bytes_since_owner_state >= shared.options.owner_state_every_bytes
+            && let Some(delivery) = self.hot.back_mut()
+            && Some(delivery.version) != before
+        {
+            self.bytes_since_owner_state = 0;
+            self.counters.owner_states += 1;
+            delivery.owner_state = Some(OwnerState::encode(shared.cluster_id, end, &self.state));
+            self.owner_states.push_back((delivery.version, end));
+        }
+        while self.hot_bytes > shared.options.hot_bytes
+            && self.hot.len() > 1
+            && let Some(dropped) = self.hot.pop_front()
+        {
+            self.hot_bytes -= dropped.bytes();
+            if dropped.owner_state.is_some() {
+                // It will be delivered from the WAL, without its owner state.
+                self.owner_states.retain(|&(version, _)| version != dropped.version);
+            }
+        }
+        (reply, all)
+    }
+
+    /// The next hot batch above `cursor`, if it follows on.
+    fn take_hot(&mut self, cursor: Version) -> Option<Delivery> {
+        while let Some(front) = self.hot.front()
+            && front.version <= cursor
+        {
+            self.hot_bytes -= front.bytes();
+            self.hot.pop_front();
+        }
+        let delivery = self.hot.pop_front_if(|front| front.previous == cursor)?;
+        self.hot_bytes -= delivery.bytes();
+        Some(delivery)
+    }
+}
+
+/// What a subscriber of `tag` gets of an entry that counted; `None` if it is no batch.
+fn delivery(entry: Entry, previous: Version, horizon: Version, tag: Tag) -> Option<Delivery> {
+    match entry {
+        Entry::EpochStart(start) => Some(Delivery {
+            previous,
+            version: start.first_version,
+            horizon,
+            leased: Arc::default(),
+            mutations: Vec::new(),
+            owner_state: None,
+        }),
+        Entry::Batch(batch) => {
+            let mut sections = batch.sections.into_iter().filter(|section| section.tags.contains(&tag));
+            let mut mutations = sections.next().map(|section| section.mutations).unwrap_or_default();
+            sections.for_each(|section| mutations.extend(section.mutations));
+            let (version, leased) = (batch.version, batch.leased);
+            Some(Delivery { previous, version, horizon, leased, mutations, owner_state: None })
+        }
+        Entry::Pop(_) | Entry::Lease(_) => None,
+    }
+}
+
+impl Log for LocalLog {
+    fn append(&self, entries: Vec<Entry>) -> Result<BoxFuture<Result<Applied>>> {
+        self.append_entries(entries)
+    }
+
+    fn subscribe(&self, tag: Tag, above: Version) -> Result<Box<dyn Subscription>> {
+        let mut core = lock(&self.shared.core);
+        let Some(popped) = core.state.popped(tag) else {
+            return Err(Error::with(Code::ClientInvalidOperation, format!("the log has no tag {}", tag.0)));
+        };
+        if above < popped || above > core.state.last() {
+            let last = core.state.last();
+            let detail = format!("the log cannot deliver from version {above} on: it reaches from {popped} to {last}");
+            return Err(Error::with(Code::ClientInvalidOperation, detail));
+        }
+        core.subscription += 1;
+        let number = core.subscription;
+        drop(core);
+        Ok(Box::new(LocalSubscription { log: self.clone(), number, cursor: above, horizon: Version::ZERO, cold: None }))
+    }
+
+    fn pop(&self, tag: Tag, version: Version) {
+        let mut core = lock(&self.shared.core);
+        if core.state.popped(tag).is_none_or(|popped| popped >= version) {
+            return;
+        }
+        core.pops.insert(tag, version);
+        let mut purge_to = core.purge_to;
+        while let Some(&(at, position)) = core.owner_states.front()
+            && at <= version
+        {
+            core.owner_states.pop_front();
+            purge_to = position;
+        }
+        let moved = purge_to != core.purge_to;
+        core.purge_to = purge_to;
+        drop(core);
+        if moved {
+            self.shared.maintain_bell.ring();
+        }
+    }
+
+    fn recover(&self) -> Recovered {
+        let core = lock(&self.shared.core);
+        let state = &core.state;
+        let popped = [Tag::FIRST].into_iter().filter_map(|tag| Some((tag, state.popped(tag)?)));
+        Recovered {
+            epoch: state.epoch(),
+            last: state.last(),
+            horizon: state.horizon(),
+            leases: state.leases().clone(),
+            next_lease: state.next_lease(),
+            popped: popped.collect(),
+        }
+    }
+
+    /// There is one process, and the directory's lock keeps others away: nothing to confirm.
+    fn read_index(&self) -> Answer<(Owner, Version)> {
+        let core = lock(&self.shared.core);
+        Answer::now(Ok((core.state.owner(), core.state.last())))
+    }
+
+    fn known(&self, id: CommitId) -> (Known, Version) {
+        let core = lock(&self.shared.core);
+        (core.state.known(id), core.state.id_floor())
+    }
+}
+
+/// The batches above `cursor`.
+struct LocalSubscription {
+    log: LocalLog,
+    number: u64,
+    cursor: Version,
+    /// Of what was read from the WAL.
+    horizon: Version,
+    /// Reads what memory no longer has.
+    cold: Option<WalReader>,
+}
+
+impl LocalSubscription {
+    /// The next batch from the WAL, where it certainly is.
+    fn read_cold(&mut self) -> Result<Delivery> {
+        let shared = &self.log.shared;
+        let cannot = |error| from_storage("cannot read the log", &error);
+        let mut reader = match self.cold.take() {
+            Some(reader) => reader,
+            None => {
+                let from = {
+                    let core = lock(&shared.core);
+                    let at = core.index.partition_point(|&(version, _)| version <= self.cursor);
+                    let Some(&(_, position)) = at.checked_sub(1).and_then(|at| core.index.get(at)) else {
+                        return Err(lost(&shared.dir, "no longer has what the storage server needs next"));
+                    };
+                    position
+                };
+                shared.wal.subscribe(from, ReadUpTo::Synced).map_err(cannot)?
+            }
+        };
+        while let Some(record) = reader.next().map_err(cannot)? {
+            let payload = Bytes::copy_from_slice(record.payload);
+            let position = record.position;
+            let entry = Entry::decode(&payload).map_err(|error| unreadable(&shared.dir, position, error.what))?;
+            let follows = match &entry {
+                Entry::EpochStart(start) => start.first_version > self.cursor,
+                Entry::Batch(batch) if batch.version <= self.cursor => false,
+                Entry::Batch(batch) if batch.previous == self.cursor => {
+                    self.horizon = self.horizon.max(batch.horizon);
+                    true
+                }
+                // One process has one coordinator at a time: nothing in its log is void, so something is missing here.
+                Entry::Batch(_) => break,
+                Entry::Pop(_) | Entry::Lease(_) => false,
+            };
+            if follows && let Some(delivery) = delivery(entry, self.cursor, self.horizon, Tag::FIRST) {
+                self.cold = Some(reader);
+                return Ok(delivery);
+            }
+        }
+        Err(lost(&shared.dir, "no longer has what the storage server needs next"))
+    }
+}
+
+impl Subscription for LocalSubscription {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Delivery>> {
+        let shared = Arc::clone(&self.log.shared);
+        {
+            let mut core = lock(&shared.core);
+            if shared.is_closed.load(Ordering::SeqCst) || core.subscription != self.number {
+                return Poll::Ready(Err(Error::with(Code::OperationCancelled, "the subscription has ended")));
+            }
+            if let Some(delivery) = core.take_hot(self.cursor) {
+                core.counters.hot_deliveries += 1;
+                self.cursor = delivery.version;
+                self.cold = None;
+                return Poll::Ready(Ok(delivery));
+            }
+            if self.cursor >= core.state.last() {
+                if let Some(failed) = &core.failed {
+                    return Poll::Ready(Err(failed.clone()));
+                }
+                core.subscriber = Some(context.waker().clone());
+                // `close` sets its flag and then takes the waker, under this lock.
+                return Poll::Pending;
+            }
+        }
+        let delivery = self.read_cold();
+        if let Ok(delivery) = &delivery {
+            self.cursor = delivery.version;
+            lock(&shared.core).counters.cold_deliveries += 1;
+        }
+        Poll::Ready(delivery)
+    }
+}
+
+/// Ends the log when the task that makes it durable goes, whichever way.
+struct FailOnDrop(LocalLog);
+
+impl Drop for FailOnDrop {
+    fn drop(&mut self) {
+        self.0.fail(Error::with(Code::OperationCancelled, "the database was closed; open it again"));
+    }
+}
+
+/// Rings for the task that prepares segments, as long as there is one: the WAL must not keep alive what keeps it alive.
+struct RingMaintenance(Weak<Shared>);
+
+impl Wake for RingMaintenance {
+    fn wake(self: Arc<Self>) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.maintain_bell.ring();
+        }
+    }
+}
+
+impl fmt::Debug for LocalLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalLog").field("dir", &self.shared.dir).field("last", &self.last()).finish_non_exhaustive()
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn lost(dir: &Path, what: &str) -> Error {
+    let detail = format!("the log in {} {what}; put its files back, or restore a backup", dir.display());
+    Error::with(Code::IoError, detail)
+}
+
+fn unreadable(dir: &Path, position: WalPosition, what: &str) -> Error {
+    let detail = format!("the log in {} has an entry at {position} that cannot be read: {what}", dir.display());
+    Error::with(Code::IoError, detail)
+}
