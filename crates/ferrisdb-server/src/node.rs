@@ -528,9 +528,8 @@ fn found_or_read(fs: &dyn FileSystem, entropy: &dyn Entropy, dir: &Path) -> Resu
         read_exact_at(file.as_ref(), &mut bytes, 0).map_err(|error| failed("read", &path, error))?;
         // An earlier process may have died before it synced the name.
         fs.sync_dir(dir).map_err(|error| failed("sync", dir, error))?;
-        return decode_cluster_file(&bytes).map_err(|what| {
-            from_storage("cannot open the database", &StorageError::corruption(&path, 0, what))
-        });
+        return decode_cluster_file(&bytes)
+            .map_err(|what| from_storage("cannot open the database", &StorageError::corruption(&path, 0, what)));
     }
     for part in ["log", "storage"] {
         let part = dir.join(part);

@@ -11,6 +11,7 @@
 //! A failure names the seed and prints the steps that led to it. The same seed gives the same program as long as the subject answers the same.
 
 mod arithmetic;
+pub mod client;
 pub mod model;
 pub mod program;
 mod view;
@@ -23,6 +24,7 @@ use std::future::Future;
 
 use ferrisdb_core::SplitMix64;
 
+pub use client::ClientSubject;
 pub use model::Model;
 pub use program::{Observed, Step};
 

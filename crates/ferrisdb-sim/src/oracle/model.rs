@@ -75,6 +75,8 @@ struct Transaction {
     /// Errors of calls that return nothing come with the next one that returns something.
     deferred: Option<Code>,
     poison: Option<Code>,
+    /// What a read failed with: so will the commit.
+    failed_read: Option<Code>,
     is_used: bool,
     ryw_disabled: bool,
     snapshot_ryw: i32,
@@ -115,6 +117,7 @@ impl Transaction {
             write_conflicts: Ranges::default(),
             deferred: None,
             poison: None,
+            failed_read: None,
             is_used: false,
             ryw_disabled: false,
             snapshot_ryw: 1,
@@ -149,6 +152,13 @@ impl Transaction {
         if matches!(self.phase, Phase::Ended | Phase::Failed(_)) && self.poison.is_none() {
             self.poison = Some(Code::UsedDuringCommit);
             self.phase = Phase::Failed(Code::UsedDuringCommit);
+        }
+    }
+
+    /// A read that went to the database, or to what is unreadable, and failed.
+    fn note_failed_read(&mut self, observed: &Observed) {
+        if let Observed::Failed(code) = observed {
+            self.failed_read.get_or_insert(*code);
         }
     }
 
@@ -298,7 +308,6 @@ impl Model {
             Observed::Version(version) => u64::try_from(*version).map_err(|_| format!("found version {version}"))?,
             _ => return unexpected(observed),
         };
-        transaction.is_used = true;
         match transaction.reads_at {
             Some((before, ..)) => equal("read version, asked for again", &version, &before),
             None if version < newest => Err(format!("read version {version} is below the last commit's, {newest}")),
@@ -331,6 +340,9 @@ impl Model {
                 Ok(())
             }
             (Err(code), Observed::Failed(found)) => {
+                if code != Code::WatchesDisabled {
+                    transaction.note_failed_read(observed);
+                }
                 self.watches.push(Watch { slot, key: key.clone(), value: None, state: WatchState::Dead });
                 equal("watch", found, &code)
             }
@@ -340,7 +352,10 @@ impl Model {
 
     fn commit(&mut self, slot: usize, observed: &Observed) -> Checked {
         let transaction = self.slots[slot].clone().expect("programs begin a transaction before they use it");
-        let failing = transaction.failing();
+        let mut failing = transaction.failing();
+        if transaction.phase == Phase::Open && transaction.poison.is_none() {
+            failing.extend(transaction.failed_read);
+        }
         if due(&failing, observed)? {
             self.end_watches(slot, WatchState::Dead);
             let of = self.of(slot);
@@ -467,6 +482,7 @@ impl Transaction {
             Err(code) => Observed::Failed(code),
         };
         equal("get", observed, &expected)?;
+        self.note_failed_read(observed);
         if matches!(expected, Observed::Value(_)) && !snapshot {
             let conflicts = self.view(false).depends_on(&KeyRange::single(key));
             self.read_conflicts.add_all(conflicts, Vec::new());
@@ -488,7 +504,10 @@ impl Transaction {
             return equal("get_key", observed, &Observed::Failed(Code::KeyOutsideLegalRange));
         }
         let key = match self.view(snapshot).resolve(selector) {
-            Err(code) => return equal("get_key", observed, &Observed::Failed(code)),
+            Err(code) => {
+                self.note_failed_read(observed);
+                return equal("get_key", observed, &Observed::Failed(code));
+            }
             Ok(Resolved { key, .. }) => key,
         };
         equal("get_key", observed, &Observed::Key(key.clone()))?;
@@ -518,6 +537,7 @@ impl Transaction {
         if !invalid.is_empty() {
             return Err(format!("found {observed:?}, expected one of {invalid:?}"));
         }
+        self.note_failed_read(observed);
         let begin = question.begin.clone().without_or_equal();
         let end = question.end.clone().without_or_equal();
         if begin.offset >= end.offset && begin.key >= end.key {
@@ -743,7 +763,7 @@ impl Transaction {
             }
             Step::NextWriteNoConflict { .. } => self.next_write_no_conflict = true,
             Step::ReadYourWritesDisable { .. } => {
-                if self.is_used || self.reads_at.is_some() {
+                if self.is_used {
                     return Err(Code::ClientInvalidOperation);
                 }
                 self.ryw_disabled = true;
