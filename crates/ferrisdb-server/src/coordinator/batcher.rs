@@ -233,7 +233,9 @@ impl Batcher {
 
     /// The log refused the group's entries: none of it happened.
     pub fn refused(&mut self, group: Group) {
-        group.ids.iter().for_each(|id| drop(self.in_flight.remove(id)));
+        for id in &group.ids {
+            self.in_flight.remove(id);
+        }
         group.granted.into_iter().for_each(|id| self.leases.take_back(id));
         self.ended.extend(group.ended);
         self.needs_batch |= group.transactions > 0;
@@ -246,7 +248,9 @@ impl Batcher {
 
     /// Groups are durable: the log's state knows their ids now.
     pub fn durable(&mut self, ids: &[CommitId]) {
-        ids.iter().for_each(|id| drop(self.in_flight.remove(id)));
+        for id in ids {
+            self.in_flight.remove(id);
+        }
     }
 
     fn commit(

@@ -147,7 +147,9 @@ impl Leases {
     pub fn expire(&mut self, now: Duration) -> Vec<Entry> {
         let over = self.held.iter().filter(|(_, held)| held.expires_at <= now).map(|(&id, _)| id);
         let over: Vec<u64> = over.collect();
-        over.iter().for_each(|&id| drop(self.release(id)));
+        for &id in &over {
+            self.release(id);
+        }
         if !over.is_empty() {
             self.renew_list();
         }

@@ -294,6 +294,12 @@ impl Coordinator {
         }
     }
 
+    /// Refuses every commit from now on, with this error: storage cannot take them.
+    pub fn fail(&self, error: &Error) {
+        lock(&self.shared.queue).failed.get_or_insert(error.clone());
+        self.shared.bell.ring();
+    }
+
     /// Why nothing commits any more, if that is so.
     pub fn failure(&self) -> Option<Error> {
         lock(&self.shared.queue).failed.clone()
@@ -726,6 +732,15 @@ impl Driver {
                 None => item.answer.send(Ok(response)),
             }
         }
+    }
+}
+
+impl Drop for Driver {
+    /// Whoever still waits is told, also after a panic: what is in flight goes with its replies.
+    fn drop(&mut self) {
+        let error = closed();
+        lock(&self.shared.queue).failed.get_or_insert(error.clone());
+        self.refuse_queued(&error);
     }
 }
 

@@ -381,6 +381,8 @@ impl LocalLog {
     }
 
     async fn sync_until_closed(self) {
+        // Whoever waits is told, also after a panic.
+        let _told = FailOnDrop(self.clone());
         loop {
             while self.sync_step() {}
             if self.shared.is_closed.load(Ordering::SeqCst) {
@@ -771,6 +773,15 @@ impl Subscription for LocalSubscription {
             lock(&shared.core).counters.cold_deliveries += 1;
         }
         Poll::Ready(delivery)
+    }
+}
+
+/// Ends the log when the task that makes it durable goes, whichever way.
+struct FailOnDrop(LocalLog);
+
+impl Drop for FailOnDrop {
+    fn drop(&mut self) {
+        self.0.fail(Error::with(Code::OperationCancelled, "the database was closed; open it again"));
     }
 }
 

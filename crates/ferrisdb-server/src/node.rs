@@ -1,0 +1,588 @@
+//! A whole database in one process: [`Node`], all roles over one directory.
+//!
+//! ```text
+//! DIR/LOCK       who has it open
+//! DIR/cluster    the cluster id, minted once
+//! DIR/log/       the log: WAL segments
+//! DIR/storage/   the engine
+//! ```
+//!
+//! # Recovery
+//! The engine says up to which version it has everything, and keeps the log's state as of a version not far below. The log is replayed
+//! from there: its entries bring the state up to date, and its batches above the engine's version are applied to the engine. Then an epoch begins
+//! with an entry of its own, and only after that is anything answered.
+//!
+//! # Invariants
+//! - Storage applies only what is durable in the log, in order.
+//! - The log is purged only behind what the engine has flushed.
+//! - A node that is closed or dropped ends its tasks: they hold the roles, not the node.
+//!
+//! # Format of the cluster file
+//!   0  8    magic "FERRISD" and 0xDB
+//!   8  u32  format version, 1
+//!  12  16   cluster id
+//!  28  u32  CRC-32C of bytes 0..28
+
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use ferrisdb_core::codec::{Decoder, put_u32};
+use ferrisdb_core::runtime::BoxFuture;
+use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Result, Runtime, Version};
+use ferrisdb_rpc::api::{
+    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
+    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+};
+use ferrisdb_rpc::{Answer, Endpoint};
+use ferrisdb_storage::env::Entropy;
+use ferrisdb_storage::fs::{FileLock, FileSystem, OpenMode, read_exact_at, write_all_at};
+use ferrisdb_storage::{Env, Error as StorageError};
+use serde_json::json;
+
+use crate::coordinator::rate::Lag;
+use crate::coordinator::{Coordinator, CoordinatorOptions};
+use crate::counters::Counters;
+use crate::failure::from_storage;
+use crate::log::{Applied, Delivery, LocalLog, LocalLogOptions, Log, Subscription, Tag};
+use crate::runtime::JobRuntime;
+use crate::signal::{Replied, lock, reply};
+use crate::storage::{ApplyBatch, StorageOptions, StorageServer};
+
+const MAGIC: [u8; 8] = *b"FERRISD\xDB";
+const FORMAT_VERSION: u32 = 1;
+const CLUSTER_FILE_LEN: usize = 32;
+
+/// How a node is opened.
+#[derive(Debug, Clone, Default)]
+pub struct NodeOptions {
+    /// The log.
+    pub log: LocalLogOptions,
+    /// The storage server. Its limit of values is set from the coordinator's limits.
+    pub storage: StorageOptions,
+    /// The coordinator, and the database's limits.
+    pub coordinator: CoordinatorOptions,
+}
+
+impl NodeOptions {
+    /// So small that a test reaches every mechanism with a few kilobytes of data.
+    pub fn tiny() -> NodeOptions {
+        let engine = ferrisdb_storage::Options::tiny();
+        NodeOptions {
+            log: LocalLogOptions::tiny(),
+            storage: StorageOptions { engine, read_jobs: 2, ..StorageOptions::default() },
+            coordinator: CoordinatorOptions::default(),
+        }
+    }
+}
+
+/// A database in this process. It answers as an [`Endpoint`] until it is closed or dropped.
+///
+/// Dropping it ends its tasks in the background: what was asked to commit may still commit. [`close`](Self::close) waits for all that.
+pub struct Node {
+    runtime: JobRuntime,
+    dir: PathBuf,
+    cluster_id: [u8; 16],
+    limits: Limits,
+    storage: StorageServer,
+    log: LocalLog,
+    coordinator: Coordinator,
+    counters: Arc<Counters>,
+    tasks: Mutex<Tasks>,
+    is_closed: AtomicBool,
+    lock: Mutex<Option<Box<dyn FileLock>>>,
+}
+
+/// Futures that are ready when a task has ended.
+#[derive(Default)]
+struct Tasks {
+    coordinator: Vec<Replied<()>>,
+    log: Vec<Replied<()>>,
+    storage: Vec<Replied<()>>,
+}
+
+impl Node {
+    /// Opens the database in `dir`, founding it if there is none, and recovers what it must. Blocks on the disk; not to be called in a task.
+    ///
+    /// # Errors
+    /// What the disk says, naming the file; where files do not belong together, which and what to do; `file_not_writable` if another process, or
+    /// another node of this one, has the directory open.
+    pub fn open(env: Env, dir: impl AsRef<Path>, options: NodeOptions) -> Result<Node> {
+        let dir = dir.as_ref();
+        let directory_lock = take_directory(env.fs.as_ref(), dir)?;
+        let cluster_id = found_or_read(env.fs.as_ref(), env.entropy.as_ref(), dir)?;
+        let runtime = JobRuntime::new(env);
+        let limits = options.coordinator.limits;
+        let storage_options = StorageOptions { value_bytes: limits.value_bytes, ..options.storage };
+        let (storage, found) = StorageServer::open(runtime.clone(), &dir.join("storage"), storage_options)?;
+        let owner_state = found.owner_state.as_deref();
+        let log_dir = dir.join("log");
+        let log = LocalLog::open(runtime.clone(), &log_dir, options.log, cluster_id, owner_state, found.flushed)?;
+
+        let counters = Arc::new(Counters::default());
+        let applied = Arc::new(Progress::default());
+        let low = options.coordinator.rate.backlog_low_bytes;
+        let lag = {
+            let (applied, storage) = (Arc::clone(&applied), storage.clone());
+            Box::new(move |appended: u64| {
+                let backlog_bytes = appended.saturating_sub(applied.bytes.load(Ordering::Relaxed));
+                // The engine's statistics take locks: not on the way of every commit.
+                Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.lag().is_stalled }
+            })
+        };
+        let (coordinator, starting) =
+            Coordinator::new(runtime.clone(), Arc::new(log.clone()), options.coordinator, Arc::clone(&counters), lag);
+        let started = coordinator.start(&starting)?;
+        while log.sync_step() {}
+        let mut feed = Feed {
+            subscription: log.subscribe(Tag::FIRST, storage.applied_version())?,
+            storage: storage.clone(),
+            progress: applied,
+            counted_from: log.last(),
+        };
+        // Until storage has what the log had, reads would have to wait: rather wait here.
+        let recovered = block_on(&runtime, async {
+            match started.await? {
+                Applied::Counted => feed.catch_up(log.last()).await,
+                Applied::Void => Err(Error::with(Code::InternalError, "the log did not accept the start of an epoch")),
+            }
+        });
+        recovered?;
+
+        let mut tasks = Tasks::default();
+        log.spawn(|name, task| tasks.log.push(spawn(&runtime, name, task)));
+        coordinator.spawn(starting, |name, task| tasks.coordinator.push(spawn(&runtime, name, task)));
+        let failing = coordinator.clone();
+        let feeding = Box::pin(async move {
+            if let Err(error) = feed.run().await {
+                failing.fail(&error);
+            }
+        });
+        tasks.storage.push(spawn(&runtime, "apply", feeding));
+        let popping = Box::pin(pop_flushed(storage.clone(), log.clone()));
+        tasks.storage.push(spawn(&runtime, "pop", popping));
+        Ok(Node {
+            dir: dir.to_path_buf(),
+            cluster_id,
+            limits,
+            storage,
+            log,
+            coordinator,
+            counters,
+            tasks: Mutex::new(tasks),
+            is_closed: AtomicBool::new(false),
+            lock: Mutex::new(Some(directory_lock)),
+            runtime,
+        })
+    }
+
+    /// Refuses new commits, ends those under way, makes everything durable in tables, ends all tasks, and gives the directory free. What
+    /// is asked afterwards, or still waits, gets an error.
+    ///
+    /// # Errors
+    /// What the last flush said: nothing is lost, the next open takes it from the log. `operation_cancelled` if it was closed before.
+    pub async fn close(&self) -> Result<()> {
+        if self.is_closed.swap(true, Ordering::SeqCst) {
+            return Err(Error::with(Code::OperationCancelled, "the database was closed already"));
+        }
+        let Tasks { coordinator, log, storage } = std::mem::take(&mut *lock(&self.tasks));
+        self.coordinator.close();
+        ended(coordinator).await;
+        self.log.close();
+        ended(log).await;
+        let closed = self.storage.clone().close().await;
+        ended(storage).await;
+        drop(lock(&self.lock).take());
+        closed
+    }
+
+    /// [`close`](Self::close), waiting. Not to be called in a task.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    pub fn close_blocking(&self) -> Result<()> {
+        block_on(&self.runtime, self.close())
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The log, for statistics.
+    pub fn log(&self) -> &LocalLog {
+        &self.log
+    }
+
+    /// The storage server.
+    pub fn storage(&self) -> &StorageServer {
+        &self.storage
+    }
+
+    /// The coordinator.
+    pub fn coordinator(&self) -> &Coordinator {
+        &self.coordinator
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Why it does not commit any more, if that is so.
+    pub fn failure(&self) -> Option<Error> {
+        self.log.failure().or_else(|| self.coordinator.failure()).or_else(|| self.storage.failure())
+    }
+
+    fn status_document(&self) -> String {
+        let coordinator = self.coordinator.statistics();
+        let log = self.log.statistics();
+        let lag = self.storage.lag();
+        let engine = self.storage.statistics();
+        let failure = self.failure().map(|error| error.to_string());
+        let is_closed = self.is_closed.load(Ordering::SeqCst);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        let latency = |share| self.counters.commit_latency.quantile(share).as_secs_f64();
+        let available = failure.is_none() && !is_closed;
+        let id: String = self.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let document = json!({
+            "client": {
+                "database_status": { "available": available, "healthy": available },
+            },
+            "cluster": {
+                "generation": self.coordinator.epoch(),
+                "cluster_id": id,
+                "failure": failure,
+                "processes": { "0": {
+                    "address": "",
+                    "directory": self.dir.display().to_string(),
+                    "roles": ["coordinator", "log", "storage"],
+                } },
+                "versions": {
+                    "last": self.log.last().get(),
+                    "applied": self.storage.applied_version().get(),
+                    "flushed": self.storage.flushed_version().get(),
+                },
+                "workload": {
+                    "begins": count(&counters.begins),
+                    "gets": count(&counters.gets),
+                    "get_keys": count(&counters.get_keys),
+                    "get_ranges": count(&counters.get_ranges),
+                    "watches": count(&counters.watches),
+                    "commits": count(&counters.commits),
+                    "resolves": count(&counters.resolves),
+                    "leases": count(&counters.leases),
+                    "committed": count(&counters.committed),
+                    "conflicts": count(&counters.conflicts),
+                    "too_old": count(&counters.too_old),
+                    "refused": count(&counters.refused),
+                    "commit_seconds": { "median": latency(0.5), "p99": latency(0.99), "max": latency(1.0) },
+                },
+                "qos": {
+                    "performance_limited_by": {
+                        "name": coordinator.reason.name(),
+                        "description": coordinator.reason.message(),
+                    },
+                    "transactions_per_second_limit": coordinator.begins_per_second,
+                    "begins_waiting": coordinator.begins_waiting,
+                    "queue_requests": coordinator.queue_requests,
+                    "queue_bytes": coordinator.queue_bytes,
+                    "backlog_bytes": coordinator.lag.backlog_bytes,
+                    "conflict_window_boundaries": coordinator.window_boundaries,
+                    "leases": coordinator.leases,
+                },
+                "log": {
+                    "appends": log.counters.appends,
+                    "append_bytes": log.counters.append_bytes,
+                    "syncs": log.counters.syncs,
+                    "hot_deliveries": log.counters.hot_deliveries,
+                    "cold_deliveries": log.counters.cold_deliveries,
+                    "pending": log.pending,
+                    "hot_bytes": log.hot_bytes,
+                    "clients_with_ids": log.ids.0,
+                    "outcomes": log.ids.1,
+                    "wal_bytes": log.wal.log_bytes,
+                    "disk_bytes": log.wal.disk_bytes,
+                    "segments": log.wal.segments,
+                },
+                "storage": {
+                    "unflushed_bytes": lag.unflushed_bytes,
+                    "unflushed_bytes_max": lag.unflushed_bytes_max,
+                    "is_stalled": lag.is_stalled,
+                    "compaction_debt_bytes": lag.compaction_debt_bytes,
+                    "waiting_reads": lag.waiting_reads,
+                    "queued_reads": lag.queued_reads,
+                    "engine": format!("{engine:?}"),
+                },
+            },
+        });
+        document.to_string()
+    }
+
+    fn refuse<T>(&self) -> Option<Answer<T>> {
+        let closed = self.is_closed.load(Ordering::Relaxed);
+        closed.then(|| Answer::from(Error::with(Code::OperationCancelled, "the database was closed; open it again")))
+    }
+}
+
+impl Endpoint for Node {
+    fn description(&self) -> Description {
+        Description {
+            cluster_id: self.cluster_id,
+            limits: self.limits,
+            connection_string: self.dir.display().to_string(),
+        }
+    }
+
+    fn begin(&self, request: BeginRequest) -> Answer<Begun> {
+        self.refuse().unwrap_or_else(|| self.coordinator.begin(request))
+    }
+
+    fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
+        self.counters.gets.fetch_add(1, Ordering::Relaxed);
+        self.refuse().unwrap_or_else(|| self.storage.get(request))
+    }
+
+    fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
+        self.counters.get_keys.fetch_add(1, Ordering::Relaxed);
+        self.refuse().unwrap_or_else(|| self.storage.get_key(request))
+    }
+
+    fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
+        self.counters.get_ranges.fetch_add(1, Ordering::Relaxed);
+        self.refuse().unwrap_or_else(|| self.storage.get_range(request))
+    }
+
+    fn commit(&self, request: CommitRequest) -> Answer<Committed> {
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.coordinator.commit(request)
+    }
+
+    fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
+        self.counters.resolves.fetch_add(1, Ordering::Relaxed);
+        self.coordinator.resolve(request)
+    }
+
+    fn watch(&self, request: WatchRequest) -> Answer<Version> {
+        self.counters.watches.fetch_add(1, Ordering::Relaxed);
+        self.refuse().unwrap_or_else(|| self.storage.watch(request))
+    }
+
+    fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
+        self.counters.leases.fetch_add(1, Ordering::Relaxed);
+        self.coordinator.lease(request)
+    }
+
+    fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
+        self.refuse().unwrap_or_else(|| self.storage.estimated_size(range))
+    }
+
+    fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
+        self.refuse().unwrap_or_else(|| self.storage.split_points(request))
+    }
+
+    fn addresses_for_key(&self, _key: Bytes) -> Answer<Vec<String>> {
+        Answer::now(Ok(Vec::new()))
+    }
+
+    fn status(&self) -> Answer<String> {
+        Answer::now(Ok(self.status_document()))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.coordinator.close();
+        self.log.close();
+        if !self.is_closed.load(Ordering::SeqCst) {
+            self.storage.end();
+        }
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// How many bytes of mutations storage has applied in this epoch.
+#[derive(Debug, Default)]
+struct Progress {
+    bytes: AtomicU64,
+}
+
+/// Takes batches from the log to storage.
+struct Feed {
+    subscription: Box<dyn Subscription>,
+    storage: StorageServer,
+    progress: Arc<Progress>,
+    counted_from: Version,
+}
+
+impl Feed {
+    async fn next(&mut self) -> Result<Delivery> {
+        std::future::poll_fn(|context| self.subscription.poll_next(context)).await
+    }
+
+    async fn catch_up(&mut self, last: Version) -> Result<()> {
+        while self.storage.applied_version() < last {
+            let delivery = self.next().await?;
+            self.apply(delivery).await?;
+        }
+        Ok(())
+    }
+
+    /// Until the log or storage ends. An error is storage's: a log that ends has told its own clients.
+    async fn run(&mut self) -> Result<()> {
+        loop {
+            match self.next().await {
+                Ok(delivery) => match self.apply(delivery).await {
+                    Err(error) if error.code() == Code::ConnectionFailed => return Ok(()),
+                    applied => applied?,
+                },
+                Err(error) if error.code() == Code::OperationCancelled => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn apply(&mut self, delivery: Delivery) -> Result<()> {
+        let Delivery { version, horizon, leased, mutations, owner_state, .. } = delivery;
+        let bytes: usize = mutations.iter().map(|mutation| mutation.bytes()).sum();
+        self.storage.apply(ApplyBatch { version, horizon, leased, mutations, owner_state }).await?;
+        if version > self.counted_from {
+            self.progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// Tells the log about every flush, until storage ends.
+async fn pop_flushed(storage: StorageServer, log: LocalLog) {
+    let mut flushed = storage.flushed_version();
+    // Whatever was flushed in the last life the log may forget too.
+    log.pop(Tag::FIRST, flushed);
+    let next = |after| storage.next_flush(after);
+    let mut coming = next(flushed);
+    // Not held while waiting: whoever waits for the last handle to go would wait for ever.
+    while let Ok(version) = coming.await {
+        flushed = version;
+        log.pop(Tag::FIRST, flushed);
+        coming = next(flushed);
+    }
+}
+
+/// Runs a task, and tells when it has ended, whichever way.
+fn spawn(runtime: &JobRuntime, name: &str, task: BoxFuture<()>) -> Replied<()> {
+    let (end, ended) = reply(Code::OperationCancelled);
+    let task = async move {
+        task.await;
+        end.send(Ok(()));
+    };
+    runtime.spawn(name, Box::pin(task));
+    ended
+}
+
+async fn ended(tasks: Vec<Replied<()>>) {
+    for task in tasks {
+        // An error says that it was dropped: that is an end too.
+        drop(task.await);
+    }
+}
+
+fn block_on<T>(runtime: &JobRuntime, future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut output = None;
+    let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
+    runtime.env().spawner.block_on(std::pin::pin!(waiting));
+    output.expect("the spawner returns when the future is ready")
+}
+
+/// Makes the directory, and locks it.
+fn take_directory(fs: &dyn FileSystem, dir: &Path) -> Result<Box<dyn FileLock>> {
+    let failed = |op, path: &Path, error| from_storage("cannot open the database", &StorageError::io(op, path, error));
+    fs.create_dir_all(dir).map_err(|error| failed("create", dir, error))?;
+    let path = dir.join("LOCK");
+    let holder = format!("process {}", std::process::id());
+    fs.lock(&path, &holder).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            let holder = fs.lock_holder(&path).unwrap_or_else(|_| "another process".to_owned());
+            let directory = dir.to_path_buf();
+            from_storage("cannot open the database", &StorageError::Locked { directory, holder })
+        }
+        _ => failed("lock", &path, error),
+    })
+}
+
+/// The cluster id: the one in the file, or a new one if this directory was never a database.
+fn found_or_read(fs: &dyn FileSystem, entropy: &dyn Entropy, dir: &Path) -> Result<[u8; 16]> {
+    let failed = |op, path: &Path, error| from_storage("cannot open the database", &StorageError::io(op, path, error));
+    let path = dir.join("cluster");
+    if fs.exists(&path).map_err(|error| failed("look for", &path, error))? {
+        let file = fs.open(&path, OpenMode::Read).map_err(|error| failed("open", &path, error))?;
+        let mut bytes = [0; CLUSTER_FILE_LEN];
+        read_exact_at(file.as_ref(), &mut bytes, 0).map_err(|error| failed("read", &path, error))?;
+        // An earlier process may have died before it synced the name.
+        fs.sync_dir(dir).map_err(|error| failed("sync", dir, error))?;
+        return decode_cluster_file(&bytes).map_err(|what| {
+            from_storage("cannot open the database", &StorageError::corruption(&path, 0, what))
+        });
+    }
+    for part in ["log", "storage"] {
+        let part = dir.join(part);
+        if fs.exists(&part).map_err(|error| failed("look for", &part, error))? {
+            let error = StorageError::MissingFile { file: path };
+            let detail = format!("{} holds data without a cluster file: {error}", dir.display());
+            return Err(Error::with(Code::IoError, detail));
+        }
+    }
+    let cluster_id = entropy.unique_bytes();
+    let temporary = dir.join("cluster.tmp");
+    if fs.exists(&temporary).map_err(|error| failed("look for", &temporary, error))? {
+        fs.remove_file(&temporary).map_err(|error| failed("remove", &temporary, error))?;
+    }
+    let file = fs.open(&temporary, OpenMode::CreateNew).map_err(|error| failed("create", &temporary, error))?;
+    let bytes = encode_cluster_file(cluster_id);
+    write_all_at(file.as_ref(), &bytes, 0).map_err(|error| failed("write to", &temporary, error))?;
+    file.sync_all().map_err(|error| failed("sync", &temporary, error))?;
+    fs.rename(&temporary, &path).map_err(|error| failed("rename", &temporary, error))?;
+    fs.sync_dir(dir).map_err(|error| failed("sync", dir, error))?;
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs.sync_dir(parent).map_err(|error| failed("sync", parent, error))?;
+    }
+    Ok(cluster_id)
+}
+
+fn encode_cluster_file(cluster_id: [u8; 16]) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    put_u32(&mut bytes, FORMAT_VERSION);
+    bytes.extend_from_slice(&cluster_id);
+    let checksum = crc_fast::crc32_iscsi(&bytes);
+    put_u32(&mut bytes, checksum);
+    bytes
+}
+
+fn decode_cluster_file(bytes: &[u8; CLUSTER_FILE_LEN]) -> std::result::Result<[u8; 16], String> {
+    let mut decoder = Decoder::new(bytes);
+    let mut read = || {
+        let magic = decoder.take(8, "magic")?;
+        let version = decoder.u32("format version")?;
+        let id: [u8; 16] = decoder.take(16, "cluster id")?.try_into().expect("sixteen bytes were taken");
+        Ok::<_, ferrisdb_core::codec::DecodeError>((magic, version, id, decoder.u32("checksum")?))
+    };
+    let (magic, version, id, checksum) = read().map_err(|error| error.to_string())?;
+    if magic != MAGIC {
+        return Err("it is not a cluster file".to_owned());
+    }
+    if crc_fast::crc32_iscsi(&bytes[..28]) != checksum {
+        return Err("cluster file checksum".to_owned());
+    }
+    if version != FORMAT_VERSION {
+        return Err(format!("format version {version}, but this build reads {FORMAT_VERSION}; use a newer FerrisDB"));
+    }
+    Ok(id)
+}
