@@ -75,6 +75,8 @@ pub struct WriteBatch {
     longest_key: usize,
     longest_value: usize,
     inverted: Option<(Vec<u8>, Vec<u8>)>,
+    /// It was given back once with a time to wait: the next attempt is not delayed again, or a large batch would never be written.
+    pub(crate) is_delay_served: bool,
 }
 
 impl Default for WriteBatch {
@@ -105,6 +107,7 @@ impl WriteBatch {
             longest_key: 0,
             longest_value: 0,
             inverted: None,
+            is_delay_served: false,
         }
     }
 
@@ -262,6 +265,7 @@ impl WriteBatch {
                 None => batch.delete(key),
             };
         }
+        batch.is_delay_served = self.is_delay_served;
         debug_assert!(batch.canonical, "built in canonical order");
         *self = batch;
     }

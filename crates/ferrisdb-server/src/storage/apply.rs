@@ -219,7 +219,8 @@ impl Fold {
             MutationKind::Set => self.set(key, Some(value.clone())),
             MutationKind::ClearRange => self.clear(key, value),
             MutationKind::SetVersionstampedKey | MutationKind::SetVersionstampedValue => {
-                let detail = format!("a versionstamp of key {} was not filled in before it was applied", printable(key));
+                let detail =
+                    format!("a versionstamp of key {} was not filled in before it was applied", printable(key));
                 return Err(Error::with(Code::InternalError, detail));
             }
             kind => {

@@ -22,7 +22,10 @@ pub(super) fn engine_error(error: &EngineError) -> Error {
         | EngineError::MissingFile { .. }
         | EngineError::Poisoned { .. } => Error::with(Code::IoError, error.to_string()),
         // The others are about arguments that this role chose, or about opening.
-        _ => Error::with(Code::InternalError, format!("the storage engine refused what the storage server asked: {error}")),
+        _ => Error::with(
+            Code::InternalError,
+            format!("the storage engine refused what the storage server asked: {error}"),
+        ),
     }
 }
 

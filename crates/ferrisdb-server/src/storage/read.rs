@@ -183,8 +183,7 @@ impl Query for GetKey {
     type Output = Bytes;
 
     fn run(&mut self, engine: &Engine, mode: Mode) -> EngineResult<Bytes> {
-        let options =
-            || IterOptions { lower: None, upper: Some(self.end.to_vec()), version: Some(self.version) };
+        let options = || IterOptions { lower: None, upper: Some(self.end.to_vec()), version: Some(self.version) };
         let mut counted = 0;
         loop {
             let to = match (self.is_placed, self.is_forward) {

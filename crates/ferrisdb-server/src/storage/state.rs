@@ -47,7 +47,10 @@ impl KeptState {
     pub(super) fn decode(bytes: Option<&[u8]>, dir: &Path) -> Result<KeptState> {
         let Some(bytes) = bytes else { return Ok(KeptState::default()) };
         KeptState::decode_bytes(bytes).map_err(|error| {
-            Error::with(Code::IoError, format!("what {} keeps for the storage server is damaged: {error}", dir.display()))
+            Error::with(
+                Code::IoError,
+                format!("what {} keeps for the storage server is damaged: {error}", dir.display()),
+            )
         })
     }
 

@@ -63,7 +63,8 @@ impl VersionWaiters {
             return Err(error.clone());
         }
         if state.waiting.len() >= waiters.waiters_max {
-            let detail = format!("{} reads wait for versions that the storage server has not applied", waiters.waiters_max);
+            let detail =
+                format!("{} reads wait for versions that the storage server has not applied", waiters.waiters_max);
             return Err(Error::with(Code::ProcessBehind, detail));
         }
         let place = (version, state.next);

@@ -14,10 +14,11 @@
 //! # Ending
 //! A job that is told to stop ends at its next step; a run that was under way is dropped, and its files are removed at the next open.
 
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use ferrisdb_core::Version;
@@ -132,8 +133,15 @@ impl Core {
         core.jobs.compactions.set(compactions).expect("jobs are started once");
     }
 
-    /// Tells the jobs to stop and waits until they have.
+    /// Tells the jobs to stop and waits until they have. Where the caller must not wait, the last of them gives the directory free.
     pub(super) fn stop_jobs(&self) {
+        self.tell_jobs_to_stop();
+        if !self.have_jobs_stopped() && self.env.spawner.may_block() {
+            self.progress.wait(&*self.env.spawner, || self.have_jobs_stopped().then_some(()));
+        }
+    }
+
+    fn tell_jobs_to_stop(&self) {
         self.closed.store(true, Ordering::Release);
         self.jobs.stopping.store(true, Ordering::Release);
         // Against the one in `Hold::new`: either it sees that we close, or we see that it holds.
@@ -143,43 +151,39 @@ impl Core {
         self.jobs.wake_flush();
         self.jobs.wake_compactions();
         self.progress.notify();
-        self.progress.wait(&*self.env.spawner, || (self.jobs.running.load(Ordering::Acquire) == 0).then_some(()));
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// True once none runs; then the directory is free.
+    fn have_jobs_stopped(&self) -> bool {
+        let stopped = self.jobs.running.load(Ordering::Acquire) == 0;
+        if stopped {
+            self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        stopped
+    }
+
+    /// One job, or one call that works beside them, is over.
+    fn job_ended(&self) {
+        if self.jobs.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.jobs.stopping() {
+            self.have_jobs_stopped();
+        }
+        self.progress.notify();
     }
 
     /// Writes everything that is visible now into tables and waits for it.
     pub(super) fn flush(&self) -> Result<Version> {
-        if self.read_only {
-            return Err(Error::ReadOnly { directory: self.dir.clone() });
-        }
-        let failed_before = self.failed_flushes();
-        let target = loop {
-            self.check_open()?;
-            self.check_poison()?;
-            let mut state = self.write_state();
-            let target = state.last_version;
-            let view = self.view.read();
-            let idle = view.memtables.len() == 1 && view.active().is_idle();
-            if idle && self.flushed_version() >= target {
-                return Ok(target);
-            }
-            if view.active().is_idle() && view.memtables.len() > 1 && view.memtables[1].sealed_at.get() == Some(&target)
-            {
-                break target;
-            }
-            if view.memtables.len() < self.options.write_buffers_max {
-                drop(view);
-                self.seal(&mut state, 0);
-                break target;
-            }
-            drop(view);
-            drop(state);
-            self.wait_for_flush(failed_before, |core| {
-                core.view.read().memtables.len() < core.options.write_buffers_max
-            })?;
-        };
-        self.wait_for_flush(failed_before, |core| core.flushed_version() >= target)?;
-        Ok(self.flushed_version())
+        let mut flush = FlushWait::new(self, false);
+        self.progress.wait(&*self.env.spawner, || flush.look(self))
+    }
+
+    /// The same as a future.
+    pub(super) async fn flush_later(&self, is_closing: bool) -> Result<Version> {
+        let mut flush = FlushWait::new(self, is_closing);
+        poll_fn(|context| {
+            self.progress.register(context.waker());
+            flush.look(self).map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     pub(super) fn failed_flushes(&self) -> u64 {
@@ -188,22 +192,44 @@ impl Core {
 
     /// Waits until `done`, or until a flush failed after `failed_before`.
     pub(super) fn wait_for_flush(&self, failed_before: u64, done: impl Fn(&Core) -> bool) -> Result<()> {
-        self.progress.wait(&*self.env.spawner, || {
-            if done(self) {
-                return Some(Ok(()));
-            }
-            if let Err(error) = self.check_poison() {
-                return Some(Err(error));
-            }
-            if self.jobs.stopping() {
-                return Some(Err(Error::Closed));
-            }
-            let failed = self.jobs.failed_flushes.lock().unwrap_or_else(PoisonError::into_inner);
-            match &*failed {
-                (count, Some(error)) if *count > failed_before => Some(Err(error.clone())),
-                _ => None,
-            }
+        self.progress.wait(&*self.env.spawner, || self.look_for_flush(failed_before, &done))
+    }
+
+    /// Something if the wait for a flush is over.
+    fn look_for_flush(&self, failed_before: u64, done: impl Fn(&Core) -> bool) -> Option<Result<()>> {
+        if done(self) {
+            return Some(Ok(()));
+        }
+        if let Err(error) = self.check_poison() {
+            return Some(Err(error));
+        }
+        if self.jobs.stopping() {
+            return Some(Err(Error::Closed));
+        }
+        let failed = self.jobs.failed_flushes.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*failed {
+            (count, Some(error)) if *count > failed_before => Some(Err(error.clone())),
+            _ => None,
+        }
+    }
+
+    /// As [`Core::close`], without occupying the caller's thread while the engine flushes and its jobs end.
+    pub(super) async fn close_later(&self) -> Result<()> {
+        if self.wal.is_some() || self.read_only {
+            // A sync and an edit: nothing that a future could wait for.
+            return self.close();
+        }
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Err(Error::Closed);
+        }
+        let flushed = self.flush_later(true).await.map(|_| ());
+        self.tell_jobs_to_stop();
+        poll_fn(|context| {
+            self.progress.register(context.waker());
+            if self.have_jobs_stopped() { Poll::Ready(()) } else { Poll::Pending }
         })
+        .await;
+        flushed
     }
 
     pub(super) fn close(&self) -> Result<()> {
@@ -213,12 +239,8 @@ impl Core {
         let result = match (&self.wal, self.read_only) {
             (_, true) => Ok(()),
             (None, false) => {
-                // `flush` refuses a closed engine, so it is opened for this once more; writers that slip in are flushed too or not
-                // acknowledged as durable, as without a WAL nothing is before a flush.
-                self.closed.store(false, Ordering::Release);
-                let flushed = self.flush().map(|_| ());
-                self.closed.store(true, Ordering::Release);
-                flushed
+                let mut flush = FlushWait::new(self, true);
+                self.progress.wait(&*self.env.spawner, || flush.look(self)).map(|_| ())
             }
             (Some(wal), false) => self.check_poison().and_then(|()| {
                 let (position, version) = {
@@ -250,6 +272,65 @@ impl Core {
     }
 }
 
+/// Somebody who waits until everything that was visible when the wait began is in tables.
+struct FlushWait {
+    failed_before: u64,
+    /// The version that the newest memtable concerned was sealed at; `None` until it is.
+    target: Option<Version>,
+    /// It is the engine's own last flush: nobody else may begin one any more.
+    is_closing: bool,
+}
+
+impl FlushWait {
+    fn new(core: &Core, is_closing: bool) -> FlushWait {
+        FlushWait { failed_before: core.failed_flushes(), target: None, is_closing }
+    }
+
+    /// Something if the wait is over.
+    fn look(&mut self, core: &Core) -> Option<Result<Version>> {
+        if self.target.is_none() {
+            match self.seal(core) {
+                Err(error) => return Some(Err(error)),
+                Ok(target) => self.target = target,
+            }
+        }
+        let is_done = |core: &Core| match self.target {
+            Some(target) => core.flushed_version() >= target,
+            // Looked at a moment ago: no memtable may be added yet.
+            None => false,
+        };
+        let over = core.look_for_flush(self.failed_before, is_done)?;
+        Some(over.map(|()| core.flushed_version()))
+    }
+
+    /// Seals the active memtable if it holds something. `None` if there is no room for another one yet.
+    fn seal(&self, core: &Core) -> Result<Option<Version>> {
+        if core.read_only {
+            return Err(Error::ReadOnly { directory: core.dir.clone() });
+        }
+        if !self.is_closing {
+            core.check_open()?;
+        }
+        core.check_poison()?;
+        let mut state = core.write_state();
+        let target = state.last_version;
+        let view = core.view.read();
+        let idle = view.memtables.len() == 1 && view.active().is_idle();
+        if idle && core.flushed_version() >= target {
+            return Ok(Some(target));
+        }
+        if view.active().is_idle() && view.memtables.len() > 1 && view.memtables[1].sealed_at.get() == Some(&target) {
+            return Ok(Some(target));
+        }
+        if view.memtables.len() >= core.options.write_buffers_max {
+            return Ok(None);
+        }
+        drop(view);
+        core.seal(&mut state, 0);
+        Ok(Some(target))
+    }
+}
+
 /// A call that works in the directory beside the jobs. The directory is not given free before it is dropped.
 pub(super) struct Hold<'a> {
     core: &'a Core,
@@ -267,8 +348,7 @@ impl<'a> Hold<'a> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        self.core.jobs.running.fetch_sub(1, Ordering::AcqRel);
-        self.core.progress.notify();
+        self.core.job_ended();
     }
 }
 
@@ -326,8 +406,7 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         // Runs and their files first: whoever waits for the jobs may remove the directory next.
         self.work = None;
-        self.core.jobs.running.fetch_sub(1, Ordering::AcqRel);
-        self.core.progress.notify();
+        self.core.job_ended();
     }
 }
 

@@ -343,6 +343,15 @@ impl Engine {
         self.core().flush()
     }
 
+    /// As [`Engine::flush`], as a future: the caller's thread is not held up meanwhile. Dropping it takes nothing back.
+    ///
+    /// # Errors
+    /// As [`Engine::flush`].
+    pub fn flush_later(&self) -> impl Future<Output = Result<Version>> + Send + 'static + use<> {
+        let engine = self.clone();
+        async move { engine.core().flush_later(false).await }
+    }
+
     /// The version up to which everything is durable in tables, whatever happens to the WAL.
     pub fn flushed_version(&self) -> Version {
         self.core().flushed_version()
@@ -398,6 +407,15 @@ impl Engine {
     /// What the last sync or flush said; the engine is closed all the same. [`Error::Closed`] if it was closed before.
     pub fn close(self) -> Result<()> {
         self.core().close()
+    }
+
+    /// As [`Engine::close`], as a future: without a WAL the caller's thread is not held up meanwhile. Dropped before it is ready, it
+    /// leaves the engine closed, perhaps without the last flush.
+    ///
+    /// # Errors
+    /// As [`Engine::close`].
+    pub fn close_later(self) -> impl Future<Output = Result<()>> + Send + 'static + use<> {
+        async move { self.core().close_later().await }
     }
 
     fn core(&self) -> &Arc<Core> {

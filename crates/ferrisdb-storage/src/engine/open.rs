@@ -79,7 +79,9 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
     let floor = match options.retention {
         // What is older than the newest may have been collected.
         Retention::Newest => last_version,
-        Retention::FromFloor => state.oldest_readable,
+        // What is in tables is at or below the flushed version, and of that the newest of each key is always kept: a reader at the flushed
+        // version or above finds all it needs, even if the floor was higher before a crash took back what was not flushed.
+        Retention::FromFloor => state.oldest_readable.min(state.flushed),
     };
     let mut write = WriteState::new(last_version);
     if let Some(position) = replay.last_record {

@@ -7,7 +7,7 @@ use std::ops::Bound;
 
 use ferrisdb_core::Version;
 
-use super::view::{LiveMemtable, Table};
+use super::view::{LiveMemtable, Table, View};
 use super::{Core, Engine};
 use crate::error::{Error, Result};
 use crate::iter::PointIterator;
@@ -43,6 +43,21 @@ impl Engine {
             Ok(())
         })?;
         Ok(size)
+    }
+
+    /// The part of [`Engine::approximate_size`] that lies on disk, without a walk through memtables.
+    ///
+    /// # Errors
+    /// As [`Engine::approximate_size`].
+    pub fn approximate_disk_bytes(&self, start: Option<&[u8]>, end: Option<&[u8]>) -> Result<u64> {
+        let mut bytes = 0;
+        self.core().visit_tables(&self.core().view.load(), start, end, &mut |part| {
+            if let Part::Table { table, share_bytes } = part {
+                bytes += share_bytes + blob_bytes(table, share_bytes);
+            }
+            Ok(())
+        })?;
+        Ok(bytes)
     }
 
     /// Keys that cut the range into parts of about `part_bytes` each: ascending, above `start` and below `end`, none if the range is not larger
@@ -112,12 +127,26 @@ impl Core {
         end: Option<&[u8]>,
         mut visit: impl FnMut(Part<'_>) -> Result<()>,
     ) -> Result<()> {
+        let view = self.view.load();
+        self.visit_tables(&view, start, end, &mut visit)?;
+        for memtable in &view.memtables {
+            visit_memtable(memtable, start, end, &mut visit)?;
+        }
+        Ok(())
+    }
+
+    fn visit_tables(
+        &self,
+        view: &View,
+        start: Option<&[u8]>,
+        end: Option<&[u8]>,
+        visit: &mut impl FnMut(Part<'_>) -> Result<()>,
+    ) -> Result<()> {
         if let (Some(start), Some(end)) = (start, end)
             && start > end
         {
             return Err(Error::InvertedRange { start: start.to_vec(), end: end.to_vec() });
         }
-        let view = self.view.load();
         let from = start.map_or(Bound::Unbounded, Bound::Included);
         let to = end.map_or(Bound::Unbounded, Bound::Excluded);
         for level in 0..LEVELS {
@@ -125,9 +154,6 @@ impl Core {
                 let share_bytes = share_bytes(table, start, end)?;
                 visit(Part::Table { table, share_bytes })?;
             }
-        }
-        for memtable in &view.memtables {
-            visit_memtable(memtable, start, end, &mut visit)?;
         }
         Ok(())
     }

@@ -64,7 +64,7 @@ pub enum Submitted {
     Stalled {
         /// The batch.
         batch: WriteBatch,
-        /// When to try again: after this time, or (`None`) once [`Engine::poll_writable`](super::Engine::poll_writable) says so.
+        /// When to try again: after this time (it is asked for once for each batch), or (`None`) once [`Engine::poll_writable`](super::Engine::poll_writable) says so.
         retry_after: Option<Duration>,
     },
 }
@@ -149,7 +149,11 @@ impl Core {
 
     pub(super) fn submit(core: &Arc<Core>, mut batch: WriteBatch, options: WriteOptions) -> Result<Submitted> {
         prepare(&mut batch)?;
-        if let Some(delay) = core.stall.delay(batch.encoded_bytes(), || core.env.clock.now()) {
+        if !batch.is_delay_served
+            && let Some(delay) = core.stall.delay(batch.encoded_bytes(), || core.env.clock.now())
+        {
+            batch.is_delay_served = true;
+            core.counters.delayed(delay);
             return Ok(Submitted::Stalled { batch, retry_after: Some(delay) });
         }
         match core.attempt(&batch, options)? {

@@ -59,6 +59,11 @@ pub trait Spawner: fmt::Debug + Send + Sync + 'static {
     /// The deterministic spawner panics when the future is pending and no job can run: that is a deadlock.
     fn block_on(&self, future: Pin<&mut dyn Future<Output = ()>>);
 
+    /// False where [`Spawner::block_on`] would panic: inside a step of the deterministic spawner.
+    fn may_block(&self) -> bool {
+        true
+    }
+
     /// Lets the caller wait for so long: its thread sleeps (real), or other jobs run and the clock moves (deterministic).
     fn sleep(&self, duration: Duration);
 }

@@ -324,6 +324,10 @@ impl Spawner for StepSpawner {
         Arc::new(JobWaker { shared: Arc::downgrade(&self.shared), job: number }).into()
     }
 
+    fn may_block(&self) -> bool {
+        *lock(&self.stepping_thread) != Some(std::thread::current().id())
+    }
+
     /// # Panics
     /// If the future is pending and no job can run, or an hour of simulated time has passed: a deadlock. The message
     /// names the jobs that wait. Also if called inside a step.

@@ -331,3 +331,73 @@ fn one_thread_drives_everything_deterministically() {
     }
     assert_eq!(hashes.len(), 4);
 }
+
+/// A batch that is given back with a time to wait is taken at the next attempt, however large it is for the rate: it is delayed once.
+#[test]
+fn a_batch_is_delayed_once() {
+    let machine = Machine::new(SimFileSystem::new(), 0);
+    let options = Options {
+        l0_compaction_tables: 1,
+        l0_slowdown_tables: 1,
+        l0_stop_tables: 100,
+        write_buffers_max: 64,
+        compaction_jobs: 0,
+        ..small()
+    };
+    let engine = machine.open(options).unwrap();
+    for n in 0..20 {
+        put(&engine, "k", &n.to_string());
+        engine.flush().unwrap();
+    }
+    let large = "x".repeat(1 << 20);
+    let Submitted::Stalled { batch, retry_after: Some(delay) } =
+        engine.submit(put_batch("large", &large), Durability::Buffered).unwrap()
+    else {
+        panic!("it should be delayed")
+    };
+    machine.spawner.run_for(delay);
+    drop(written(engine.submit(batch, Durability::Buffered).unwrap()));
+    assert_eq!(engine.get(b"large").unwrap().unwrap(), large.as_bytes());
+}
+
+/// Flush and close as futures do what the calls do, and may be polled where nothing may block: in a job's step. So may the last handle be
+/// dropped there: the jobs end by themselves, and the last gives the directory free.
+#[test]
+fn flush_and_close_in_a_step() {
+    struct Caller<F>(Pin<Box<F>>, Arc<AtomicBool>, Waker);
+    impl<F: Future<Output = ()> + Send + 'static> Job for Caller<F> {
+        fn step(&mut self) -> ferrisdb_storage::env::Step {
+            if self.0.as_mut().poll(&mut Context::from_waker(&self.2)).is_ready() {
+                self.1.store(true, Ordering::SeqCst);
+                return ferrisdb_storage::env::Step::Done;
+            }
+            // Looks again and again: the test has no waker of its own for it.
+            ferrisdb_storage::env::Step::WaitFor(Duration::from_millis(1))
+        }
+    }
+    let machine = Machine::new(SimFileSystem::new(), 0);
+    let run = |future: Pin<Box<dyn Future<Output = ()> + Send>>| {
+        let done = Arc::new(AtomicBool::new(false));
+        machine.spawner.spawn("caller", Box::new(Caller(Box::pin(future), Arc::clone(&done), Waker::noop().clone())));
+        machine.spawner.run_for(Duration::from_secs(1));
+        assert!(done.load(Ordering::SeqCst));
+    };
+    let options = Options { wal: false, ..small() };
+    let engine = machine.open(options.clone()).unwrap();
+    let clone = engine.clone();
+    run(Box::pin(async move {
+        for n in 0..50 {
+            drop(written(clone.submit(put_batch(&format!("k{n}"), "1"), Durability::Buffered).unwrap()));
+        }
+        assert_eq!(clone.flush_later().await.unwrap(), v(50));
+        drop(written(clone.submit(put_batch("last", "1"), Durability::Buffered).unwrap()));
+        clone.clone().close_later().await.unwrap();
+        assert!(matches!(clone.close_later().await, Err(Error::Closed)));
+    }));
+    drop(engine);
+    let engine = machine.open(options.clone()).unwrap();
+    assert_eq!(engine.flushed_version(), v(51), "closing flushes");
+    run(Box::pin(async move { drop(engine) }));
+    let engine = machine.open(options).unwrap();
+    assert_eq!(engine.get(b"last").unwrap().unwrap(), b"1");
+}

@@ -72,7 +72,8 @@ impl Model {
 
     /// A new batch at the end of the log.
     fn extend(&mut self) {
-        let (newest, mut contents) = self.contents.last_key_value().map(|(at, now)| (*at, now.clone())).expect("never empty");
+        let (newest, mut contents) =
+            self.contents.last_key_value().map(|(at, now)| (*at, now.clone())).expect("never empty");
         let version = v(newest.get() + 1 + self.random.below(4));
         let before = self.log.last().map_or((Version::ZERO, Vec::new()), |last| (last.horizon, last.leased.to_vec()));
         let horizon = before.0.max(v(version.get().saturating_sub(WINDOW))).min(newest);
@@ -156,7 +157,8 @@ impl Model {
                 let contents = if request.range.is_empty() { Some(Contents::new()) } else { contents };
                 let expected = contents.map(|contents| rows(&contents, &request));
                 let found = machine.block_on(storage.get_range(request.clone()));
-                let found = found.map(|rows| (rows.rows.into_iter().map(|row| (row.key, row.value)).collect(), rows.more));
+                let found =
+                    found.map(|rows| (rows.rows.into_iter().map(|row| (row.key, row.value)).collect(), rows.more));
                 check(found, expected, || format!("{request:?}"));
             }
         }
@@ -193,7 +195,8 @@ fn check<T: PartialEq + std::fmt::Debug>(
 /// The contract's rule, by counting.
 fn resolve(contents: &Contents, selector: &KeySelector, end: &Bytes) -> Bytes {
     let keys: Vec<&Bytes> = contents.keys().filter(|key| *key < end).collect();
-    let before = keys.iter().filter(|key| **key < &selector.key || (selector.or_equal && **key == &selector.key)).count();
+    let before =
+        keys.iter().filter(|key| **key < &selector.key || (selector.or_equal && **key == &selector.key)).count();
     let place = i64::try_from(before).expect("small") + i64::from(selector.offset) - 1;
     match usize::try_from(place) {
         Ok(place) => keys.get(place).map_or_else(|| end.clone(), |key| (*key).clone()),

@@ -1,1 +1,112 @@
+//! On real threads: readers and watchers beside one who applies.
 
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ferrisdb_core::{KeyRange, Random, Runtime, SplitMix64};
+use ferrisdb_rpc::api::GetRangeRequest;
+use ferrisdb_storage::env::Spawner;
+use ferrisdb_storage::fs::sim::SimFileSystem;
+use ferrisdb_storage::{Env, Options};
+
+use super::{DIR, batch, bytes, get, set, v, watch};
+use crate::JobRuntime;
+use crate::storage::{StorageOptions, StorageServer};
+
+const VERSIONS: u64 = 2000;
+const ACCOUNTS: u64 = 200;
+
+fn block_on<T>(spawner: &dyn Spawner, future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut output = None;
+    let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
+    spawner.block_on(pin!(waiting));
+    output.expect("it is ready")
+}
+
+/// Every version moves money between accounts; whoever reads all accounts at one version, in memory or on disk or before it is there, finds the
+/// same total. A watcher sees every change of its key that it waits for. Nothing hangs.
+#[test]
+fn readers_see_whole_versions() {
+    let spawner: Arc<dyn Spawner> = Arc::new(ferrisdb_storage::env::threads::ThreadSpawner::new());
+    let env = Env { fs: Arc::new(SimFileSystem::new()), spawner: Arc::clone(&spawner), ..Env::real() };
+    let runtime = JobRuntime::new(env);
+    let options = StorageOptions { engine: Options::tiny(), ..StorageOptions::default() };
+    let (storage, _) = StorageServer::open(runtime.clone(), Path::new(DIR), options).expect("a new one");
+    let name = |account: u64| format!("account{account:04}");
+    let start = (0..ACCOUNTS).map(|account| set(&name(account), "1000")).collect();
+    block_on(&*spawner, storage.apply(batch(1, start))).expect("it can be applied");
+
+    let newest = Arc::new(AtomicU64::new(1));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    for reader in 0..3 {
+        let (storage, newest, sender) = (storage.clone(), Arc::clone(&newest), sender.clone());
+        runtime.spawn(
+            "reader",
+            Box::pin(async move {
+                let mut random = SplitMix64::new(reader);
+                let mut reads = 0u64;
+                loop {
+                    let at = newest.load(Ordering::Acquire);
+                    // Some a little ahead: they wait.
+                    let version = v((at + random.below(3)).min(VERSIONS));
+                    let request = GetRangeRequest {
+                        range: KeyRange::new(bytes("account"), bytes("b")),
+                        version,
+                        limit: 0,
+                        target_bytes: 0,
+                        reverse: reader == 1,
+                    };
+                    let rows = storage.get_range(request).await.expect("the version is in the window");
+                    let total: u64 = rows
+                        .rows
+                        .iter()
+                        .map(|row| std::str::from_utf8(&row.value).expect("digits").parse::<u64>().expect("digits"))
+                        .sum();
+                    assert_eq!((rows.rows.len() as u64, total), (ACCOUNTS, ACCOUNTS * 1000), "at {version}");
+                    reads += 1;
+                    if at == VERSIONS {
+                        break;
+                    }
+                }
+                sender.send(reads).expect("the test waits");
+            }),
+        );
+    }
+    {
+        let storage = storage.clone();
+        runtime.spawn(
+            "watcher",
+            Box::pin(async move {
+                let mut seen = 0u64;
+                let mut version = 1;
+                while version < VERSIONS {
+                    let value = get(&storage, "tick", version).await.expect("it can be read");
+                    let text = value.map(|value| String::from_utf8_lossy(&value).into_owned());
+                    version = watch(&storage, "tick", text.as_deref(), version).await.expect("it fires").get();
+                    seen += 1;
+                }
+                sender.send(seen).expect("the test waits");
+            }),
+        );
+    }
+    let mut random = SplitMix64::new(9);
+    let mut money = vec![1000u64; usize::try_from(ACCOUNTS).expect("small")];
+    for version in 2..=VERSIONS {
+        let mut mutations = vec![set("tick", &version.to_string())];
+        for _ in 0..5 {
+            let (from, to) = (random.below(ACCOUNTS), random.below(ACCOUNTS));
+            let amount = random.below(10).min(money[from as usize]);
+            money[from as usize] -= amount;
+            money[to as usize] += amount;
+            mutations.extend([from, to].map(|account| set(&name(account), &money[account as usize].to_string())));
+        }
+        block_on(&*spawner, storage.apply(batch(version, mutations))).expect("it can be applied");
+        newest.store(version, Ordering::Release);
+    }
+    let counts: Vec<u64> = (0..4).map(|_| receiver.recv().expect("all end")).collect();
+    assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
+    block_on(&*spawner, storage.close()).expect("it can be closed");
+}
