@@ -20,9 +20,7 @@ use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Lease, LeaseRequest,
 
 use super::lease::{LeaseOptions, Leases};
 use super::sequencer::Sequencer;
-use crate::log::{
-    Batch, Entry, EpochStart, IdOutcome, Known, LeaseChange, Outcome, Owner, Recovered, Section, Tag,
-};
+use crate::log::{Batch, Entry, EpochStart, IdOutcome, Known, LeaseChange, Outcome, Owner, Recovered, Section, Tag};
 use crate::resolver::{ConflictWindow, Refusal};
 
 /// What clients ask the coordinator for, in order.
@@ -183,9 +181,13 @@ impl Batcher {
                 (Request::Commit(request), Some(version)) => {
                     self.commit(request, version, known, &mut group, &mut mutations, &mut ids)
                 }
-                (Request::Resolve(request), Some(version)) => self.resolve(request, version, known, &mut group, &mut ids),
+                (Request::Resolve(request), Some(version)) => {
+                    self.resolve(request, version, known, &mut group, &mut ids)
+                }
                 (Request::Lease(request), _) => self.lease(request, now, durable, &mut group, &mut grants),
-                (Request::Commit(_) | Request::Resolve(_), None) => unreachable!("such a request makes a version needed"),
+                (Request::Commit(_) | Request::Resolve(_), None) => {
+                    unreachable!("such a request makes a version needed")
+                }
             };
             group.decisions.push(decision);
         }
@@ -218,7 +220,8 @@ impl Batcher {
 
     /// The group's entries are in the log's hands: what follows builds on them.
     pub fn appended(&mut self, group: &Group) {
-        let batch = group.entries.iter().find_map(|entry| if let Entry::Batch(batch) = entry { Some(batch) } else { None });
+        let batch =
+            group.entries.iter().find_map(|entry| if let Entry::Batch(batch) = entry { Some(batch) } else { None });
         if let Some(batch) = batch {
             self.previous = batch.version;
             self.horizon = batch.horizon;

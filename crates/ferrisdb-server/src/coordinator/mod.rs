@@ -481,9 +481,7 @@ impl Shared {
     }
 
     #[expect(clippy::type_complexity, reason = "two lists of what the gate holds")]
-    fn open_gate(
-        &self,
-    ) -> (Vec<(BeginRequest, Duration, Reply<Begun>)>, Vec<(BeginRequest, Duration, Reply<Begun>)>) {
+    fn open_gate(&self) -> (Vec<(BeginRequest, Duration, Reply<Begun>)>, Vec<(BeginRequest, Duration, Reply<Begun>)>) {
         let now = self.runtime.now();
         let mut gate = lock(&self.gate);
         let Gate { rate, waiting, .. } = &mut *gate;

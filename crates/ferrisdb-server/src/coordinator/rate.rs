@@ -67,7 +67,9 @@ impl Reason {
         match self {
             Reason::Nothing => "Nothing limits how many transactions begin.",
             Reason::StorageLag => "Storage applies changes more slowly than they are committed.",
-            Reason::StorageStalled => "Storage waits for flushes or compactions; the disk is too slow for the load, or full.",
+            Reason::StorageStalled => {
+                "Storage waits for flushes or compactions; the disk is too slow for the load, or full."
+            }
         }
     }
 }

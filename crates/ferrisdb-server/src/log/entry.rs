@@ -216,10 +216,7 @@ impl Entry {
                 first_version: version(&mut decoder, "epoch start: first version")?,
             }),
             KIND_BATCH => Entry::Batch(Batch::decode(bytes, &mut decoder)?),
-            KIND_POP => Entry::Pop(Pop {
-                tag: tag(&mut decoder)?,
-                version: version(&mut decoder, "pop: version")?,
-            }),
+            KIND_POP => Entry::Pop(Pop { tag: tag(&mut decoder)?, version: version(&mut decoder, "pop: version")? }),
             KIND_LEASE => Entry::Lease(match decoder.u8("lease: change")? {
                 0 => LeaseChange::Grant {
                     id: decoder.varint("lease: id")?,
@@ -390,12 +387,7 @@ fn mutations_len(mutations: &[Mutation]) -> usize {
     mutations.iter().map(|mutation| 1 + bytes_len(&mutation.key) + bytes_len(&mutation.value)).sum()
 }
 
-fn mutations(
-    all: &Bytes,
-    decoder: &mut Decoder<'_>,
-    count: usize,
-    len: usize,
-) -> Result<Vec<Mutation>, DecodeError> {
+fn mutations(all: &Bytes, decoder: &mut Decoder<'_>, count: usize, len: usize) -> Result<Vec<Mutation>, DecodeError> {
     let section = decoder.take(len, "batch: a section's bytes")?;
     let mut decoder = Decoder::new(section);
     // A mutation has at least three bytes: its kind, and two lengths.
@@ -410,7 +402,11 @@ fn mutations(
         let value = all.slice_ref(decoder.bytes("mutation: value")?);
         mutations.push(Mutation { kind, key, value });
     }
-    if decoder.is_empty() { Ok(mutations) } else { Err(DecodeError { what: "batch: bytes behind a section's mutations" }) }
+    if decoder.is_empty() {
+        Ok(mutations)
+    } else {
+        Err(DecodeError { what: "batch: bytes behind a section's mutations" })
+    }
 }
 
 #[cfg(test)]
@@ -467,13 +463,15 @@ mod tests {
         let hex = |entry: &Entry| encode(entry).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let found: Vec<String> = examples().iter().map(hex).collect();
         let owner = "30313233343536373839616263646566";
+        // Epoch, owner, versions, leases; directory; mutations; commit ids.
         let batch = format!(
-            "010203{owner}e807940a07020203020100010502000 2ac020105000002",
-        )
-        .replace(' ', "");
+            "010203{owner}e807 940a 07 02 02 03 \
+             02 01 00 01 05 02 00 ac02 01 05 00 00 02 00 01 6b 01 76 01 01 61 01 62 \
+             0201000000000000 09 08 01 01 0100000000000000 01 01 00"
+        );
         let expected = [
             format!("010103{owner}0580c2d72f"),
-            format!("{batch}00016b01760101610162020100000000000009080101010000000000000001 0100").replace(' ', ""),
+            batch.replace(' ', ""),
             "010300ac02".to_owned(),
             "01040004ac02".to_owned(),
             "01040104".to_owned(),

@@ -187,7 +187,8 @@ impl OwnerState {
 
     fn decode(bytes: &[u8], cluster_id: [u8; 16]) -> Result<OwnerState> {
         let broken = |what: &str| {
-            let detail = format!("the log's state that the storage engine keeps cannot be read: {what}; restore a backup");
+            let detail =
+                format!("the log's state that the storage engine keeps cannot be read: {what}; restore a backup");
             Error::with(Code::IoError, detail)
         };
         let mut decoder = Decoder::new(bytes);
@@ -195,7 +196,8 @@ impl OwnerState {
             return Err(broken("it has a format version that this build does not know"));
         }
         if decoder.take(16, "cluster id").map_err(|error| broken(error.what))? != cluster_id {
-            let detail = "the storage directory belongs to another database than the log; put back the one that belongs here";
+            let detail =
+                "the storage directory belongs to another database than the log; put back the one that belongs here";
             return Err(Error::with(Code::IoError, detail));
         }
         let replay_from = decoder.u64("WAL position").map_err(|error| broken(error.what))?;

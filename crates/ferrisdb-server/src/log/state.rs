@@ -634,9 +634,8 @@ mod tests {
         state.encode(&mut bytes);
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let owner = "07".repeat(16);
-        let expected = format!(
-            "0101{owner}f20700000201 01f207 0100ed07 0100e807 01 0500000000000000f20701 0102f2070100"
-        );
+        let expected =
+            format!("0101{owner}f20700000201 01f207 0100ed07 0100e807 01 0500000000000000f20701 0102f2070100");
         assert_eq!(hex, expected.replace(' ', ""));
     }
 }

@@ -163,7 +163,8 @@ mod tests {
                 };
                 let reads: Vec<KeyRange> = (0..random.below(4)).map(|_| any(&mut random)).collect();
                 let read_version = now.saturating_sub(random.below(30)).max(1);
-                let hit = |range: &KeyRange| (range.begin[0]..range.end[0]).any(|key| newest[key as usize] > read_version);
+                let hit =
+                    |range: &KeyRange| (range.begin[0]..range.end[0]).any(|key| newest[key as usize] > read_version);
                 let hits: Vec<u32> = (0..reads.len() as u32).filter(|&index| hit(&reads[index as usize])).collect();
                 let expected = match () {
                     () if read_version < floor => Err(Refusal::TooOld),
