@@ -241,7 +241,17 @@ impl LocalLog {
         let failed = |error| from_storage("cannot open the log", &error);
         if replay_from != WalPosition::ZERO {
             // Opening would found an empty log in the place of one that is gone: look first.
-            let (_, found) = Wal::read_only(Arc::clone(&fs), dir, &wal_options).map_err(failed)?;
+            let (_, found) = Wal::read_only(Arc::clone(&fs), dir, &wal_options).map_err(|error| match error {
+                StorageError::MissingFile { file } => {
+                    let detail = format!(
+                        "{} is missing: either files of the log were lost, or the storage directory beside it is of an earlier \
+                         time; put back what belongs together",
+                        file.display()
+                    );
+                    Error::with(Code::IoError, detail)
+                }
+                error => failed(error),
+            })?;
             if found.end < replay_from {
                 return Err(lost(dir, "ends before what the storage engine has already stored"));
             }
