@@ -144,7 +144,8 @@ fn bad_batches_are_refused() {
     let bad = [vec![set("a", "2"), stamped], vec![set("a", "2"), Mutation::set(vec![b'k'; 70_000], bytes("1"))]];
     for mutations in bad {
         assert_eq!(code(machine.block_on(storage.apply(batch(6, mutations)))), Code::InternalError);
-        let owner = crate::storage::ApplyBatch { owner_state: Some(vec![0; 70_000]), ..batch(6, vec![set("a", "2")]) };
+        let owner =
+            crate::storage::ApplyBatch { owner_state: Some(vec![0; 5_000_000]), ..batch(6, vec![set("a", "2")]) };
         assert_eq!(code(machine.block_on(storage.apply(owner))), Code::InternalError);
         assert_eq!(storage.applied_version(), v(5));
         assert_eq!(machine.block_on(get(&storage, "a", 5)), Ok(Some(bytes("1"))));

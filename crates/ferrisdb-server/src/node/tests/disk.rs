@@ -1,0 +1,173 @@
+//! Disks that fail, fill up, or are put together from different databases.
+
+use ferrisdb_storage::fs::FileSystem;
+use ferrisdb_storage::fs::sim::{DiskError, Injection, OpKind, Verdict};
+
+use super::*;
+
+/// After a failed sync nobody knows what is durable: who waited is told so, later commits are refused with file and reason, reads go on; and
+/// the next open shows all that was acknowledged.
+#[test]
+fn a_failed_sync_ends_writing_but_not_reading() {
+    let machine = Machine::new(SimFileSystem::new(), 1);
+    let node = machine.open().expect("it opens");
+    machine.set(&node, "a", "1").expect("it commits");
+    machine.spawner.run_until_idle();
+    let fault = Verdict::FailAndDrop(DiskError::Io);
+    machine.disk.inject(Injection::new(&[OpKind::Sync], fault).path("/db/log/").once());
+    let now = machine.begin(&node);
+    let unknown = machine.commit(&node, Transaction::at(now).set("a", "2").id(1, 1, 1).build());
+    let error = unknown.expect_err("the sync failed");
+    assert_eq!(error.code(), Code::CommitUnknownResult);
+    assert!(error.to_string().contains("/db/log/"), "{error}");
+    for _ in 0..2 {
+        let error = machine.set(&node, "a", "3").expect_err("nothing is taken any more");
+        assert_eq!(error.code(), Code::IoError);
+        assert!(error.to_string().contains("/db/log/") && error.to_string().contains("sync"), "{error}");
+    }
+    let resolved = machine.resolve(&node, CommitId { client: 1, counter: 1 }, now);
+    assert_eq!(code(resolved), Code::IoError, "nobody knows until it is opened again");
+    assert_eq!(machine.get(&node, "a").as_deref(), Some("1"), "reads go on");
+    let status: serde_json::Value =
+        serde_json::from_str(&machine.wait(node.status()).expect("it has a status")).expect("it is JSON");
+    assert_eq!(status["client"]["database_status"]["available"], false);
+    assert!(status["cluster"]["failure"].as_str().is_some_and(|failure| failure.contains("/db/log/")));
+    drop(node);
+    let machine = machine.crash(CrashMode::UnsyncedLost, 2);
+    let node = machine.open().expect("it opens again");
+    assert_eq!(machine.get(&node, "a").as_deref(), Some("1"));
+    assert_eq!(machine.resolve(&node, CommitId { client: 1, counter: 1 }, now), Ok(None), "now it is known");
+    machine.set(&node, "a", "4").expect("it commits");
+}
+
+/// Commits fail with the reason while the disk is full, reads go on, and commits go on when there is space.
+#[test]
+fn a_full_disk_is_got_over() {
+    let machine = Machine::new(SimFileSystem::new(), 1);
+    let node = machine.open().expect("it opens");
+    machine.set(&node, "a", "1").expect("it commits");
+    machine.spawner.run_for(Duration::from_secs(2));
+    machine.disk.set_capacity(machine.disk.used_bytes());
+    let mut acknowledged = 0;
+    let error = loop {
+        match machine.set(&node, &format!("k{acknowledged:03}"), &"v".repeat(500)) {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 1000, "the disk is full");
+    };
+    assert_eq!(error.code(), Code::IoError);
+    assert!(error.to_string().contains("no space left"), "{error}");
+    assert_eq!(machine.get(&node, "a").as_deref(), Some("1"), "reads go on");
+    assert!(node.failure().is_none(), "it is not for good");
+    machine.disk.set_capacity(1 << 30);
+    machine.spawner.run_for(Duration::from_secs(2));
+    // What was refused has not happened. It may be taken for a conflict once, by who read before it was known.
+    let commits = || {
+        let request = Transaction::at(machine.begin(&node)).read(&format!("k{acknowledged:03}")).set("b", "1").build();
+        matches!(machine.commit(&node, request), Ok(Committed::At { .. }))
+    };
+    assert!(commits() || commits());
+    assert_eq!(machine.get(&node, &format!("k{acknowledged:03}")), None);
+    for number in 0..acknowledged {
+        assert!(machine.get(&node, &format!("k{number:03}")).is_some(), "{number}");
+    }
+    machine.wait(node.close()).expect("it closes");
+}
+
+/// Much more than fits in memory buffers: storage reads from the WAL what memory no longer has, and the log is purged behind it.
+#[test]
+fn the_log_stays_small() {
+    let machine = Machine::new(SimFileSystem::new(), 1);
+    let node = machine.open().expect("it opens");
+    for round in 0..60 {
+        let now = machine.begin(&node);
+        let answers: Vec<_> = (0..10)
+            .map(|key| node.commit(Transaction::at(now).set(&format!("k{key}"), &format!("{round:0500}")).build()))
+            .collect();
+        for answer in answers {
+            machine.wait(answer).expect("it commits");
+        }
+    }
+    machine.spawner.run_for(Duration::from_secs(5));
+    let log = node.log().statistics();
+    assert!(log.counters.append_bytes > 250_000, "{log:?}");
+    assert!(log.wal.disk_bytes < 120_000, "the log was purged: {log:?}");
+    assert!(log.hot_bytes < 10_000);
+    assert!(machine.get(&node, "k9").is_some_and(|value| value.ends_with("59")));
+    machine.wait(node.close()).expect("it closes");
+}
+
+fn copy(from: &SimFileSystem, to: &SimFileSystem, dir: &str) {
+    let dir = Path::new(dir);
+    for name in to.list(dir).expect("it lists") {
+        to.remove_file(&dir.join(name)).expect("it removes");
+    }
+    for name in from.list(dir).expect("it lists") {
+        let path = dir.join(name);
+        let file = from.open(&path, ferrisdb_storage::fs::OpenMode::Read).expect("it opens");
+        let mut content = vec![0; usize::try_from(file.len().expect("it has a length")).expect("it fits")];
+        ferrisdb_storage::fs::read_exact_at(file.as_ref(), &mut content, 0).expect("it reads");
+        let file = to.open(&path, ferrisdb_storage::fs::OpenMode::CreateNew).expect("it creates");
+        ferrisdb_storage::fs::write_all_at(file.as_ref(), &content, 0).expect("it writes");
+    }
+}
+
+/// A life with so much data that log and storage have moved on; returns the disk as it was before, and after.
+fn two_times(seed: u64) -> (SimFileSystem, SimFileSystem) {
+    let machine = Machine::new(SimFileSystem::new(), seed);
+    let mut before = None;
+    for life in 0..2 {
+        let node = machine.open().expect("it opens");
+        for number in 0..60 {
+            machine.set(&node, &format!("{number}"), &"v".repeat(900)).expect("it commits");
+        }
+        machine.spawner.run_for(Duration::from_secs(2));
+        machine.wait(node.close()).expect("it closes");
+        drop(node);
+        if life == 0 {
+            before = Some(machine.disk.fork());
+        }
+    }
+    (before.expect("two lives"), machine.disk.fork())
+}
+
+/// Parts of different databases, or of different times, are not taken for one; and refusing changes nothing.
+#[test]
+fn what_does_not_belong_together_is_refused() {
+    let (before, after) = two_times(1);
+    let (_, other) = two_times(2);
+    let refused = |disk: &SimFileSystem, words: &str| {
+        for _ in 0..2 {
+            let machine = Machine::new(disk.fork(), 3);
+            let error = machine.open().expect_err("it is refused");
+            assert_eq!(error.code(), Code::IoError, "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    };
+    let disk = after.fork();
+    copy(&before, &disk, "/db/storage");
+    refused(&disk, "storage");
+    let disk = after.fork();
+    copy(&before, &disk, "/db/log");
+    refused(&disk, "/db/log");
+    let disk = after.fork();
+    copy(&other, &disk, "/db/storage");
+    refused(&disk, "another database");
+    let disk = after.fork();
+    for name in disk.list(Path::new("/db/log")).expect("it lists") {
+        disk.remove_file(&Path::new("/db/log").join(name)).expect("it removes");
+    }
+    refused(&disk, "/db/log");
+    let disk = after.fork();
+    disk.remove_file(Path::new("/db/cluster")).expect("it removes");
+    refused(&disk, "/db/cluster");
+    let disk = after.fork();
+    for offset in 0..32 {
+        disk.flip_bit(Path::new("/db/cluster"), offset, 3);
+        refused(&disk, "/db/cluster");
+        disk.flip_bit(Path::new("/db/cluster"), offset, 3);
+    }
+    let machine = Machine::new(after, 4);
+    machine.open().expect("untouched, it opens");
+}
