@@ -47,7 +47,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn the_client_is_as_the_contract_says() {
     const STEPS_OF_A_SEED: u64 = 5_000;
-    let steps = number("FERRISDB_ORACLE_STEPS").unwrap_or(100_000);
+    let steps = number("FERRISDB_ORACLE_STEPS").unwrap_or(1_000_000);
     if let Some(seed) = number("FERRISDB_ORACLE_SEED") {
         println!("seed {seed}: {:?}", run(seed, STEPS_OF_A_SEED));
         return;

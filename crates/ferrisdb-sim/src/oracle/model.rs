@@ -635,11 +635,12 @@ impl Transaction {
             }
         }
         let must = KeyRange::new(low.clone(), high.clone());
-        // Where a selector ran off, everything up to there was looked at.
+        // A selector was found by looking at everything up to the key that it found, or up to the end that it ran off.
         let off_front = from.ran_off_front || to.ran_off_front;
         let off_end = from.ran_off_end || to.ran_off_end;
-        let low = if off_front { Bytes::new() } else { low.min(from.key.clone()) };
-        let high = if off_end { Bytes::from_static(END) } else { high.max(key_after(&to.key)) };
+        let (least, greatest) = ((&from.key).min(&to.key), (&from.key).max(&to.key));
+        let low = if off_front { Bytes::new() } else { low.min(least.clone()) };
+        let high = if off_end { Bytes::from_static(END) } else { high.max(key_after(greatest)) };
         let is_plain = begin.offset == 1 && end.offset == 1;
         let may = if is_plain { must.clone() } else { KeyRange::new(low, high) };
         let view = self.view(false);
@@ -726,8 +727,9 @@ fn check_chunk(
 impl Transaction {
     fn write(&mut self, step: &Step, observed: &Observed) -> Checked {
         // Calls that return nothing return nothing also after the end; whoever says so at once may.
-        let failing = self.failing();
-        if !failing.is_empty() {
+        // A deferred error stops no later call of this kind.
+        let is_over = self.phase != Phase::Open || self.poison.is_some();
+        if is_over {
             self.note_misuse(observed);
             return match observed {
                 Observed::Done | Observed::Failed(_) => Ok(()),
@@ -758,6 +760,7 @@ impl Transaction {
                     return Err(Code::KeyOutsideLegalRange);
                 }
                 if key.len() > KEY_BYTES_MAX {
+                    self.next_write_no_conflict = false;
                     return Ok(());
                 }
                 self.clear(KeyRange::single(key));
@@ -771,18 +774,24 @@ impl Transaction {
                 }
                 if begin < end {
                     self.clear(KeyRange::new(begin.clone(), end.clone()));
+                } else {
+                    // A write all the same, as far as option 30 goes.
+                    self.next_write_no_conflict = false;
                 }
             }
             Step::Atomic { kind, key, operand, .. } => self.atomic(*kind, key, operand)?,
             Step::ReadConflict { begin, end, .. } => {
                 let range = check_conflict_range(begin, end)?;
-                self.has_grown |= !range.is_empty();
+                // What is covered by own writes, or was there before, need not be stored again.
+                let is_new = self.own.is_empty() && !any_meets(&self.read_conflicts.may, std::slice::from_ref(&range));
+                self.has_grown |= is_new && !range.is_empty();
                 let must = if self.ryw_disabled { vec![range.clone()] } else { self.own_view().depends_on(&range) };
                 self.read_conflicts.add_all(must, vec![range]);
             }
             Step::WriteConflict { begin, end, .. } => {
                 let range = check_conflict_range(begin, end)?;
-                self.has_grown |= !range.is_empty();
+                self.has_grown |=
+                    !range.is_empty() && !any_meets(&self.write_conflicts.may, std::slice::from_ref(&range));
                 if !range.is_empty() {
                     self.write_conflicts.add(&range);
                 }
