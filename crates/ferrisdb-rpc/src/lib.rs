@@ -32,6 +32,8 @@ pub mod options;
 pub mod runtime;
 pub mod server;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use answer::Answer;
