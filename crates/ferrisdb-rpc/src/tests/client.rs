@@ -199,7 +199,8 @@ fn a_lost_connection_leaves_a_commit_unknown() {
         let server = async {
             let mut inbox = crate::frame::Inbox::new();
             let description = Puppet::default().description();
-            let greeted = crate::hello::greet_client(&mut theirs, &mut inbox, &description, &ServeOptions::default());
+            let options = ServeOptions::default();
+            let greeted = crate::hello::greet_client(&mut theirs, &mut inbox, &description, &options);
             assert!(greeted.await.is_ok());
         };
         let options = ClientOptions::default();
