@@ -232,19 +232,17 @@ impl Overlay {
     /// How the key space goes on from just before `at` back towards `begin`.
     pub(crate) fn stretch_before(&self, at: &Bytes, begin: &Bytes, bypass_unreadable: bool) -> Stretch {
         let mut from = begin;
-        if !bypass_unreadable && !self.unreadable.is_empty() {
-            if let Some((_, end)) = self.unreadable.beginning_before(at).next() {
-                if end >= at {
-                    return Stretch::Unreadable;
-                }
-                from = from.max(end);
+        if !bypass_unreadable && let Some((_, end)) = self.unreadable.beginning_before(at).next() {
+            if end >= at {
+                return Stretch::Unreadable;
             }
+            from = from.max(end);
         }
         let mut cleared = self.cleared.beginning_before(at).peekable();
-        if let Some((cleared_from, end)) = cleared.peek() {
-            if *end >= at {
-                return Stretch::Cleared(from.max(cleared_from).clone());
-            }
+        if let Some((cleared_from, end)) = cleared.peek()
+            && *end >= at
+        {
+            return Stretch::Cleared(from.max(cleared_from).clone());
         }
         let mut cleared = cleared.take_while(|(_, end)| *end > from);
         let next = cleared.find(|(begin, end)| !is_single(begin, end)).map(|(_, end)| end);
