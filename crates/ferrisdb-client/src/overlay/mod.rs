@@ -285,16 +285,20 @@ impl Overlay {
         }
     }
 
+    /// Checks the invariants.
     #[cfg(test)]
     pub(crate) fn check(&self) {
+        for set in [&self.cleared, &self.unsealed_clears, &self.unreadable, &self.write_conflicts] {
+            set.check();
+        }
         for (begin, end) in self.unsealed_clears.iter() {
             let whole = self.cleared.containing(begin).expect("what is to be cleared is cleared");
             assert!(end <= whole.1);
         }
         for (key, entry) in &self.entries {
-            let mut mutations = Vec::new();
-            entry.mutations(key, &mut mutations);
-            assert!(entry.is_independent() || !self.cleared.contains(key) || self.unreadable.contains(key));
+            entry.check();
+            let is_folded = entry.is_independent() || !self.cleared.contains(key) || self.unreadable.contains(key);
+            assert!(is_folded, "an operation on a cleared key that can be read is computed at once: {key:?}");
         }
     }
 }
