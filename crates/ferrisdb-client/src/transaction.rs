@@ -37,7 +37,7 @@ pub enum ConflictRangeType {
 /// [`on_error`](Self::on_error) says whether to try again; [`Database::run`] does all that.
 #[derive(Clone)]
 pub struct Transaction {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 /// The reads of a transaction that do not conflict: see [`Transaction::snapshot`].
