@@ -4,6 +4,7 @@
 //! run on a [`Runtime`](ferrisdb_core::Runtime); [`JobRuntime`] is the one over the storage engine's spawner: threads in a real process, one
 //! thread in a simulation.
 
+pub mod resolver;
 pub mod runtime;
 pub mod storage;
 
