@@ -41,8 +41,8 @@ use ranges::RangeWrites;
 
 /// Point writes of the smallest generation: an index of 128 KiB.
 const GENERATION_POINTS_MIN: usize = 1 << 13;
-/// Point writes of the largest generation: sorting it takes some ten milliseconds, in parts.
-const GENERATION_POINTS_MAX: usize = 1 << 18;
+/// Point writes of the largest generation: sorting it when it is full takes some three milliseconds, the longest pause that there is.
+const GENERATION_POINTS_MAX: usize = 1 << 16;
 /// A generation holds this part of the window: a check at the window's far end asks about so many, and so much stays longer than it must.
 const GENERATIONS: usize = 8;
 

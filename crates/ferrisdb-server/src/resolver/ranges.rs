@@ -24,8 +24,15 @@ const BLOCK: usize = 64;
 pub(super) struct RangeWrites {
     /// Oldest first. Invariant: versions grow from one to the next.
     steps: VecDeque<Steps>,
-    /// Begin, end, version.
-    pending: Vec<(Box<[u8]>, Box<[u8]>, Version)>,
+    pending: Vec<Pending>,
+}
+
+/// A write that is in no step function yet.
+#[derive(Debug)]
+struct Pending {
+    begin: Box<[u8]>,
+    end: Box<[u8]>,
+    version: Version,
 }
 
 /// A step function.
@@ -42,10 +49,10 @@ struct Steps {
 
 impl RangeWrites {
     pub(super) fn add(&mut self, version: Version, begin: &[u8], end: &[u8]) {
-        self.pending.push((begin.into(), end.into(), version));
+        self.pending.push(Pending { begin: begin.into(), end: end.into(), version });
         if self.pending.len() == PENDING_MAX {
             let mut merged: Vec<Steps> =
-                self.pending.drain(..).map(|(begin, end, version)| Steps::single(&begin, &end, version)).collect();
+                self.pending.drain(..).map(|write| Steps::single(&write.begin, &write.end, write.version)).collect();
             while merged.len() > 1 {
                 merged = merged.chunks(2).map(|pair| Steps::merged(&pair[0], &pair[pair.len() - 1])).collect();
             }
@@ -69,8 +76,8 @@ impl RangeWrites {
 
     /// True if the key was written above `version`.
     pub(super) fn meets_key(&self, key: &[u8], version: Version) -> bool {
-        let pending = self.pending.iter().rev().take_while(|(_, _, written)| *written > version);
-        let mut pending = pending.filter(|(begin, end, _)| **begin <= *key && *key < **end);
+        let pending = self.pending.iter().rev().take_while(|write| write.version > version);
+        let mut pending = pending.filter(|write| *write.begin <= *key && *key < *write.end);
         pending.next().is_some() || {
             let mut newer = self.steps.iter().rev().take_while(|steps| steps.newest > version);
             newer.any(|steps| steps.at(key) > version)
@@ -79,8 +86,8 @@ impl RangeWrites {
 
     /// True if a key from `begin` up to, not including, `end` was written above `version`.
     pub(super) fn meets(&self, begin: &[u8], end: &[u8], version: Version) -> bool {
-        let pending = self.pending.iter().rev().take_while(|(_, _, written)| *written > version);
-        let mut pending = pending.filter(|(first, last, _)| **first < *end && *begin < **last);
+        let pending = self.pending.iter().rev().take_while(|write| write.version > version);
+        let mut pending = pending.filter(|write| *write.begin < *end && *begin < *write.end);
         pending.next().is_some() || {
             let mut newer = self.steps.iter().rev().take_while(|steps| steps.newest > version);
             newer.any(|steps| steps.has_above(begin, end, version))
@@ -94,7 +101,8 @@ impl RangeWrites {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let pending: usize = self.pending.iter().map(|(begin, end, _)| begin.len() + end.len() + 40).sum();
+        let pending: usize =
+            self.pending.iter().map(|write| write.begin.len() + write.end.len() + size_of::<Pending>()).sum();
         self.steps.iter().map(Steps::bytes).sum::<usize>() + pending
     }
 
@@ -107,7 +115,7 @@ impl RangeWrites {
             assert!(steps.versions.windows(2).all(|pair| pair[0] != pair[1]), "a boundary is where it changes");
             assert_eq!(steps.versions.last(), Some(&Version::ZERO), "nothing was written up to the end of all keys");
         }
-        assert!(self.pending.iter().all(|(_, _, version)| *version >= newest));
+        assert!(self.pending.iter().all(|write| write.version >= newest));
     }
 }
 
