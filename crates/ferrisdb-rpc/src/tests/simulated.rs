@@ -40,7 +40,8 @@ fn story(seed: u64) -> Vec<String> {
     let told = Arc::new(Mutex::new(Vec::new()));
     let tell = Arc::clone(&told);
     sim.client("client", async move {
-        let options = ClientOptions { seed: Some(seed), question_timeout: Duration::from_secs(2), ..ClientOptions::default() };
+        let options =
+            ClientOptions { seed: Some(seed), question_timeout: Duration::from_secs(2), ..ClientOptions::default() };
         let client = Client::connect_with(Arc::new(SimulatedConnector), "server:4500", options).await?;
         for number in 0..300 {
             let result = if number % 3 == 0 {
@@ -54,7 +55,9 @@ fn story(seed: u64) -> Vec<String> {
         }
         Ok(())
     });
-    let mut faults = [(3_000, "crash"), (5_000, "bounce"), (9_000, "cut"), (14_000, "mend"), (20_000, "bounce")].into_iter().peekable();
+    let mut faults = [(3_000, "crash"), (5_000, "bounce"), (9_000, "cut"), (14_000, "mend"), (20_000, "bounce")]
+        .into_iter()
+        .peekable();
     loop {
         if let Some((_, fault)) = faults.next_if(|(at, _)| sim.elapsed() >= Duration::from_millis(*at)) {
             match fault {
