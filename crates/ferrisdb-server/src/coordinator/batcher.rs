@@ -69,6 +69,8 @@ pub struct Group {
     pub transactions: u64,
     /// Bytes of their mutations.
     pub bytes: u64,
+    /// The batch's horizon.
+    horizon: Version,
     /// The ids that it decides.
     ids: Vec<CommitId>,
     /// The leases that it grants and ends.
@@ -168,6 +170,7 @@ impl Batcher {
             decisions: Vec::with_capacity(requests.len()),
             transactions: 0,
             bytes: 0,
+            horizon: self.horizon,
             ids: Vec::new(),
             granted: Vec::new(),
             ended: std::mem::take(&mut self.ended),
@@ -203,6 +206,7 @@ impl Batcher {
                 false => vec![Section { tags: vec![Tag::FIRST], mutations }],
             };
             group.version = Some(version);
+            group.horizon = horizon;
             group.entries.push(Entry::Batch(Batch {
                 epoch: self.epoch,
                 owner: self.owner,
@@ -220,18 +224,15 @@ impl Batcher {
 
     /// The group's entries are in the log's hands: what follows builds on them.
     pub fn appended(&mut self, group: &Group) {
-        let batch =
-            group.entries.iter().find_map(|entry| if let Entry::Batch(batch) = entry { Some(batch) } else { None });
-        if let Some(batch) = batch {
-            self.previous = batch.version;
-            self.horizon = batch.horizon;
-            self.needs_batch = false;
-            if !batch.sections.is_empty() {
-                self.changed = batch.version;
-            }
-            let behind = batch.version.get().saturating_sub(self.limits.window_versions);
-            self.window.forget_below(Version::from_u64(behind));
+        let Some(version) = group.version else { return };
+        self.previous = version;
+        self.horizon = group.horizon;
+        self.needs_batch = false;
+        if group.transactions > 0 {
+            self.changed = version;
         }
+        let behind = version.get().saturating_sub(self.limits.window_versions);
+        self.window.forget_below(Version::from_u64(behind));
     }
 
     /// The log refused the group's entries: none of it happened.

@@ -662,10 +662,8 @@ impl Driver {
         let log = Arc::clone(&shared.log);
         let mut group = self.batcher.form(requests, wants_batch, now, durable, &|id| log.known(id));
         let decisions = std::mem::take(&mut group.decisions);
-        let appended = match group.entries.is_empty() {
-            true => None,
-            false => Some(shared.log.append(group.entries.clone())),
-        };
+        let entries = std::mem::take(&mut group.entries);
+        let appended = (!entries.is_empty()).then(|| shared.log.append(entries));
         match appended {
             None => self.answer(rest, decisions, None, None),
             Some(Err(error)) => {

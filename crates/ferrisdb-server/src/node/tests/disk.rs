@@ -171,3 +171,52 @@ fn what_does_not_belong_together_is_refused() {
     let machine = Machine::new(after, 4);
     machine.open().expect("untouched, it opens");
 }
+
+/// Storage waits for a disk that takes no more tables, while the log still has space: what begins is limited, by priority, and the status
+/// says why; once storage has caught up nothing is limited.
+#[test]
+fn a_backlog_slows_down_what_begins() {
+    let machine = Machine::new(SimFileSystem::new(), 1);
+    let mut options = NodeOptions::tiny();
+    options.coordinator.rate.backlog_low_bytes = 4_000;
+    options.coordinator.rate.backlog_high_bytes = 20_000;
+    options.coordinator.rate.waiting = 3;
+    let node = machine.open_with(options).expect("it opens");
+    let now = machine.begin(&node);
+    let full = Verdict::Fail(DiskError::NoSpace);
+    machine.disk.inject(Injection::new(&[OpKind::Create, OpKind::Write], full).path(".sst"));
+    let mut committed = 0;
+    while node.coordinator().statistics().begins_per_second.is_none_or(|limit| limit > 10.0) {
+        let value = "v".repeat(2_000);
+        let request = Transaction::at(now).set(&format!("k{committed}"), &value).build();
+        machine.commit(&node, request).expect("the log has space");
+        committed += 1;
+        assert!(committed < 200, "the backlog grows: {:?}", node.coordinator().statistics());
+    }
+    assert!(committed > 20, "memory takes some of it");
+    let begin = |priority| node.begin(BeginRequest { transactions: 1, priority });
+    assert!(begin(Priority::Immediate).try_now().is_ok());
+    let since = machine.clock.now();
+    assert_eq!(code(machine.wait(begin(Priority::Batch))), Code::BatchTransactionThrottled);
+    let waited = machine.clock.now() - since;
+    assert!((Duration::from_secs(5)..Duration::from_secs(6)).contains(&waited), "{waited:?}");
+    let since = machine.clock.now();
+    for _ in 0..30 {
+        machine.begin(&node);
+    }
+    let waited = machine.clock.now() - since;
+    assert!((Duration::from_secs(2)..Duration::from_secs(5)).contains(&waited), "ten a second: {waited:?}");
+    let status: serde_json::Value =
+        serde_json::from_str(&machine.wait(node.status()).expect("it has a status")).expect("it is JSON");
+    assert_eq!(status["cluster"]["qos"]["performance_limited_by"]["name"], "storage_write_stall");
+    // More than may wait are refused; waiting costs nobody anything who gives up.
+    let waiting: Vec<_> = (0..4).map(|_| begin(Priority::Batch)).collect();
+    let refused = waiting.into_iter().filter(|answer| matches!(answer, Answer::Now(_))).count();
+    assert_eq!(refused, 1);
+
+    machine.disk.clear_injections();
+    machine.spawner.run_for(Duration::from_secs(20));
+    assert!(begin(Priority::Batch).try_now().is_ok(), "{:?}", node.coordinator().statistics());
+    assert_eq!(machine.get(&node, "k0").map(|value| value.len()), Some(2_000));
+    machine.wait(node.close()).expect("it closes");
+}
