@@ -31,3 +31,14 @@ pub use ferrisdb_rpc::{Answer, Endpoint, api};
 pub use ferrisdb_server::{Node, NodeOptions};
 
 pub use database::Database;
+
+/// The code on the pages of the book runs.
+#[cfg(doctest)]
+mod book {
+    #[doc = include_str!("../../../docs/first-steps.md")]
+    struct FirstSteps;
+    #[doc = include_str!("../../../docs/data-model.md")]
+    struct DataModel;
+    #[doc = include_str!("../../../docs/transactions.md")]
+    struct Transactions;
+}
