@@ -368,6 +368,7 @@ impl Server {
                     last_write: now,
                     frame_began: None,
                     long_deadline: None,
+                    sign_due: None,
                     timer: Box::pin(tokio::time::sleep(self.options.idle_timeout)),
                 };
                 let end = poll_fn(|context| connection.poll(context)).await;
@@ -463,8 +464,14 @@ struct Attended<S> {
     frame_began: Option<Instant>,
     /// When the long request that is under way must be complete.
     long_deadline: Option<Instant>,
+    /// When the client, whose pings are not read, is to be told that the server lives.
+    sign_due: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
+
+/// A client takes a server for lost whose pongs do not come; one that does not read pings sends pongs of its own accord. A client waits at
+/// least twice as long.
+const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(2);
 
 impl<S> Drop for Attended<S> {
     fn drop(&mut self) {
@@ -531,6 +538,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
                 room = self.wait_for_memory();
             }
             if room == Room::Yes && !self.is_client_done {
+                self.sign_due = None;
                 match self.inbox.poll_read(&mut self.stream, context) {
                     Poll::Ready(Ok(0)) => return Ok(Poll::Ready(())),
                     Poll::Ready(Ok(len)) => {
@@ -544,6 +552,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             } else {
                 // That nothing comes is our doing. A half frame's time goes on only if it is memory that lacks: it holds some.
                 self.last_read = now;
+                self.sign_due.get_or_insert(now + SIGN_OF_LIFE_EVERY);
                 if room == Room::No {
                     self.frame_began = None;
                 }
@@ -835,6 +844,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
                 return Err(End::Closed);
             }
             next = next.min(until);
+        }
+        if let Some(due) = self.sign_due {
+            if due <= now {
+                // Replies that wait to be taken are sign enough.
+                if self.reply_bytes() == 0 {
+                    self.outbox.put(&proto::Reply { id: 0, answer: Some(Body::Pong(proto::Empty {})) });
+                    context.waker().wake_by_ref();
+                }
+                self.sign_due = Some(now + SIGN_OF_LIFE_EVERY);
+            }
+            next = self.sign_due.map_or(next, |due| next.min(due));
         }
         if self.timer.is_elapsed() {
             self.release_memory();
