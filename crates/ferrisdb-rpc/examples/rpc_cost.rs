@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Mutation, Version};
 use ferrisdb_rpc::api::{
-    BeginRequest, Begun, CommitId, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    BeginRequest, Begun, CommitId, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest,
+    Lease, LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Client, ClientOptions, Endpoint, ServeOptions, serve};
 

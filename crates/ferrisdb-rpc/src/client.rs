@@ -88,7 +88,8 @@ impl Connector for TcpConnector {
 /// `connection_string_invalid`, with what is wrong with it.
 pub fn check_address(address: &str) -> Result<()> {
     let invalid = |what: &str| {
-        let detail = format!("`{address}` is not an address: {what}; write HOST:PORT, such as localhost:4500 or [::1]:4500");
+        let detail =
+            format!("`{address}` is not an address: {what}; write HOST:PORT, such as localhost:4500 or [::1]:4500");
         Err(Error::with(Code::ConnectionStringInvalid, detail))
     };
     let Some((host, port)) = address.rsplit_once(':') else { return invalid("it has no port") };
@@ -410,13 +411,8 @@ impl Supervisor {
         let description = connection.description();
         // From here on no other cluster will do.
         self.options.cluster_id = Some(description.cluster_id);
-        let state = State {
-            connection: Some(connection),
-            description,
-            failed: None,
-            waiting: BTreeMap::new(),
-            next_ticket: 0,
-        };
+        let state =
+            State { connection: Some(connection), description, failed: None, waiting: BTreeMap::new(), next_ticket: 0 };
         let shared = Arc::new(Shared { address: self.address.clone(), state: Mutex::new(state) });
         let end = EndOfSupervisor(Arc::clone(&shared));
         let _ = tell.send(Ok(Arc::clone(&shared)));

@@ -316,7 +316,8 @@ impl Server {
         let count = per_address.entry(address).or_default();
         if *count >= options.connections_per_address_max {
             let max = options.connections_per_address_max;
-            let detail = format!("the server has as many connections from {address} as it takes from one address ({max})");
+            let detail =
+                format!("the server has as many connections from {address} as it takes from one address ({max})");
             return Err((Rejection::TooManyFromAddress, detail));
         }
         *count += 1;
@@ -721,7 +722,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             Question::Begin(begin) => self.put(at, Method::Begin, wire::begin_in(begin), |q| endpoint.begin(q)),
             Question::Get(get) => self.put(at, Method::Get, wire::get_in(get), |q| endpoint.get(q)),
             Question::GetKey(get) => self.put(at, Method::GetKey, wire::get_key_in(get), |q| endpoint.get_key(q)),
-            Question::GetRange(get) => self.put(at, Method::GetRange, wire::get_range_in(get), |q| endpoint.get_range(q)),
+            Question::GetRange(get) => {
+                self.put(at, Method::GetRange, wire::get_range_in(get), |q| endpoint.get_range(q))
+            }
             Question::Commit(commit) => self.put(at, Method::Commit, wire::commit_in(commit), |q| endpoint.commit(q)),
             Question::Resolve(resolve) => {
                 self.put(at, Method::Resolve, wire::resolve_in(resolve), |q| endpoint.resolve(q));
@@ -732,7 +735,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
                 self.put(at, Method::Watch, wire::watch_in(watch), |q| match has_room {
                     true => endpoint.watch(q),
                     false => {
-                        let detail = format!("this connection has {max} watches pending, the most that the database takes");
+                        let detail =
+                            format!("this connection has {max} watches pending, the most that the database takes");
                         Error::with(Code::TooManyWatches, detail).into()
                     }
                 });
@@ -828,7 +832,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
         let idle = (self.last_read + options.idle_timeout, Rejection::Idle);
         let frame = self.frame_began.map(|began| (began + options.frame_timeout, Rejection::FrameTimeout));
         let long = self.long_deadline.map(|deadline| (deadline, Rejection::FrameTimeout));
-        let write = (self.reply_bytes() > 0).then(|| (self.last_write + options.write_timeout, Rejection::WriteTimeout));
+        let write =
+            (self.reply_bytes() > 0).then(|| (self.last_write + options.write_timeout, Rejection::WriteTimeout));
         let deadlines = [Some(idle), frame, long, write];
         if let Some((_, rejection)) = deadlines.iter().flatten().find(|(deadline, _)| *deadline <= now) {
             let detail = match rejection {

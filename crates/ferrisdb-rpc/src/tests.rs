@@ -91,7 +91,11 @@ impl Puppet {
 impl Endpoint for Puppet {
     fn description(&self) -> Description {
         let connection_string = "puppet".to_owned();
-        Description { cluster_id: *b"0123456789abcdef", limits: Limits { watches: 3, ..Limits::DEFAULT }, connection_string }
+        Description {
+            cluster_id: *b"0123456789abcdef",
+            limits: Limits { watches: 3, ..Limits::DEFAULT },
+            connection_string,
+        }
     }
 
     fn begin(&self, request: BeginRequest) -> Answer<Begun> {
@@ -229,7 +233,11 @@ impl Listener for HallListener {
 struct ByteByByte<S>(S);
 
 impl<S: AsyncRead + Unpin> AsyncRead for ByteByByte<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let mut byte = [0];
         let mut one = ReadBuf::new(&mut byte);
         std::task::ready!(Pin::new(&mut self.0).poll_read(context, &mut one))?;

@@ -476,7 +476,8 @@ pub(crate) fn description_out(description: &Description) -> proto::Description {
 
 pub(crate) fn description_in(description: proto::Description) -> Checked<Description> {
     let limits = required(description.limits, "a description without limits")?;
-    let size = |number: u64| usize::try_from(number).map_err(|_| ProtocolError::Field("a limit above the address space"));
+    let size =
+        |number: u64| usize::try_from(number).map_err(|_| ProtocolError::Field("a limit above the address space"));
     Ok(Description {
         cluster_id: cluster_id_in(&description.cluster_id)?,
         limits: Limits {

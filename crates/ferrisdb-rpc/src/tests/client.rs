@@ -81,7 +81,8 @@ fn answers_come_in_any_order() {
         let stage = Stage::open(ServeOptions::default());
         let connection = stage.connect().await;
         let mut held = connection.get(get("hold"));
-        let watch = connection.watch(WatchRequest { key: "w".into(), value: Some("v".into()), version: Version::from_u64(9) });
+        let watch =
+            connection.watch(WatchRequest { key: "w".into(), value: Some("v".into()), version: Version::from_u64(9) });
         assert_eq!(connection.get(get("quick")).await.unwrap().unwrap(), "quick");
         assert!(futures_poll(&mut held).await.is_pending());
         stage.puppet.release();
@@ -427,7 +428,9 @@ fn addresses_are_checked_in_words() {
     for address in ["localhost:4500", "10.0.0.1:1", "[::1]:65535", "db.example.org:80"] {
         assert_eq!(check_address(address), Ok(()), "{address}");
     }
-    for address in ["", "localhost", "localhost:", ":4500", "::1:4500", "[::1]", "[x]:1", "a b:1", "h:0", "h:65536", "http://h:1"] {
+    for address in
+        ["", "localhost", "localhost:", ":4500", "::1:4500", "[::1]", "[x]:1", "a b:1", "h:0", "h:65536", "http://h:1"]
+    {
         assert_eq!(code(check_address(address)), Code::ConnectionStringInvalid, "{address}");
     }
 }
@@ -442,10 +445,13 @@ fn a_tokio_runtime_has_time_and_seeded_randomness() {
         let (tell, told) = oneshot::channel();
         let began = one.now();
         let slept = one.sleep(Duration::from_secs(100));
-        one.spawn("test", Box::pin(async move {
-            slept.await;
-            tell.send(()).unwrap();
-        }));
+        one.spawn(
+            "test",
+            Box::pin(async move {
+                slept.await;
+                tell.send(()).unwrap();
+            }),
+        );
         told.await.unwrap();
         let took = one.now() - began;
         assert!((100..101).contains(&took.as_secs()), "{took:?}");

@@ -29,7 +29,13 @@ pub(super) fn questions() -> Vec<(&'static str, Question)> {
         ("get_key", wire::get_key_out(GetKeyRequest { selector, end: "z".into(), version })),
         (
             "get_range",
-            wire::get_range_out(GetRangeRequest { range: range.clone(), version, limit: 7, target_bytes: 1000, reverse: true }),
+            wire::get_range_out(GetRangeRequest {
+                range: range.clone(),
+                version,
+                limit: 7,
+                target_bytes: 1000,
+                reverse: true,
+            }),
         ),
         ("commit", wire::commit_out(commit)),
         ("resolve", wire::resolve_out(ResolveRequest { id, read_version: version })),

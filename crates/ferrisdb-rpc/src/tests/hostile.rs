@@ -103,7 +103,9 @@ fn a_version_mismatch_is_told_in_words() {
         for (answer, words) in [(refused, words), (newer, "the server (ferrisdb 9.9) versions 7 to 9")] {
             let (ours, mut theirs) = tokio::io::duplex(1 << 12);
             theirs.write_all(&answer).await.unwrap();
-            let Err(error) = Connection::open(ours, "there:1", &ClientOptions::default()).await else { panic!("refused") };
+            let Err(error) = Connection::open(ours, "there:1", &ClientOptions::default()).await else {
+                panic!("refused")
+            };
             assert_eq!(error.code(), Code::IncompatibleProtocolVersion);
             assert!(error.to_string().contains(words) && error.to_string().contains("there:1"), "{error}");
         }
@@ -123,7 +125,8 @@ fn another_cluster_and_credentials_are_refused_in_words() {
         assert_eq!(error, Error::with(Code::ClientInvalidOperation, words));
         let mut bytes = MAGIC.to_vec();
         let credentials = Bytes::from("token");
-        let hello = proto::ClientHello { protocol_min: 1, protocol_max: 1, credentials, ..proto::ClientHello::default() };
+        let hello =
+            proto::ClientHello { protocol_min: 1, protocol_max: 1, credentials, ..proto::ClientHello::default() };
         crate::frame::put_hello(&mut bytes, &hello);
         let answer = provoke(&stage, &bytes).await;
         assert!(String::from_utf8_lossy(&answer).contains("cannot check"));
@@ -145,7 +148,9 @@ fn a_client_names_what_is_not_a_server() {
             let (ours, mut theirs) = tokio::io::duplex(1 << 12);
             theirs.write_all(bytes).await.unwrap();
             theirs.shutdown().await.unwrap();
-            let Err(error) = Connection::open(ours, "there:1", &ClientOptions::default()).await else { panic!("{words}") };
+            let Err(error) = Connection::open(ours, "there:1", &ClientOptions::default()).await else {
+                panic!("{words}")
+            };
             assert_eq!(error.code(), Code::ConnectionFailed);
             assert!(error.to_string().contains(words) && error.to_string().contains("there:1"), "{error}");
         }
@@ -198,8 +203,14 @@ fn a_question_that_is_not_valid_gets_an_error() {
         Question::Commit(proto::Commit { read_version: u64::MAX, ..commit.clone() }),
         Question::Commit(proto::Commit { read_conflicts: vec![range("b", "a")], ..commit.clone() }),
         Question::Commit(proto::Commit { write_conflicts: vec![range("b", "d"), range("c", "e")], ..commit.clone() }),
-        Question::Commit(proto::Commit { mutations: vec![proto::Mutation { kind: 3, ..Default::default() }], ..commit.clone() }),
-        Question::Commit(proto::Commit { mutations: vec![proto::Mutation { kind: 256, ..Default::default() }], ..commit }),
+        Question::Commit(proto::Commit {
+            mutations: vec![proto::Mutation { kind: 3, ..Default::default() }],
+            ..commit.clone()
+        }),
+        Question::Commit(proto::Commit {
+            mutations: vec![proto::Mutation { kind: 256, ..Default::default() }],
+            ..commit
+        }),
     ];
     run(async {
         let stage = Stage::open(ServeOptions::default());
@@ -287,7 +298,11 @@ fn mutilated_frames_do_no_harm() {
 fn a_reader_that_stops_reading_is_not_read_from() {
     const REQUESTS: u64 = 1_000_000;
     run(async {
-        let options = ServeOptions { write_timeout: Duration::from_secs(3600), idle_timeout: Duration::from_secs(3600), ..ServeOptions::default() };
+        let options = ServeOptions {
+            write_timeout: Duration::from_secs(3600),
+            idle_timeout: Duration::from_secs(3600),
+            ..ServeOptions::default()
+        };
         let stage = Stage::open(options);
         let stream = greeted(&stage).await;
         let (mut read, mut write) = tokio::io::split(stream);

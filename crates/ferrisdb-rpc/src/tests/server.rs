@@ -105,8 +105,11 @@ fn connections_are_counted_and_bounded() {
             (2, 9, Rejection::TooManyConnections, "the server has as many connections as it takes (2)"),
             (9, 2, Rejection::TooManyFromAddress, "from 127.0.0.1 as it takes from one address (2)"),
         ] {
-            let options =
-                ServeOptions { connections_max: max, connections_per_address_max: max_per_address, ..ServeOptions::default() };
+            let options = ServeOptions {
+                connections_max: max,
+                connections_per_address_max: max_per_address,
+                ..ServeOptions::default()
+            };
             let stage = Stage::open(options);
             let (first, second) = (stage.connect().await, stage.connect().await);
             let third = Connection::open(stage.hall.enter().unwrap(), "there", &ClientOptions::default()).await;
@@ -159,7 +162,8 @@ fn questions_in_flight_are_bounded() {
 #[test]
 fn request_memory_is_shared() {
     run(async {
-        let options = ServeOptions { request_bytes_max: 1 << 20, request_memory_bytes_max: 1 << 20, ..ServeOptions::default() };
+        let options =
+            ServeOptions { request_bytes_max: 1 << 20, request_memory_bytes_max: 1 << 20, ..ServeOptions::default() };
         let stage = Stage::open(options);
         // Somebody holds 900 KB and never goes on.
         let part = proto::Part { total_bytes: 900_000, piece: "x".into() };

@@ -41,7 +41,8 @@ fn story(seed: u64) -> Vec<String> {
     let tell = Arc::clone(&told);
     sim.client("client", async move {
         // A simulated network does not send again what a partition swallowed: the pings find that out.
-        let options = ClientOptions { seed: Some(seed), keep_alive: Duration::from_secs(1), ..ClientOptions::default() };
+        let options =
+            ClientOptions { seed: Some(seed), keep_alive: Duration::from_secs(1), ..ClientOptions::default() };
         let client = Client::connect_with(Arc::new(SimulatedConnector), "server:4500", options).await?;
         for number in 0..300 {
             let result = if number % 3 == 0 {
@@ -55,7 +56,9 @@ fn story(seed: u64) -> Vec<String> {
         }
         Ok(())
     });
-    let mut faults = [(3_000, "crash"), (5_000, "bounce"), (9_000, "cut"), (14_000, "mend"), (20_000, "bounce")].into_iter().peekable();
+    let mut faults = [(3_000, "crash"), (5_000, "bounce"), (9_000, "cut"), (14_000, "mend"), (20_000, "bounce")]
+        .into_iter()
+        .peekable();
     loop {
         if let Some((_, fault)) = faults.next_if(|(at, _)| sim.elapsed() >= Duration::from_millis(*at)) {
             match fault {
