@@ -286,7 +286,7 @@ impl Breaking {
     fn break_all(&self) {
         for sender in self.breaks.lock().unwrap().drain(..) {
             // The connection may be gone already.
-            let _ = sender.send(true);
+            sender.send(true).unwrap_or_default();
         }
     }
 }
