@@ -257,6 +257,11 @@ impl Transaction {
         Commit::start(&self.inner)
     }
 
+    /// A random number, for layers that spread what they write.
+    pub(crate) fn random(&self) -> u64 {
+        self.inner.runtime().random()
+    }
+
     /// The version of a commit that succeeded and wrote something; otherwise `None`.
     pub fn get_committed_version(&self) -> Option<Version> {
         self.inner.with(|state| match state.commit {

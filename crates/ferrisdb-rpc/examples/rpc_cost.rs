@@ -82,7 +82,7 @@ impl Endpoint for Memory {
 /// Processor time of the whole process.
 fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    Duration::from_secs(time.tv_sec as u64) + Duration::from_nanos(time.tv_nsec as u64)
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -404,7 +404,7 @@ impl Supervisor {
             Ok(connected) => connected,
             Err(error) => {
                 // Whoever asked may have gone meanwhile.
-                let _ = tell.send(Err(error));
+                drop(tell.send(Err(error)));
                 return;
             }
         };
@@ -415,7 +415,7 @@ impl Supervisor {
             State { connection: Some(connection), description, failed: None, waiting: BTreeMap::new(), next_ticket: 0 };
         let shared = Arc::new(Shared { address: self.address.clone(), state: Mutex::new(state) });
         let end = EndOfSupervisor(Arc::clone(&shared));
-        let _ = tell.send(Ok(Arc::clone(&shared)));
+        drop(tell.send(Ok(Arc::clone(&shared))));
         loop {
             // A connection on which the server has said goodbye takes no more questions, but those under way are answered: its driver goes
             // on beside the next connection.
@@ -425,7 +425,7 @@ impl Supervisor {
                     end.0.set(None, None);
                     // What was sent last, such as a commit whose answer nobody waits for, is still written.
                     let bound = self.options.connect_timeout;
-                    let _ = tokio::time::timeout(bound, driver).await;
+                    drop(tokio::time::timeout(bound, driver).await);
                     return;
                 }
                 () = &mut driver => false,

@@ -208,8 +208,9 @@ impl State {
     }
 
     fn free(&mut self, id: u64) {
+        let number = u32::try_from(slot_of(id)).expect("a slot's number has SLOT_BITS bits");
         self.slots[slot_of(id)].content = Content::Free;
-        self.free.push(slot_of(id) as u32);
+        self.free.push(number);
     }
 
     /// Ends every question, and allows no more.
@@ -719,7 +720,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn end_overdue(&mut self) {
         let shared = Arc::clone(&self.shared);
         // One more than fits, because the first look may come at once after the question.
-        let looks_max = |timeout: Duration| 1 + timeout.as_nanos().div_ceil(self.look.as_nanos()) as u64;
+        let looks_max = |timeout: Duration| {
+            1 + u64::try_from(timeout.as_nanos().div_ceil(self.look.as_nanos())).unwrap_or(u64::MAX - 1)
+        };
         let mut state = shared.lock();
         state.looks += 1;
         for number in 0..state.slots.len() {

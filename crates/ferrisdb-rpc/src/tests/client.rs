@@ -245,7 +245,7 @@ fn a_client_connects_again_and_asks_again() {
         let stage = Arc::new(Stage::open(ServeOptions::default()));
         let breaking = Arc::new(Breaking { hall: Arc::clone(&stage.hall), breaks: Mutex::default() });
         let client = Client::connect_with(Arc::clone(&breaking) as _, "hall", ClientOptions::default()).await.unwrap();
-        let (read, commit_held) = (client.get(get("hold")), client.commit(commit("hold")));
+        let (read, commit_held) = (tokio::spawn(client.get(get("hold"))), client.commit(commit("hold")));
         settle().await;
         assert_eq!(stage.puppet.held(), 2);
         breaking.break_all();
@@ -253,7 +253,7 @@ fn a_client_connects_again_and_asks_again() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(stage.puppet.asked(), 3, "the read came again, the commit did not");
         stage.puppet.release();
-        assert_eq!(read.await.unwrap().unwrap(), "hold");
+        assert_eq!(read.await.unwrap().unwrap().unwrap(), "hold");
         // A commit that finds no connection waits for the next one.
         breaking.break_all();
         settle().await;
@@ -286,7 +286,7 @@ impl Breaking {
     fn break_all(&self) {
         for sender in self.breaks.lock().unwrap().drain(..) {
             // The connection may be gone already.
-            let _ = sender.send(true);
+            sender.send(true).unwrap_or_default();
         }
     }
 }
@@ -449,7 +449,7 @@ fn a_tokio_runtime_has_time_and_seeded_randomness() {
             "test",
             Box::pin(async move {
                 slept.await;
-                drop(tell.send(()));
+                tell.send(()).unwrap();
             }),
         );
         told.await.unwrap();

@@ -40,8 +40,9 @@ fn story(seed: u64) -> Vec<String> {
     let told = Arc::new(Mutex::new(Vec::new()));
     let tell = Arc::clone(&told);
     sim.client("client", async move {
+        // A simulated network does not send again what a partition swallowed: the pings find that out.
         let options =
-            ClientOptions { seed: Some(seed), question_timeout: Duration::from_secs(2), ..ClientOptions::default() };
+            ClientOptions { seed: Some(seed), keep_alive: Duration::from_secs(1), ..ClientOptions::default() };
         let client = Client::connect_with(Arc::new(SimulatedConnector), "server:4500", options).await?;
         for number in 0..300 {
             let result = if number % 3 == 0 {
@@ -75,15 +76,37 @@ fn story(seed: u64) -> Vec<String> {
     told.clone()
 }
 
+/// Prints a story for [`a_simulated_network_tells_the_same_story_twice`]: a process tells one, because tokio numbers the tasks of a process, and the
+/// numbers decide the order in which a crash drops them.
+#[test]
+#[ignore = "a part of a_simulated_network_tells_the_same_story_twice"]
+#[expect(clippy::print_stdout, reason = "another process reads it")]
+fn one_story() {
+    let seed = std::env::var("FERRISDB_RPC_STORY_SEED").unwrap().parse().unwrap();
+    story(seed).iter().for_each(|line| println!("\nstory {line}"));
+}
+
+fn told_by_another_process(seed: u64) -> Vec<String> {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["tests::simulated::one_story", "--exact", "--ignored", "--nocapture"])
+        .env("FERRISDB_RPC_STORY_SEED", seed.to_string())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|line| line.starts_with("story ")).map(str::to_owned).collect()
+}
+
 /// Through a crash, a partition and a restart no read fails, a commit fails only with an unknown result, and the same seed tells the same story.
 #[test]
 fn a_simulated_network_tells_the_same_story_twice() {
-    let once = story(3);
+    let once = told_by_another_process(3);
     assert_eq!(once.len(), 300);
     let is_fine = |line: &&String| line.contains("committed") || line.contains("Some(");
     let failed: Vec<_> = once.iter().filter(|line| !is_fine(line)).collect();
-    assert!((1..=4).contains(&failed.len()), "{failed:#?}");
+    assert!(failed.len() <= 4, "{failed:#?}");
     assert!(failed.iter().all(|line| line.contains("commit_unknown_result")), "{failed:#?}");
-    assert_eq!(once, story(3));
-    assert_ne!(once, story(4));
+    let again = told_by_another_process(3);
+    let differences: Vec<_> = once.iter().zip(&again).filter(|(one, other)| one != other).take(3).collect();
+    assert!(once.len() == again.len() && differences.is_empty(), "{differences:#?}");
+    assert_ne!(once, told_by_another_process(4));
 }

@@ -10,8 +10,8 @@
 
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, MutationKind, Random, Result, SplitMix64};
 
-use crate::layers::tuple::{Element, Tuple};
 use crate::layers::Subspace;
+use crate::layers::tuple::{Element, Tuple};
 use crate::transaction::ConflictRangeType;
 use crate::{RangeOptions, Transaction, TransactionOption};
 

@@ -24,8 +24,8 @@ use std::fmt;
 use ferrisdb_core::key::{key_after, prefix_end, printable};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, Result};
 
-use crate::layers::tuple::Element;
 use crate::layers::Subspace;
+use crate::layers::tuple::Element;
 use crate::{RangeOptions, Transaction};
 use allocator::Allocator;
 
@@ -169,7 +169,12 @@ impl DirectoryLayer {
     ///
     /// # Errors
     /// `directory_already_exists`, and those of [`create_or_open`](Self::create_or_open).
-    pub async fn create<P: AsRef<str>>(&self, tx: &Transaction, path: &[P], options: CreateOptions) -> Result<Directory> {
+    pub async fn create<P: AsRef<str>>(
+        &self,
+        tx: &Transaction,
+        path: &[P],
+        options: CreateOptions,
+    ) -> Result<Directory> {
         self.open_internal(tx, owned(path), options, true, false).await
     }
 
@@ -177,7 +182,12 @@ impl DirectoryLayer {
     ///
     /// # Errors
     /// `directory_does_not_exist`, and those of [`create_or_open`](Self::create_or_open).
-    pub async fn open<P: AsRef<str>>(&self, tx: &Transaction, path: &[P], layer: impl Into<Bytes>) -> Result<Directory> {
+    pub async fn open<P: AsRef<str>>(
+        &self,
+        tx: &Transaction,
+        path: &[P],
+        layer: impl Into<Bytes>,
+    ) -> Result<Directory> {
         self.open_internal(tx, owned(path), CreateOptions::layer(layer), false, true).await
     }
 
@@ -209,7 +219,12 @@ impl DirectoryLayer {
     /// # Errors
     /// `directory_does_not_exist`, `directory_already_exists`, `parent_directory_does_not_exist`, `invalid_destination_directory` (into itself),
     /// `cannot_move_directory_between_partitions`, `cannot_modify_root_directory`.
-    pub async fn move_to<P: AsRef<str>, Q: AsRef<str>>(&self, tx: &Transaction, from: &[P], to: &[Q]) -> Result<Directory> {
+    pub async fn move_to<P: AsRef<str>, Q: AsRef<str>>(
+        &self,
+        tx: &Transaction,
+        from: &[P],
+        to: &[Q],
+    ) -> Result<Directory> {
         let (from, to) = (owned(from), owned(to));
         self.check_version(tx, true).await?;
         if from.is_empty() || to.is_empty() {
@@ -224,7 +239,8 @@ impl DirectoryLayer {
         let old = tree.find(tx, &old_path).await?;
         let Some(old_node) = old.node else { return Err(tree.missing(&old_path)) };
         if tree != other {
-            let detail = format!("'{}' and '{}' are in different partitions", tree.shown(&old_path), other.shown(&new_path));
+            let detail =
+                format!("'{}' and '{}' are in different partitions", tree.shown(&old_path), other.shown(&new_path));
             return Err(Error::with(Code::CannotMoveDirectoryBetweenPartitions, detail));
         }
         if tree.find(tx, &new_path).await?.node.is_some() {
@@ -290,8 +306,7 @@ impl DirectoryLayer {
             }
             let (tree, path) = self.descend(tx, path, false).await?;
             if options.prefix.is_some() && !tree.allows_manual_prefixes {
-                let code =
-                    if tree.path.is_empty() { Code::ManualPrefixesNotEnabled } else { Code::PrefixInPartition };
+                let code = if tree.path.is_empty() { Code::ManualPrefixesNotEnabled } else { Code::PrefixInPartition };
                 return Err(code.into());
             }
             let found = tree.find(tx, &path).await?;
@@ -437,7 +452,8 @@ impl DirectoryLayer {
             }
             return Ok(());
         };
-        let number = |at: usize| version.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four")));
+        let number =
+            |at: usize| version.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("four")));
         let (Some(major), Some(minor), Some(micro)) = (number(0), number(4), number(8)) else {
             return Err(damaged("the version of the directory layer has not twelve bytes"));
         };
