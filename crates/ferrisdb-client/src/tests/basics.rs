@@ -89,6 +89,34 @@ fn ranges_are_read_in_chunks() {
     });
 }
 
+/// One transaction, used by many tasks on several threads at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_transaction_is_shared_between_threads() {
+    let (db, endpoint, _) = database();
+    endpoint.answer_late(2);
+    let tx = db.create_transaction();
+    let tasks: Vec<_> = (0..8u8)
+        .map(|task| {
+            let tx = tx.clone();
+            tokio::spawn(async move {
+                for number in 0..50u8 {
+                    let absent = tx.get([b'r', task, number]);
+                    tx.set([b'w', task, number], [number]);
+                    let own = tx.get_range(KeyRange::single(&[b'w', task, number])).await.expect("it reads");
+                    assert_eq!((own.rows.len(), absent.await), (1, Ok(None)));
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    tx.commit().await.expect("it commits");
+    assert_eq!(endpoint.rows().len(), 400);
+    let commit = &endpoint.log().commits[0];
+    assert_eq!((commit.read_conflicts.len(), commit.mutations.len()), (400, 400));
+}
+
 /// Handles can be shared and sent.
 #[test]
 fn handles_are_send_and_sync() {

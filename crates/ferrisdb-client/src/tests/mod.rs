@@ -3,6 +3,7 @@
 mod basics;
 mod commits;
 mod conflicts;
+mod dropping;
 mod limits;
 mod own_writes;
 mod random;

@@ -342,7 +342,7 @@ fn check(seed: u64, rt: &TestRuntime) {
 #[test]
 fn random_programs_do_what_the_model_does() {
     let rt = TestRuntime::new(1);
-    for seed in 0..6000 {
+    for seed in 0..3000 {
         check(seed, &rt);
     }
 }

@@ -129,12 +129,8 @@ fn a_snapshot_stays_readable_for_as_long_as_it_is_held() {
         assert_eq!(snapshot.get_key(KeySelector::last_less_than("b")).await, Ok(Bytes::from("a")));
         let chunk = snapshot.get_range(RangeOptions::from(range("a", "z"))).await.expect("it reads");
         assert_eq!(text(&chunk.rows), "a=1 b=2");
-        let mut rows = Vec::new();
-        let push = |row| {
-            rows.push(row);
-            Ok(true)
-        };
-        snapshot.for_each(RangeOptions::from(range("a", "z")).reverse(true), push).await.expect("it reads");
+        let rows = snapshot.get_ranges(RangeOptions::from(range("a", "z")).reverse(true)).collect().await;
+        let rows = rows.expect("it reads");
         assert_eq!(text(&rows), "b=2 a=1");
     });
     let clone = snapshot.clone();

@@ -142,7 +142,7 @@ fn watches_are_counted_and_checked() {
 fn an_armed_watch_survives_its_server() {
     let (db, endpoint, rt) = database();
     set(&endpoint, "old");
-    for failure in [Code::ConnectionFailed, Code::TransactionTooOld, Code::ProcessBehind] {
+    for failure in [Code::ConnectionFailed, Code::TransactionTooOld, Code::TooManyWatches] {
         let tx = db.create_transaction();
         let mut watch = tx.watch("k");
         commit(&tx);
