@@ -151,24 +151,24 @@ fn compare(seed: u64, transactions: u64, shape: Shape) -> [u64; 3] {
     counts
 }
 
-/// Points and ranges, few keys and many, equal prefixes, small windows and large ones: every answer is the model's, over two million transactions.
+/// Points and ranges, few keys and many, equal prefixes, small windows and large ones: every answer is the model's, over a million transactions with 2.5 million ranges.
 #[test]
 fn answers_equal_the_model() {
     let shapes = [
-        (300_000, Shape { keys: 300, common: 0, ranges: 3, length: 10, step: 3, window: 3000 }),
-        (500_000, Shape { keys: 200_000, common: 0, ranges: 40, length: 20, step: 2, window: 100_000 }),
-        (500_000, Shape { keys: 1_000_000, common: 12, ranges: 20, length: 200, step: 2, window: 200_000 }),
-        (200_000, Shape { keys: 5000, common: 7, ranges: 2, length: 50, step: 10, window: 50_000 }),
-        (300_000, Shape { keys: 100_000, common: 8, ranges: 1_000_000, length: 1, step: 1, window: 150_000 }),
-        (200_000, Shape { keys: 60, common: 3, ranges: 5, length: 4, step: 1, window: 60 }),
+        (150_000, Shape { keys: 300, common: 0, ranges: 3, length: 10, step: 3, window: 3000 }),
+        (250_000, Shape { keys: 200_000, common: 0, ranges: 40, length: 20, step: 2, window: 100_000 }),
+        (250_000, Shape { keys: 1_000_000, common: 12, ranges: 20, length: 200, step: 2, window: 200_000 }),
+        (100_000, Shape { keys: 5000, common: 7, ranges: 2, length: 50, step: 10, window: 50_000 }),
+        (200_000, Shape { keys: 100_000, common: 8, ranges: 1_000_000, length: 1, step: 1, window: 150_000 }),
+        (100_000, Shape { keys: 60, common: 3, ranges: 5, length: 4, step: 1, window: 60 }),
     ];
     let mut totals = [0; 3];
     for (seed, (transactions, shape)) in (1..).zip(shapes) {
         let counts = compare(seed, transactions, shape);
-        println!("shape {seed}: ok, conflict, too old: {counts:?}");
+        eprintln!("shape {seed}: ok, conflict, too old: {counts:?}");
         totals.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
     }
-    assert!(totals.iter().all(|&total| total > 50_000), "every outcome is common enough to be tested: {totals:?}");
+    assert!(totals.iter().all(|&total| total > 20_000), "every outcome is common enough to be tested: {totals:?}");
 }
 
 /// The window does not grow with time, and is given back when nothing is written any more.
