@@ -297,7 +297,7 @@ impl Node {
                     "queue_requests": coordinator.queue_requests,
                     "queue_bytes": coordinator.queue_bytes,
                     "backlog_bytes": coordinator.lag.backlog_bytes,
-                    "conflict_window_boundaries": coordinator.window_boundaries,
+                    "conflict_window_bytes": coordinator.window_bytes,
                     "leases": coordinator.leases,
                 },
                 "log": {

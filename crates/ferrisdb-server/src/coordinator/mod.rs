@@ -106,7 +106,7 @@ struct Shared {
     batch_at_nanos: AtomicU64,
     /// Bytes of mutations appended in this epoch.
     appended_bytes: AtomicU64,
-    window_boundaries: AtomicU64,
+    window_bytes: AtomicU64,
     leases: AtomicU64,
     lag: Box<dyn Fn(u64) -> Lag + Send + Sync>,
     is_limited: AtomicBool,
@@ -199,7 +199,7 @@ impl Coordinator {
             bell: Bell::default(),
             batch_at_nanos: AtomicU64::new(nanos(now)),
             appended_bytes: AtomicU64::new(0),
-            window_boundaries: AtomicU64::new(0),
+            window_bytes: AtomicU64::new(0),
             leases: AtomicU64::new(batcher.leases().len() as u64),
             lag,
             is_limited: AtomicBool::new(false),
@@ -321,7 +321,7 @@ impl Coordinator {
             reason: gate.rate.reason(),
             begins_per_second: gate.rate.limit(),
             lag: (shared.lag)(shared.appended_bytes.load(Ordering::Relaxed)),
-            window_boundaries: shared.window_boundaries.load(Ordering::Relaxed),
+            window_bytes: shared.window_bytes.load(Ordering::Relaxed),
             leases: shared.leases.load(Ordering::Relaxed),
         }
     }
@@ -383,7 +383,7 @@ pub struct CoordinatorStatistics {
     /// How far storage is behind.
     pub lag: Lag,
     /// Boundaries in the conflict window.
-    pub window_boundaries: u64,
+    pub window_bytes: u64,
     /// Leases.
     pub leases: u64,
 }
@@ -689,7 +689,7 @@ impl Driver {
         }
         let leases = self.batcher.leases().len() as u64;
         shared.leases.store(leases, Ordering::Relaxed);
-        shared.window_boundaries.store(self.batcher.window().boundaries() as u64, Ordering::Relaxed);
+        shared.window_bytes.store(self.batcher.window().bytes() as u64, Ordering::Relaxed);
         shared.update_rate();
         true
     }

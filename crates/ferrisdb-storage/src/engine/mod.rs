@@ -414,8 +414,8 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::close`].
-    pub fn close_later(self) -> impl Future<Output = Result<()>> + Send + 'static + use<> {
-        async move { self.core().close_later().await }
+    pub async fn close_later(self) -> Result<()> {
+        self.core().close_later().await
     }
 
     fn core(&self) -> &Arc<Core> {

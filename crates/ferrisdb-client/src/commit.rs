@@ -1,0 +1,294 @@
+//! [`Commit`]: the end of a transaction.
+//!
+//! ```text
+//! reads under way end ── nothing written? ── done, without asking anybody
+//!                   └── request ── sent once ── answer
+//!                                          └── lost: resolve, again and again ── outcome
+//! ```
+//!
+//! # At most once
+//! The request is never sent twice. It carries an id; if its answer is lost, the client asks by that id what became of it, and the
+//! database answers with the outcome, or sees to it that there will be none. So `commit` returns what happened.
+//!
+//! # If the future is dropped
+//! The commit goes on, driven by a task of the database's runtime, and so does the transaction's state: it is "in commit" until the end.
+//! The same holds if the transaction is cancelled, times out or is reset meanwhile, once the request is sent: the caller hears of that
+//! at once, and cannot know whether the commit will happen.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use ferrisdb_core::{Code, Error, KeyRange, Result, Version, Versionstamp};
+use ferrisdb_rpc::api::{CommitRequest, Committed, ResolveRequest};
+use futures_util::future::join_all;
+
+use crate::read::{Guarded, cancelled};
+use crate::retry::fraction_of;
+use crate::state::{CommitPhase, Inner};
+
+/// The first delay between two questions for an outcome.
+const RESOLVE_DELAY_INITIAL: Duration = Duration::from_millis(5);
+/// The longest one.
+const RESOLVE_DELAY_MAX: Duration = Duration::from_secs(1);
+/// For so long an outcome is asked for on behalf of nobody, so that watches and the transaction's state learn of it.
+const ABANDONED_RESOLVE_MAX: Duration = Duration::from_secs(30);
+
+/// A commit under way: ready when its outcome is known. Dropping it does not stop it: see the module's documentation.
+#[must_use = "only its result says whether the transaction committed"]
+pub struct Commit {
+    steps: Steps,
+    is_abandoned: Arc<AtomicBool>,
+}
+
+enum Steps {
+    /// It failed before it began.
+    Failed(Option<Error>),
+    Running(Guarded<()>),
+    Done,
+}
+
+/// What a commit comes to.
+enum Outcome {
+    /// There was nothing to commit.
+    ReadOnly,
+    Committed(Version, Versionstamp),
+}
+
+impl Commit {
+    pub(crate) fn start(inner: &Arc<Inner>) -> Commit {
+        let is_abandoned = Arc::new(AtomicBool::new(false));
+        let begun = inner.with(|state| {
+            inner.enter(state)?;
+            state.commit = CommitPhase::Begun;
+            Ok(state.epoch)
+        });
+        let steps = match begun {
+            Err(error) => Steps::Failed(Some(error)),
+            Ok(epoch) => {
+                let steps = run(Arc::clone(inner), epoch, Arc::clone(&is_abandoned));
+                Steps::Running(Guarded::new(Arc::clone(inner), epoch, Box::pin(steps)))
+            }
+        };
+        Commit { steps, is_abandoned }
+    }
+
+    /// Lets what is not finished go on in the background.
+    fn detach(&mut self) {
+        if let Steps::Running(guarded) = &mut self.steps
+            && let Some(steps) = guarded.take()
+        {
+            self.is_abandoned.store(true, Ordering::Relaxed);
+            let task = Box::pin(async move {
+                // Who wanted to know is gone; the transaction's state says what became of it.
+                drop(steps.await);
+            });
+            guarded.inner().runtime().spawn("commit", task);
+        }
+    }
+}
+
+impl Future for Commit {
+    type Output = Result<()>;
+
+    /// # Panics
+    /// If it is polled again after it was ready.
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let result = match &mut self.steps {
+            Steps::Failed(error) => Err(error.take().expect("a result is taken once")),
+            Steps::Running(guarded) => match Pin::new(guarded).poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(result) => result,
+            },
+            Steps::Done => panic!("a commit was polled after it was ready"),
+        };
+        // If the transaction ended it, it goes on.
+        self.detach();
+        self.steps = Steps::Done;
+        Poll::Ready(result)
+    }
+}
+
+impl Drop for Commit {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.steps {
+            Steps::Failed(_) => "Commit::Failed",
+            Steps::Running(_) => "Commit::Running",
+            Steps::Done => "Commit::Done",
+        })
+    }
+}
+
+/// Commits, and tells the transaction and those that wait for its end.
+async fn run(inner: Arc<Inner>, epoch: u64, is_abandoned: Arc<AtomicBool>) -> Result<()> {
+    let outcome = steps(&inner, epoch, &is_abandoned).await;
+    inner.with(|state| {
+        if state.epoch != epoch {
+            return;
+        }
+        let (version, stamp) = match &outcome {
+            Ok(Outcome::ReadOnly) => (None, Err(Error::new(Code::NoCommitVersion))),
+            Ok(Outcome::Committed(version, stamp)) => (Some(*version), Ok(*stamp)),
+            Err(error) => {
+                state.commit = CommitPhase::Failed;
+                if let Some(promise) = state.stamp.take() {
+                    state.after(move || promise.set(Err(Code::TransactionInvalidVersion.into())));
+                }
+                state.end_promises(error);
+                return;
+            }
+        };
+        state.commit = CommitPhase::Succeeded(version);
+        if let Some(promise) = state.stamp.take() {
+            state.after(move || promise.set(stamp));
+        }
+        let armed_at = version.or(state.known_version()).unwrap_or(Version::ZERO);
+        for watch in std::mem::take(&mut state.watches) {
+            state.after(move || watch.arm(armed_at));
+        }
+    });
+    outcome.map(|_| ())
+}
+
+async fn steps(inner: &Arc<Inner>, epoch: u64, is_abandoned: &AtomicBool) -> Result<Outcome> {
+    // Nothing can be begun any more: these are all.
+    let outstanding = inner.with(|state| if state.epoch == epoch { state.take_outstanding() } else { Vec::new() });
+    join_all(outstanding.iter().filter_map(|read| read.wait())).await;
+
+    let must_write = inner.with(|state| {
+        still(inner, state, epoch)?;
+        if let Some(error) = &state.read_error {
+            return Err(error.clone());
+        }
+        let conflicts = state.overlay.write_conflicts();
+        if !state.overlay.has_mutations() && conflicts.is_empty() {
+            return Ok(false);
+        }
+        if state.settings.is_read_only {
+            return Err(Code::TransactionReadOnly.into());
+        }
+        Ok(true)
+    })?;
+    if !must_write {
+        return Ok(Outcome::ReadOnly);
+    }
+    let read_version = inner.version(epoch).await?;
+    let request = inner.with(|state| {
+        still(inner, state, epoch)?;
+        request(inner, state, read_version)
+    })?;
+    let reported = if request.report_conflicting_keys { request.read_conflicts.clone() } else { Vec::new() };
+    match send(inner, request, is_abandoned).await? {
+        Committed::At { version, batch_index } => {
+            Ok(Outcome::Committed(version, Versionstamp::new(version, batch_index)))
+        }
+        Committed::Conflict { ranges } => {
+            let range_at = |index: u32| usize::try_from(index).ok().and_then(|index| reported.get(index).cloned());
+            let conflicting: Vec<KeyRange> = ranges.into_iter().filter_map(range_at).collect();
+            inner.with(|state| {
+                if state.epoch == epoch {
+                    state.conflicting = conflicting;
+                }
+            });
+            Err(Code::NotCommitted.into())
+        }
+    }
+}
+
+/// Fails if the transaction has been reset, cancelled or timed out: then nothing is sent.
+fn still(inner: &Inner, state: &mut crate::state::State, epoch: u64) -> Result<()> {
+    if state.epoch != epoch {
+        return Err(cancelled());
+    }
+    inner.check_poison(state)
+}
+
+fn request(inner: &Inner, state: &mut crate::state::State, read_version: Version) -> Result<CommitRequest> {
+    let mutations = state.overlay.mutations();
+    let write_conflicts = state.overlay.write_conflicts();
+    let read_conflicts = state.read_conflicts.ranges().to_vec();
+    let mutation_bytes: usize = mutations.iter().map(ferrisdb_core::Mutation::bytes).sum();
+    let conflicts = read_conflicts.iter().chain(&write_conflicts);
+    let conflict_bytes: usize = conflicts.map(|range| range.begin.len() + range.end.len()).sum();
+    let (bytes, bytes_max) = (mutation_bytes + conflict_bytes, state.settings.size_limit);
+    if bytes > bytes_max {
+        let detail = format!(
+            "the transaction has {bytes} bytes, {mutation_bytes} of mutations and {conflict_bytes} of conflict ranges, and may \
+             have {bytes_max}: split it"
+        );
+        return Err(Error::with(Code::TransactionTooLarge, detail));
+    }
+    let ids = &inner.database.commit_ids;
+    let id = state.settings.is_idempotent.then(|| ids.open());
+    Ok(CommitRequest {
+        read_version,
+        read_conflicts,
+        write_conflicts,
+        mutations,
+        id,
+        lowest_unanswered: ids.lowest_open(),
+        report_conflicting_keys: state.settings.report_conflicting_keys,
+    })
+}
+
+/// Sends a request, once, and finds out what became of it.
+async fn send(inner: &Inner, request: CommitRequest, is_abandoned: &AtomicBool) -> Result<Committed> {
+    let database = &inner.database;
+    let Some(id) = request.id else {
+        return database.endpoint.commit(request).await;
+    };
+    let question = ResolveRequest { id, read_version: request.read_version };
+    // The id is closed however this ends, be it that the future is dropped with its runtime.
+    let _open = OpenId { inner, id };
+    let lost = match database.endpoint.commit(request).await {
+        Err(error) if error.code() == Code::CommitUnknownResult => error,
+        known => return known,
+    };
+    let mut delay = RESOLVE_DELAY_INITIAL;
+    let begun = database.runtime.now();
+    loop {
+        match database.endpoint.resolve(question).await {
+            Ok(Some(committed)) => return Ok(committed),
+            Ok(None) => {
+                let detail =
+                    "the answer to the commit was lost; the database says that it did not happen, and it will not";
+                return Err(Error::with(Code::NotCommitted, detail));
+            }
+            Err(error) if error.is_retryable() || error.code() == Code::ConnectionFailed => {
+                let waited = database.runtime.now().saturating_sub(begun);
+                if is_abandoned.load(Ordering::Relaxed) && waited > ABANDONED_RESOLVE_MAX {
+                    return Err(lost);
+                }
+                let jitter = fraction_of(delay / 2, database.runtime.random());
+                database.runtime.sleep(delay / 2 + jitter).await;
+                delay = (delay * 2).min(RESOLVE_DELAY_MAX);
+            }
+            Err(error) if error.code() == Code::CommitUnknownResultFatal => return Err(error),
+            Err(error) => {
+                let detail = format!("the answer to the commit was lost, and asking for the outcome failed: {error}");
+                return Err(Error::with(Code::CommitUnknownResult, detail));
+            }
+        }
+    }
+}
+
+struct OpenId<'a> {
+    inner: &'a Inner,
+    id: ferrisdb_rpc::api::CommitId,
+}
+
+impl Drop for OpenId<'_> {
+    fn drop(&mut self) {
+        self.inner.database.commit_ids.close(self.id);
+    }
+}

@@ -1,0 +1,108 @@
+//! The first things that a program does.
+
+use std::sync::Arc;
+
+use ferrisdb_core::{KeyRange, KeySelector, MutationKind};
+
+use crate::testing::{TestRuntime, database};
+use crate::{Database, DatabaseOptions, RangeOptions, StreamingMode};
+
+/// A transaction is committed, another sees it, on no runtime at all.
+#[test]
+fn a_transaction_reads_writes_and_commits() {
+    let (db, endpoint, _) = database();
+    futures_executor::block_on(async {
+        let before = db
+            .run(async |tx| {
+                let before = tx.get(b"hello").await?;
+                tx.set(b"hello", b"world");
+                assert_eq!(tx.get(b"hello").await?.as_deref(), Some(&b"world"[..]));
+                Ok(before)
+            })
+            .await;
+        assert_eq!(before, Ok(None));
+        let tx = db.create_transaction();
+        assert_eq!(tx.get("hello").await.expect("it is there").as_deref(), Some(&b"world"[..]));
+        let commit = &endpoint.log().commits[0];
+        assert_eq!(commit.read_conflicts, [KeyRange::single(b"hello")]);
+        assert_eq!(commit.write_conflicts, [KeyRange::single(b"hello")]);
+        assert!(commit.id.is_some());
+    });
+}
+
+/// The same under tokio, with futures that move between threads, and answers that come late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_run_as_tokio_tasks() {
+    let (db, endpoint, _) = database();
+    endpoint.answer_late(3);
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let db = db.clone();
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    // Without conflicts: a retry would wait for a clock that nobody moves.
+                    db.run(async |tx| {
+                        tx.atomic_op(b"counter", 1u32.to_le_bytes(), MutationKind::Add);
+                        tx.snapshot().get(b"counter").await
+                    })
+                    .await
+                    .expect("nothing fails");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    assert_eq!(endpoint.rows()[0].1.as_ref(), 160u32.to_le_bytes());
+}
+
+/// Range reads, both directions, in chunks and streamed.
+#[test]
+fn ranges_are_read_in_chunks() {
+    let (db, endpoint, _) = database();
+    endpoint.limit_parts(3);
+    futures_executor::block_on(async {
+        let tx = db.create_transaction();
+        for number in 0..10u8 {
+            tx.set([b'k', number], [number; 10]);
+        }
+        tx.commit().await.expect("it commits");
+        let tx = db.create_transaction();
+        tx.clear([b'k', 4]);
+        tx.set([b'k', 4, 4], b"new");
+        for reverse in [false, true] {
+            let range = RangeOptions::prefix(b"k").mode(StreamingMode::Small).reverse(reverse);
+            let mut keys: Vec<u8> = Vec::new();
+            for row in tx.get_ranges(range).collect().await.expect("it reads") {
+                keys.push(row.key[1]);
+            }
+            if reverse {
+                keys.reverse();
+            }
+            assert_eq!(keys, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        }
+        let chunk = tx.get_range(RangeOptions::prefix(b"k").limit(2)).await.expect("it reads");
+        assert!(chunk.rows.len() == 2 && chunk.more);
+        let key = tx.get_key(KeySelector::first_greater_than([b'k', 3].to_vec())).await.expect("it reads");
+        assert_eq!(key.as_ref(), [b'k', 4, 4]);
+    });
+}
+
+/// Handles can be shared and sent.
+#[test]
+fn handles_are_send_and_sync() {
+    fn check<T: Send + Sync + 'static>(_: &T) {}
+    fn check_send<T: Send + 'static>(_: &T) {}
+    let (db, _, _) = database();
+    let tx = db.create_transaction();
+    check(&db);
+    check(&tx);
+    check(&tx.snapshot());
+    check_send(&tx.get(b"k"));
+    check_send(&tx.watch(b"k"));
+    check_send(&tx.get_ranges(RangeOptions::prefix(b"")));
+    check_send(&tx.commit());
+    let runtime = Arc::new(TestRuntime::new(2));
+    drop(Database::new(Arc::new(crate::testing::MemoryEndpoint::new()), runtime, DatabaseOptions::default()));
+}

@@ -1,0 +1,104 @@
+//! The API oracle: random programs of every operation, run on the real client and on a simple model, compared step by step.
+//!
+//! The model ([`model`]) is written from the contract and not from the client: it keeps no overlay and no segments, but the plain list of what a
+//! transaction did, and works everything out from the beginning each time it is asked. Slow and obvious.
+//!
+//! Where the contract leaves room (how many rows a chunk has, whether `more` is true when nothing is left, which read conflict ranges beyond the necessary
+//! ones are added where a selector ran off an end), the model accepts what lies within it, and goes on from what it saw. Everything
+//! else must be equal, byte for byte. Several transactions are open at once and commit in a random order, so that conflict ranges are
+//! tested too: a commit must fail if it read what another wrote since, and must not fail otherwise.
+//!
+//! A failure names the seed and prints the steps that led to it. The same seed gives the same program as long as the subject answers the same.
+
+mod arithmetic;
+pub mod client;
+pub mod model;
+pub mod program;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::future::Future;
+
+use ferrisdb_core::SplitMix64;
+
+pub use client::ClientSubject;
+pub use model::Model;
+pub use program::{Observed, Step};
+
+/// A database under test: carries out a step on the transaction in the step's slot.
+pub trait Subject {
+    /// Carries out one step and says what came of it.
+    fn step(&mut self, step: &Step) -> impl Future<Output = Observed>;
+}
+
+/// What a run went through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Steps carried out.
+    pub steps: u64,
+    /// Commits that happened and wrote something.
+    pub commits: u64,
+    /// Commits that failed with a conflict.
+    pub conflicts: u64,
+    /// Steps that failed otherwise, as they should.
+    pub errors: u64,
+    /// Rows read.
+    pub rows: u64,
+}
+
+/// A step whose result is not what the contract says.
+#[derive(Debug, Clone)]
+pub struct Mismatch {
+    /// The seed of the program.
+    pub seed: u64,
+    /// The number of the step.
+    pub step: u64,
+    /// What is wrong.
+    pub what: String,
+    /// The last steps, with what was observed.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {}, step {}: {}", self.seed, self.step, self.what)?;
+        self.trace.iter().try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+/// Runs `steps` random steps on `subject`, whose database must be empty.
+///
+/// # Errors
+/// The first step whose result is wrong.
+pub async fn run(subject: &mut impl Subject, seed: u64, steps: u64) -> Result<Report, Box<Mismatch>> {
+    const TRACE_MAX: usize = 200;
+    let mut random = SplitMix64::new(seed);
+    let mut model = Model::new();
+    let mut report = Report::default();
+    let mut trace = std::collections::VecDeque::new();
+    for number in 0..steps {
+        let step = program::next(&mut random, &model);
+        let observed = subject.step(&step).await;
+        if trace.len() == TRACE_MAX {
+            trace.pop_front();
+        }
+        trace.push_back(format!("{number}: {step:?} -> {observed:?}"));
+        report.steps += 1;
+        match &observed {
+            Observed::Committed { version: Some(_), .. } => report.commits += 1,
+            Observed::Failed(ferrisdb_core::Code::NotCommitted) => report.conflicts += 1,
+            Observed::Failed(_) => report.errors += 1,
+            Observed::Rows { rows, .. } => report.rows += rows.len() as u64,
+            _ => {}
+        }
+        if let Err(what) = model.check(&step, &observed) {
+            return Err(Box::new(Mismatch { seed, step: number, what, trace: trace.into() }));
+        }
+    }
+    Ok(report)
+}
