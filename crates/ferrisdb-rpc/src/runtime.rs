@@ -30,6 +30,11 @@ impl TokioRuntime {
         };
         TokioRuntime { handle, origin, random: Mutex::new(SplitMix64::new(seed)) }
     }
+
+    /// The runtime within which the caller is, if it is within one, with a seed of its own.
+    pub fn current() -> Option<TokioRuntime> {
+        Handle::try_current().ok().map(|handle| TokioRuntime::new(handle, any_seed()))
+    }
 }
 
 impl fmt::Debug for TokioRuntime {

@@ -212,6 +212,11 @@ impl Node {
         block_on(&self.runtime, self.close())
     }
 
+    /// What its roles run on.
+    pub fn runtime(&self) -> &JobRuntime {
+        &self.runtime
+    }
+
     /// The directory.
     pub fn directory(&self) -> &Path {
         &self.dir

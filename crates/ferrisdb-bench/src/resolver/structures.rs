@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use clap::ValueEnum;
 use ferrisdb_core::{Bytes, KeyRange, Version};
-use ferrisdb_server::resolver::{ConflictWindow, Outcome};
+use ferrisdb_server::resolver::{Checked, ConflictWindow};
 
 use super::Mix;
 
@@ -49,9 +49,9 @@ impl StructureName {
 impl Structure for ConflictWindow {
     fn is_conflict(&self, read_version: Version, reads: &[KeyRange]) -> bool {
         match self.check(read_version, reads) {
-            Outcome::Ok => false,
-            Outcome::Conflict(_) => true,
-            Outcome::TooOld => unreachable!("the transactions of the benchmark are in the window"),
+            Checked::Ok => false,
+            Checked::Conflict(_) => true,
+            Checked::TooOld => unreachable!("the transactions of the benchmark are in the window"),
         }
     }
 

@@ -21,7 +21,7 @@ use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Lease, LeaseRequest,
 use super::lease::{LeaseOptions, Leases};
 use super::sequencer::Sequencer;
 use crate::log::{Batch, Entry, EpochStart, IdOutcome, Known, LeaseChange, Outcome, Owner, Recovered, Section, Tag};
-use crate::resolver::{ConflictWindow, Outcome};
+use crate::resolver::{Checked, ConflictWindow};
 
 /// What clients ask the coordinator for, in order.
 #[derive(Debug)]
@@ -286,13 +286,13 @@ impl Batcher {
             return Decision::Now(Err(Error::with(Code::FutureVersion, detail)));
         }
         match self.window.check(request.read_version, &request.read_conflicts) {
-            Outcome::Ok => {}
-            Outcome::TooOld => {
+            Checked::Ok => {}
+            Checked::TooOld => {
                 let (read, floor) = (request.read_version, self.window.floor());
                 let detail = format!("its read version {read} is below {floor}, the oldest that may still commit");
                 return Decision::Now(Err(Error::with(Code::TransactionTooOld, detail)));
             }
-            Outcome::Conflict(indices) => {
+            Checked::Conflict(indices) => {
                 let ranges = if request.report_conflicting_keys { indices } else { Vec::new() };
                 return Decision::Now(Ok(Response::Commit(Committed::Conflict { ranges })));
             }

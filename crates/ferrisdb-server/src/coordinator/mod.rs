@@ -382,7 +382,7 @@ pub struct CoordinatorStatistics {
     pub begins_per_second: Option<f64>,
     /// How far storage is behind.
     pub lag: Lag,
-    /// Boundaries in the conflict window.
+    /// Bytes of the conflict window.
     pub window_bytes: u64,
     /// Leases.
     pub leases: u64,

@@ -48,7 +48,7 @@ const GENERATIONS: usize = 8;
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Checked {
     /// Nothing that was read was changed since.
     Ok,
     /// What was read has been changed: these read conflict ranges, by index, ascending.
@@ -83,12 +83,12 @@ impl ConflictWindow {
     }
 
     /// Checks a transaction that read these ranges at `read_version`. Empty ranges meet nothing.
-    pub fn check(&self, read_version: Version, reads: &[KeyRange]) -> Outcome {
+    pub fn check(&self, read_version: Version, reads: &[KeyRange]) -> Checked {
         if read_version < self.floor {
-            return Outcome::TooOld;
+            return Checked::TooOld;
         }
         if read_version >= self.newest {
-            return Outcome::Ok;
+            return Checked::Ok;
         }
         let mut conflicts = Vec::new();
         for (index, read) in (0u32..).zip(reads) {
@@ -96,7 +96,7 @@ impl ConflictWindow {
                 conflicts.push(index);
             }
         }
-        if conflicts.is_empty() { Outcome::Ok } else { Outcome::Conflict(conflicts) }
+        if conflicts.is_empty() { Checked::Ok } else { Checked::Conflict(conflicts) }
     }
 
     fn is_changed(&self, read_version: Version, read: &KeyRange) -> bool {

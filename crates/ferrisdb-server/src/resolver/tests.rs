@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ferrisdb_core::{Bytes, KeyRange, Random, SplitMix64, Version};
 
-use super::{ConflictWindow, Outcome};
+use super::{Checked, ConflictWindow};
 
 /// From each boundary up to the next, the newest version at which a key there was written.
 struct Model {
@@ -34,9 +34,9 @@ impl Model {
         }
     }
 
-    fn check(&self, read_version: Version, reads: &[KeyRange]) -> Outcome {
+    fn check(&self, read_version: Version, reads: &[KeyRange]) -> Checked {
         if read_version < self.floor {
-            return Outcome::TooOld;
+            return Checked::TooOld;
         }
         let is_changed = |read: &KeyRange| {
             !read.is_empty()
@@ -44,7 +44,7 @@ impl Model {
                     || self.steps.range(read.begin.clone()..read.end.clone()).any(|step| *step.1 > read_version))
         };
         let changed: Vec<u32> = (0..).zip(reads).filter(|(_, read)| is_changed(read)).map(|(index, _)| index).collect();
-        if changed.is_empty() { Outcome::Ok } else { Outcome::Conflict(changed) }
+        if changed.is_empty() { Checked::Ok } else { Checked::Conflict(changed) }
     }
 
     fn forget_below(&mut self, version: Version) {
@@ -129,13 +129,13 @@ fn compare(seed: u64, transactions: u64, shape: Shape) -> [u64; 3] {
             "seed {seed}, transaction {number}: {reads:?} at {read_version}"
         );
         counts[match found {
-            Outcome::Ok => {
+            Checked::Ok => {
                 window.add(Version::from_u64(version), &writes);
                 model.add(Version::from_u64(version), &writes);
                 0
             }
-            Outcome::Conflict(_) => 1,
-            Outcome::TooOld => 2,
+            Checked::Conflict(_) => 1,
+            Checked::TooOld => 2,
         }] += 1;
         if number % 64 == 0 {
             let floor = Version::from_u64(version.saturating_sub(chooser.shape.window));
@@ -193,7 +193,7 @@ fn old_writes_are_forgotten() {
         }
     }
     assert!(peak < 50_000 * 200, "{peak} bytes for 50,000 writes");
-    assert_eq!(window.check(Version::from_u64(1), &[]), Outcome::TooOld);
+    assert_eq!(window.check(Version::from_u64(1), &[]), Checked::TooOld);
     window.forget_below(Version::from_u64(400_000));
     assert!(window.bytes() < peak / 4, "{} of {peak} bytes are left", window.bytes());
     assert_eq!(window.floor(), Version::from_u64(400_000));
@@ -208,7 +208,7 @@ fn edges() {
     let mut window = ConflictWindow::new(v(10));
     let range = |begin: &'static str, end: &'static str| KeyRange::new(begin, end);
     window.add(v(20), &[KeyRange::single(b"b"), range("m", "p")]);
-    let check = |at: u64, read: KeyRange| window.check(v(at), &[read]) != Outcome::Ok;
+    let check = |at: u64, read: KeyRange| window.check(v(at), &[read]) != Checked::Ok;
     assert!(check(19, KeyRange::single(b"b")) && !check(20, KeyRange::single(b"b")));
     assert!(!check(19, KeyRange::single(b"a")) && !check(19, KeyRange::single(b"b\0")));
     assert!(check(19, range("a", "b\0")) && !check(19, range("a", "b")) && !check(19, range("b\0", "c")));
@@ -219,7 +219,7 @@ fn edges() {
     );
     assert!(check(19, range("a", "z")) && check(19, range("o", "z")) && !check(19, range("p", "z")));
     assert!(!check(19, range("b", "b")) && !check(19, range("n", "n")) && !check(19, range("z", "a")));
-    assert_eq!(window.check(v(9), &[]), Outcome::TooOld);
+    assert_eq!(window.check(v(9), &[]), Checked::TooOld);
     let reads = [KeyRange::single(b"a"), KeyRange::single(b"b"), range("p", "q"), range("a", "n")];
-    assert_eq!(window.check(v(10), &reads), Outcome::Conflict(vec![1, 3]));
+    assert_eq!(window.check(v(10), &reads), Checked::Conflict(vec![1, 3]));
 }
