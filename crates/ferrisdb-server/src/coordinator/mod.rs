@@ -227,6 +227,7 @@ impl Coordinator {
             batcher: starting.batcher,
             in_flight: VecDeque::new(),
             timer: None,
+            wants_batch: false,
         };
         spawn("coordinator", Box::pin(std::future::poll_fn(move |context| driver.poll(context))));
         let shared = Arc::clone(&self.shared);
@@ -500,12 +501,12 @@ impl Shared {
     }
 
     /// Takes what makes the next group, or `None` if there is nothing to do.
-    fn take_work(&self, leases_are_due: bool) -> Option<(Vec<Item>, bool)> {
+    fn take_work(&self, leases_are_due: bool, wants_batch: bool) -> Option<(Vec<Item>, bool)> {
         let mut queue = lock(&self.queue);
         if queue.failed.is_some() {
             return None;
         }
-        let wants_batch = std::mem::take(&mut queue.wants_batch);
+        let wants_batch = std::mem::take(&mut queue.wants_batch) || wants_batch;
         if queue.items.is_empty() && !wants_batch && !leases_are_due {
             return None;
         }
@@ -536,6 +537,9 @@ struct Driver {
     in_flight: VecDeque<InFlight>,
     /// Set while there are leases.
     timer: Option<BoxFuture<()>>,
+    /// Transactions were refused by the log, but their writes are in the conflict window: an empty batch above them, small enough for the
+    /// log's reserve, has whoever begins from then on not take them for conflicts.
+    wants_batch: bool,
 }
 
 impl Driver {
@@ -647,8 +651,10 @@ impl Driver {
     fn append_group(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
         let now = shared.runtime.now();
-        let leases_are_due = self.batcher.leases().next_expiry().is_some_and(|expiry| expiry <= now);
-        let Some((items, wants_batch)) = shared.take_work(leases_are_due) else { return false };
+        // Tried once: if the log has no space for that either, the next one who asks for anything tries again.
+        let wants_batch = std::mem::take(&mut self.wants_batch);
+        let is_due = self.batcher.leases().next_expiry().is_some_and(|expiry| expiry <= now);
+        let Some((items, wants_batch)) = shared.take_work(is_due, wants_batch) else { return false };
         let durable = match shared.log.read_index().try_now() {
             Ok(Ok((_, durable))) => durable,
             // Only leases ask for it, and they are refused what is not readable.
@@ -667,6 +673,7 @@ impl Driver {
         match appended {
             None => self.answer(rest, decisions, None, None),
             Some(Err(error)) => {
+                self.wants_batch = group.transactions > 0;
                 self.batcher.refused(group);
                 self.answer(rest, decisions, None, Some(&error));
             }

@@ -1,6 +1,7 @@
 //! What a commit promises while nothing goes wrong.
 
 use super::*;
+use crate::log::{Known, Outcome};
 
 #[test]
 fn what_is_committed_is_read() {
@@ -182,6 +183,8 @@ fn a_lost_answer_is_found_again() {
     let late = Transaction::at(now).add("n", 1).id(7, 2, 1).build();
     assert_eq!(machine.commit(&node, late), Ok(Committed::Conflict { ranges: vec![] }));
     assert_eq!(machine.resolve(&node, id(2), now), Ok(None), "the answer stays");
+    let (known, _) = crate::log::Log::known(node.log(), id(2));
+    assert!(matches!(known, Known::Outcome(_, Outcome::Aborted)), "it is written down: {known:?}");
     // Twice in one batch.
     let twice = Transaction::at(now).add("n", 1).id(7, 3, 1).build();
     let (one, two) = (node.commit(twice.clone()), node.commit(twice));
