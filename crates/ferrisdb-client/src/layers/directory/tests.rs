@@ -7,6 +7,7 @@ use futures_executor::block_on;
 
 use super::*;
 use crate::Database;
+use crate::layers::Tuple;
 use crate::testing::database;
 
 fn layer() -> DirectoryLayer {
@@ -17,7 +18,7 @@ async fn create(db: &Database, path: &[&str]) -> Result<Directory> {
     db.run(async |tx| layer().create(&tx, path, CreateOptions::default()).await).await
 }
 
-fn code<T: std::fmt::Debug>(result: Result<T>) -> Code {
+fn code<T: fmt::Debug>(result: Result<T>) -> Code {
     result.expect_err("it must fail").code()
 }
 
@@ -121,22 +122,22 @@ fn keys_are_foundationdbs() {
     let rows = endpoint.rows();
     let mut keys = rows.iter().filter(|(key, _)| key.starts_with(b"\xfe"));
     let hca = b"\xfe\x01\xfe\x00\x01hca\x00";
-    let (name, prefix) = keys.next().expect("the name of the directory");
-    // Node of the allocated prefix: (prefix,), 'layer'. The prefix is a packed small number, so its node sorts before the root's.
-    let node = Tuple::from((name_of_node(name),)).pack();
-    assert!(name.ends_with(b"\x01layer\x00") && name[1..].starts_with(&node), "{name:?}");
-    assert_eq!(prefix.as_ref(), b"");
-    let (name, prefix) = keys.next().expect("the entry in the root");
-    assert_eq!(name.as_ref(), b"\xfe\x01\xfe\x00\x14\x02a\x00");
+    let (layer_of_node, layer) = keys.next().expect("the directory's layer");
+    // The node of the new prefix sorts before the root's, whose prefix is 0xFE.
+    let prefix = name_of_node(layer_of_node);
+    assert_eq!(layer_of_node.as_ref(), [b"\xfe", &Tuple::from((prefix.clone(), &b"layer"[..])).pack()[..]].concat());
+    assert_eq!(layer.as_ref(), b"");
     assert!(prefix.len() <= 2 && matches!(prefix[0], 0x14 | 0x15), "a number below 64: {prefix:?}");
-    let rest: Vec<_> = keys.collect();
+    let rest: Vec<(&[u8], &[u8])> = keys.map(|(key, value)| (key.as_ref(), value.as_ref())).collect();
     let counter = [hca.as_slice(), b"\x14\x14"].concat();
-    assert_eq!((rest[0].0.as_ref(), rest[0].1.as_ref()), (&counter[..], &1i64.to_le_bytes()[..]));
-    let recent = [hca.as_slice(), b"\x15\x01", prefix].concat();
-    assert_eq!((rest[1].0.as_ref(), rest[1].1.as_ref()), (&recent[..], &b""[..]));
-    let version = b"\xfe\x01\xfe\x00\x01version\x00";
-    assert_eq!((rest[2].0.as_ref(), rest[2].1.as_ref()), (&version[..], &b"\x01\0\0\0\0\0\0\0\0\0\0\0"[..]));
-    assert_eq!(rest.len(), 3);
+    let recent = [hca.as_slice(), b"\x15\x01", &prefix].concat();
+    let expected: [(&[u8], &[u8]); 4] = [
+        (&counter, &1i64.to_le_bytes()),
+        (&recent, b""),
+        (b"\xfe\x01\xfe\x00\x01version\x00", b"\x01\0\0\0\0\0\0\0\0\0\0\0"),
+        (b"\xfe\x01\xfe\x00\x14\x02a\x00", &prefix),
+    ];
+    assert_eq!(rest, expected);
 }
 
 fn name_of_node(key: &[u8]) -> Bytes {
