@@ -35,6 +35,8 @@ pub use database::Database;
 /// The code on the pages of the book runs.
 #[cfg(doctest)]
 mod book {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
     #[doc = include_str!("../../../docs/first-steps.md")]
     struct FirstSteps;
     #[doc = include_str!("../../../docs/data-model.md")]
