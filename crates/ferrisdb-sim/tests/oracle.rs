@@ -2,6 +2,8 @@
 //!
 //! `FERRISDB_ORACLE_SEED` replays one seed; `FERRISDB_ORACLE_STEPS` sets how many steps there are in all.
 
+#![expect(clippy::print_stdout, reason = "what a run went through is part of its output")]
+
 use std::pin::pin;
 use std::sync::Arc;
 

@@ -143,7 +143,11 @@ mod tests {
     fn databases_in_memory_are_apart() {
         let (first, second) =
             (Database::open_in_memory().expect("it opens"), Database::open_in_memory().expect("it opens"));
-        block_on(first.run(async |tx| Ok(tx.set(b"a", b"1")))).expect("it commits");
+        block_on(first.run(async |tx| {
+            tx.set(b"a", b"1");
+            Ok(())
+        }))
+        .expect("it commits");
         assert_eq!(block_on(second.run(async |tx| tx.get(b"a").await)).expect("it reads"), None);
         assert_ne!(first.description().cluster_id, second.description().cluster_id);
     }

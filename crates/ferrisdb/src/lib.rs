@@ -6,7 +6,7 @@
 //! ```
 //! # fn main() -> ferrisdb::Result<()> { futures_executor::block_on(async {
 //! let db = ferrisdb::Database::open_in_memory()?;
-//! db.run(async |tx| Ok(tx.set(b"hello", b"world"))).await?;
+//! db.run(async |tx| { tx.set(b"hello", b"world"); Ok(()) }).await?;
 //! let value = db.run(async |tx| tx.get(b"hello").await).await?;
 //! assert_eq!(value.as_deref(), Some(&b"world"[..]));
 //! # Ok(()) }) }

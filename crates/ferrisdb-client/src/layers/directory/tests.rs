@@ -29,7 +29,12 @@ fn directories_are_created_opened_listed_moved_and_removed() {
         let users = create(&db, &["app", "users"]).await.expect("it is new");
         assert_eq!(code(create(&db, &["app", "users"]).await), Code::DirectoryAlreadyExists);
         let key = users.subspace().expect("no partition").pack((1,));
-        db.run(async |tx| Ok(tx.set(&key, b"Ann"))).await.expect("it commits");
+        db.run(async |tx| {
+            tx.set(&key, b"Ann");
+            Ok(())
+        })
+        .await
+        .expect("it commits");
         create(&db, &["app", "users", "archive"]).await.expect("it is new");
         create(&db, &["app", "logs"]).await.expect("it is new");
 
