@@ -143,7 +143,9 @@ impl Core {
         self.jobs.wake_flush();
         self.jobs.wake_compactions();
         self.progress.notify();
-        self.progress.wait(&*self.env.spawner, || (self.jobs.running.load(Ordering::Acquire) == 0).then_some(()));
+        self.progress.wait(&*self.env.spawner, || {
+            (self.jobs.running.load(Ordering::Acquire) == 0 || planted(Bug::CloseIgnoresHold)).then_some(())
+        });
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
