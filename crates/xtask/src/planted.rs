@@ -73,16 +73,8 @@ const TABLE: &[Planted] = &[
     Planted { bug: "names-found-not-synced", target: "disk_faults", test: "every_operation_fails_at_every_place" },
     Planted { bug: "block-place-ignored", target: "lib", test: "table::tests::faults::misplaced_blocks_are_seen" },
     Planted { bug: "block-place-ignored", target: "disk_faults", test: "misdirected_reads_are_corruption" },
-    Planted {
-        bug: "tombstone-end-included",
-        target: "lib",
-        test: "tombstone::tests::lookups_equal_the_definition",
-    },
-    Planted {
-        bug: "tombstone-end-included",
-        target: "lib",
-        test: "engine::tests::model::the_engine_equals_the_model",
-    },
+    Planted { bug: "tombstone-end-included", target: "lib", test: "tombstone::tests::lookups_equal_the_definition" },
+    Planted { bug: "tombstone-end-included", target: "lib", test: "engine::tests::model::the_engine_equals_the_model" },
     Planted {
         bug: "deeper-tombstone-ignored",
         target: "lib",

@@ -9,13 +9,13 @@ pub mod script;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ferrisdb_core::ManualClock;
 
 use crate::env::steps::StepSpawner;
 use crate::env::{Env, SeededEntropy};
-use crate::fs::sim::SimFileSystem;
+use crate::fs::sim::{OpKind, SimFileSystem, Verdict};
 use crate::{Engine, IterOptions, Options, Result};
 
 /// Where the engine lives on the simulated disk.
@@ -59,6 +59,24 @@ impl Machine {
     /// Those of [`Engine::open_read_only`].
     pub fn open_read_only(&self, options: Options) -> Result<Engine> {
         Engine::open_read_only(self.env.clone(), Path::new(DIR), options)
+    }
+
+    /// The disk as it was before each operation of `run` that changes it, with the kind of that operation; last, as it is afterwards.
+    pub fn forks_during(&self, run: impl FnOnce()) -> Vec<(SimFileSystem, Option<OpKind>)> {
+        let forks: Arc<Mutex<Vec<(SimFileSystem, Option<OpKind>)>>> = Arc::default();
+        let seen = Arc::clone(&forks);
+        self.disk.set_hook(move |disk, op| {
+            if op.kind.is_mutating() {
+                seen.lock().expect("pushing does not panic").push((disk.fork(), Some(op.kind)));
+            }
+            Verdict::Pass
+        });
+        run();
+        self.disk.clear_hook();
+        let mut forks = std::mem::take(&mut *forks.lock().expect("pushing does not panic"));
+        forks.push((self.disk.fork(), None));
+        forks.iter().for_each(|(fork, _)| fork.clear_hook());
+        forks
     }
 
     /// The files on the disk whose path contains `part`.

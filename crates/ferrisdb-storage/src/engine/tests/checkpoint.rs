@@ -201,22 +201,12 @@ fn a_crash_at_every_operation() {
     let engine = machine.open(Options::tiny()).unwrap();
     fill(&engine, 600);
     let expected = contents(&engine);
-    let forks: Arc<Mutex<Vec<SimFileSystem>>> = Arc::default();
-    let seen = Arc::clone(&forks);
-    machine.disk.set_hook(move |disk, op| {
-        if op.kind.is_mutating() {
-            seen.lock().unwrap().push(disk.fork());
-        }
-        Verdict::Pass
+    let forks = machine.forks_during(|| {
+        engine.checkpoint(COPY).unwrap();
     });
-    engine.checkpoint(COPY).unwrap();
-    machine.disk.clear_hook();
-    let mut forks = std::mem::take(&mut *forks.lock().unwrap());
-    let acknowledged = forks.len();
-    forks.push(machine.disk.fork());
+    let acknowledged = forks.len() - 1;
     let (mut whole, mut none) = (0, 0);
-    for (index, fork) in forks.iter().enumerate() {
-        fork.clear_hook();
+    for (index, (fork, _)) in forks.iter().enumerate() {
         let seed = index as u64;
         for mode in [
             CrashMode::NothingLost,
