@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::format::{ALIGNMENT, Place, RECORD_HEADER_LEN, RecordHeader, SEGMENT_HEADER_LEN, SegmentHeader, framed_len};
 use super::{RecordKind, Wal, WalOptions, WalPosition, inspect_segment};
+use crate::fs::FileSystem;
 use crate::fs::sim::SimFileSystem;
 use crate::testing::decoders::Input;
 
@@ -26,6 +27,7 @@ pub(crate) fn headers(bytes: &[u8]) {
 /// The bytes of the only segment of a log; read, recovered, looked into.
 pub(crate) fn segment(bytes: &[u8]) {
     let disk = SimFileSystem::new();
+    disk.create_dir_all(Path::new(DIR)).expect("the disk is empty");
     disk.write_raw(FILE, bytes);
     let options = WalOptions::default();
     let mut shown = 0u64;

@@ -103,8 +103,9 @@ fn a_keeper_that_fails_tells_that_it_poisons() {
         machine.spawner.run_until_idle();
     }
     assert!(written > 10, "{written}");
+    // A flush may come first: then it is the purge of the WAL that fails.
     let told: Vec<String> = notes.take().into_iter().filter(|line| line != "FileRemoved").collect();
-    assert_eq!(told, ["BackgroundError false", "Poisoned"]);
+    assert!(told.ends_with(&["BackgroundError false".into(), "Poisoned".into()]), "{told:?}");
     machine.spawner.run_for(std::time::Duration::from_secs(1));
     assert_eq!(notes.take(), [""; 0], "it is told once");
     assert_eq!(engine.get(b"key0").unwrap().unwrap(), [7; 500]);
