@@ -31,6 +31,9 @@ pub struct Machine {
     pub env: Env,
 }
 
+/// A disk as it was before an operation of that kind, or at the end.
+pub type Fork = (SimFileSystem, Option<OpKind>);
+
 impl Machine {
     /// A machine with that disk.
     pub fn new(disk: SimFileSystem, seed: u64) -> Machine {
@@ -62,8 +65,8 @@ impl Machine {
     }
 
     /// The disk as it was before each operation of `run` that changes it, with the kind of that operation; last, as it is afterwards.
-    pub fn forks_during(&self, run: impl FnOnce()) -> Vec<(SimFileSystem, Option<OpKind>)> {
-        let forks: Arc<Mutex<Vec<(SimFileSystem, Option<OpKind>)>>> = Arc::default();
+    pub fn forks_during(&self, run: impl FnOnce()) -> Vec<Fork> {
+        let forks: Arc<Mutex<Vec<Fork>>> = Arc::default();
         let seen = Arc::clone(&forks);
         self.disk.set_hook(move |disk, op| {
             if op.kind.is_mutating() {
