@@ -13,16 +13,24 @@
 //! - A retired object is dropped only after each counter was zero at some moment after the object was replaced.
 //!
 //! # Concurrency
-//! `read` from any thread, wait-free. `replace` and `reclaim` serialise on a mutex that readers never touch.
+//! `read` from any thread, wait-free. `replace` and `reclaim` serialise on a mutex that readers never touch. `loom_tests` has every
+//! interleaving of readers and a replacement.
 
 use std::cell::Cell;
 use std::ops::Deref;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+// For what is static: a model checker's own atomics live no longer than one of its runs.
+use std::sync::atomic::{AtomicUsize as StaticUsize, Ordering as StaticOrdering};
+use std::sync::{Arc, PoisonError};
+
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+#[cfg(all(test, loom))]
+mod loom_tests;
 
 /// One bit of a `u64` mask for each counter.
-const STRIPES: usize = 64;
+const STRIPES: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// A counter on a cache line of its own (two lines: adjacent-line prefetch couples neighbours).
 #[repr(align(128))]
@@ -61,9 +69,16 @@ impl<T> EpochCell<T> {
     /// The current object, borrowed.
     #[inline]
     pub(crate) fn read(&self) -> EpochGuard<'_, T> {
-        let stripe = &self.stripes[stripe_of_this_thread()].0;
-        // SeqCst here and in `reclaim`: either the reclaimer sees this count, or this reader sees the swapped pointer.
+        self.read_as(stripe_of_this_thread())
+    }
+
+    /// As [`EpochCell::read`], announced in that counter.
+    #[inline]
+    fn read_as(&self, stripe: usize) -> EpochGuard<'_, T> {
+        let stripe = &self.stripes[stripe].0;
+        // SeqCst here and in `replace`: either the reclaimer sees this count, or this reader sees the swapped pointer.
         stripe.fetch_add(1, Ordering::SeqCst);
+        loom_fence();
         let object = self.current.load(Ordering::SeqCst);
         // SAFETY: `object` was current after our count went up. It is dropped only after this counter was seen at zero
         // after it was replaced, and the guard keeps the counter above zero as long as the reference lives.
@@ -73,7 +88,12 @@ impl<T> EpochCell<T> {
 
     /// The current object with a count of its own, for holders that stay long (iterators).
     pub(crate) fn load(&self) -> Arc<T> {
-        let guard = self.read();
+        self.load_as(stripe_of_this_thread())
+    }
+
+    /// As [`EpochCell::load`], announced in that counter.
+    fn load_as(&self, stripe: usize) -> Arc<T> {
+        let guard = self.read_as(stripe);
         let object: *const T = guard.object;
         // SAFETY: the pointer came from Arc::into_raw and the guard keeps the cell's own count alive meanwhile.
         unsafe {
@@ -86,6 +106,7 @@ impl<T> EpochCell<T> {
     pub(crate) fn replace(&self, object: Arc<T>) {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.current.swap(Arc::into_raw(object).cast_mut(), Ordering::SeqCst);
+        loom_fence();
         // SAFETY: the pointer came from Arc::into_raw in `new` or here, and the swap made this the only owner of its count.
         let old = unsafe { Arc::from_raw(old.cast_const()) };
         retired.push(Retired { object: old, unseen: u64::MAX });
@@ -126,7 +147,7 @@ impl<T> EpochCell<T> {
 
 impl<T> Drop for EpochCell<T> {
     fn drop(&mut self) {
-        let current = *self.current.get_mut();
+        let current = self.current.load(Ordering::Relaxed);
         debug_assert!(!ptr::eq(current, ptr::null()), "the cell always holds an object");
         // SAFETY: the cell owns one count of the current object, and guards borrow the cell, so none is left.
         drop(unsafe { Arc::from_raw(current.cast_const()) });
@@ -155,24 +176,32 @@ impl<T> Drop for EpochGuard<'_, T> {
     }
 }
 
+/// loom treats a SeqCst access as AcqRel and only a fence as sequentially consistent, so it wants one where the order of the
+/// accesses on either side matters. Elsewhere the accesses themselves are enough.
+#[inline(always)]
+fn loom_fence() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+}
+
 /// Threads take the counters in turn; two share one only above 64 threads.
 #[inline]
 fn stripe_of_this_thread() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    static NEXT: StaticUsize = StaticUsize::new(0);
     thread_local! {
         static STRIPE: Cell<usize> = const { Cell::new(usize::MAX) };
     }
     STRIPE.with(|stripe| {
         let mut index = stripe.get();
         if index == usize::MAX {
-            index = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
+            index = NEXT.fetch_add(1, StaticOrdering::Relaxed) % STRIPES;
             stripe.set(index);
         }
         index
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;

@@ -30,6 +30,8 @@
 pub(crate) mod format;
 pub(crate) mod garbage;
 pub(crate) mod reader;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod survive;
 pub(crate) mod writer;
 
 #[cfg(test)]

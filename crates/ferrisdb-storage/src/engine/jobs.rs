@@ -62,6 +62,8 @@ pub(super) struct Jobs {
     pub(super) failed_flushes: Mutex<(u64, Option<Error>)>,
     /// Entries that iterators passed over in long runs since the active memtable was last looked at for it.
     passed: AtomicU64,
+    /// The listener knows that the engine is poisoned.
+    told_poison: AtomicBool,
     /// Where the WAL may be purged up to.
     purge_below: Mutex<Option<WalPosition>>,
 }
@@ -121,7 +123,7 @@ impl Core {
             wal.set_sync_waker(waker.clone());
             core.jobs.wal.set(waker).expect("jobs are started once");
         }
-        let keeper = spawn("keeper", Box::<Keeper>::default());
+        let keeper = spawn("keeper", Box::new(Keeper));
         if let Some(wal) = &core.wal {
             wal.set_prepare_waker(keeper.clone());
         }
@@ -155,7 +157,7 @@ impl Core {
 
     /// True once none runs; then the directory is free.
     fn have_jobs_stopped(&self) -> bool {
-        let stopped = self.jobs.running.load(Ordering::Acquire) == 0;
+        let stopped = self.jobs.running.load(Ordering::Acquire) == 0 || planted(Bug::CloseIgnoresHold);
         if stopped {
             self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
@@ -413,7 +415,9 @@ impl Drop for Guarded {
 struct Idle;
 
 impl Work for Idle {
-    fn step(&mut self, _core: &Arc<Core>) -> Result<Step> {
+    fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        // It may stand in for the keeper.
+        core.tell_poison();
         Ok(Step::Wait)
     }
 }
@@ -433,17 +437,11 @@ impl Work for WalSync {
     }
 }
 
-#[derive(Default)]
-struct Keeper {
-    /// The listener knows that the engine is poisoned.
-    told_poison: bool,
-}
+struct Keeper;
 
 impl Work for Keeper {
     fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
-        if let Some(reason) = core.poison.get().filter(|_| !std::mem::replace(&mut self.told_poison, true)) {
-            core.tell(|| Event::Poisoned { reason });
-        }
+        core.tell_poison();
         if let Some(wal) = &core.wal {
             if wal.prepare_step()? == PrepareStep::Again {
                 return Ok(Step::Again);
@@ -484,6 +482,13 @@ fn remove(core: &Core, path: &std::path::Path) {
 }
 
 impl Core {
+    /// Tells the listener, once, that the engine is poisoned, if it is.
+    fn tell_poison(&self) {
+        if let Some(reason) = self.poison.get().filter(|_| !self.jobs.told_poison.swap(true, Ordering::AcqRel)) {
+            self.tell(|| Event::Poisoned { reason });
+        }
+    }
+
     /// False while an older manifest could still be what a crash leaves, which then names files that look obsolete now.
     fn may_remove_files(&self) -> Result<bool> {
         let mut manifest = self.manifest();

@@ -11,6 +11,7 @@ use crate::iter::cover::{Cover, RangeCover, Span, look_up_within};
 use crate::key::InternalKey;
 use crate::levels::{LEVELS, Level};
 use crate::memtable::OwnedMemtableIterator;
+use crate::planted::{Bug, planted};
 use crate::table::{ReadMode, TableIterator, TableReader};
 
 /// One sorted source of point entries. An enum, because a call through a table costs more than a predicted branch.
@@ -98,7 +99,7 @@ pub(crate) fn sources_of(view: &View, at: Version, mode: ReadMode) -> Result<Vec
         if tables.tables().is_empty() {
             continue;
         }
-        let cover = if view.range_tombstones[level] {
+        let cover = if view.range_tombstones[level] && !planted(Bug::DeeperTombstoneIgnored) {
             // The cover answers without I/O, so its tables are opened here.
             for table in tables.tables().iter().filter(|table| table.meta.range_tombstones > 0) {
                 reader_of(table, mode)?;

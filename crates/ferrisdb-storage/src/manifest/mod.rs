@@ -22,6 +22,8 @@ pub mod edit;
 mod frame;
 pub mod log;
 pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod survive;
 
 pub use edit::{BlobMeta, EngineId, FileNumber, ManifestEdit, TableMeta};
 pub use log::{Manifest, Recovered};

@@ -38,6 +38,8 @@ mod index;
 mod iterator;
 mod properties;
 mod reader;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod survive;
 mod tombstone_block;
 mod verify;
 
@@ -53,6 +55,8 @@ pub use index::Index;
 pub use iterator::TableIterator;
 pub use properties::Properties;
 pub use reader::{Found, TableReader, TableValue};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use survive::{Parts, put_together, sealed_frame, take_apart};
 pub use verify::{BlockEntry, BlockSummary, FooterSummary, Verified};
 
 use crate::error::{Error, Result};

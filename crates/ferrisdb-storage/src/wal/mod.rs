@@ -41,6 +41,8 @@ mod maintain;
 mod reader;
 mod recover;
 mod scan;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod survive;
 mod sync;
 
 #[cfg(test)]

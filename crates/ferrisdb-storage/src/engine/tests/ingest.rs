@@ -482,21 +482,11 @@ fn a_crash_at_every_operation() {
         let machine = Machine::new(SimFileSystem::new(), 6);
         let engine = machine.open(options.clone()).unwrap();
         prepare(&engine, prepared);
-        let forks: Arc<Mutex<Vec<(SimFileSystem, OpKind)>>> = Arc::default();
-        let seen = Arc::clone(&forks);
-        machine.disk.set_hook(move |disk, op| {
-            if op.kind.is_mutating() {
-                seen.lock().unwrap().push((disk.fork(), op.kind));
-            }
-            Verdict::Pass
+        let forks = machine.forks_during(|| {
+            ingest(&engine).unwrap();
         });
-        ingest(&engine).unwrap();
-        machine.disk.clear_hook();
-        let mut forks = std::mem::take(&mut *forks.lock().unwrap());
-        let acknowledged = forks.len();
-        forks.push((machine.disk.fork(), OpKind::Stat));
+        let acknowledged = forks.len() - 1;
         for (index, (fork, kind)) in forks.iter().enumerate() {
-            fork.clear_hook();
             let seed = index as u64;
             for mode in [
                 CrashMode::NothingLost,
