@@ -13,7 +13,8 @@
 //!    busy engine always has a level above its target, and a queue at the front of a busy engine must not become ever slower.
 //! 3. The level with the highest score, and the next if it is blocked: L0 (sorted runs against `l0_runs`, bytes against
 //!    `base_bytes`), levels above target, levels above the base that are to be emptied.
-//!    L0 goes to the base level; while that is blocked, an L0 far above its trigger is merged within itself.
+//!    L0 goes to the base level; while that is blocked, an L0 far above its trigger is merged within itself, and so are its newest
+//!    runs where all of L0 is small against what it would have rewritten of the base level.
 //! 4. Tables that consist largely of tombstones: one level down, or rewritten where they are if nothing older is below and every
 //!    tombstone in them can go (so that no table is rewritten twice for this).
 //! 5. Tables that keep a blob file alive that is mostly garbage. With more garbage than values in all blob files together, this comes
@@ -43,6 +44,11 @@ const BOTTOM: usize = LEVELS - 1;
 
 /// Scores are in thousandths: at this one a level is due.
 const DUE: u64 = 1000;
+
+/// What an L0 that is due only because it has many small runs may have rewritten of the base level, per byte of its own. Beyond,
+/// its newest runs are merged within L0, which costs no more than their own bytes. RocksDB has no such bound: four flushes of a few
+/// KiB rewrite the whole base level.
+const BASE_BYTES_PER_L0_BYTE_MAX: u64 = 4;
 
 /// What shapes the tree. `docs/decisions/0005-manifest-and-compaction.md` has the arithmetic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -316,9 +322,18 @@ impl<'a, T: TableLike> Picker<'a, T> {
     /// A compaction that makes a level smaller.
     fn level(&self, level: usize) -> Option<CompactionPlan> {
         if level == 0 {
+            // A few small flushes are no reason to rewrite a large base: merged with each other they are one run again.
+            if !self.l0_is_worth_going_down()
+                && let Some(plan) = self.intra_l0(0, 2)
+            {
+                return Some(plan);
+            }
             let tables = self.levels.level(0).tables();
             let down = tables.iter().rev().filter(|table| self.is_idle(table));
-            return down.into_iter().find_map(|table| self.l0_down(table, Reason::L0)).or_else(|| self.intra_l0());
+            return down.into_iter().find_map(|table| self.l0_down(table, Reason::L0)).or_else(|| {
+                // Two runs of slack, so that a short wait for the base level does not cost a rewrite.
+                self.intra_l0(2, self.options.intra_l0_runs_min)
+            });
         }
         let reason = if self.targets.bytes[level] == 0 { Reason::Drain } else { Reason::LevelSize };
         let mut candidates: Vec<(u128, FileNumber, &Arc<T>)> = self
@@ -372,10 +387,27 @@ impl<'a, T: TableLike> Picker<'a, T> {
         self.plan(reason, vec![(0, chosen)], self.targets.base)
     }
 
-    /// The newest idle sorted runs of L0 into one.
-    fn intra_l0(&self) -> Option<CompactionPlan> {
-        // Two runs of slack, so that a short wait for the base level does not cost a rewrite.
-        if l0_runs(self.levels) < self.options.l0_runs + 2 {
+    /// False if L0 is due by the number of its runs alone, and a byte of it would have more than
+    /// [`BASE_BYTES_PER_L0_BYTE_MAX`] of the base level rewritten.
+    fn l0_is_worth_going_down(&self) -> bool {
+        let bytes = self.idle_bytes(0);
+        if bytes >= self.options.base_bytes {
+            return true;
+        }
+        let idle = self.levels.level(0).tables().iter().filter(|table| self.is_idle(table));
+        let Some(span) = KeySpan::around(idle.map(|table| table.meta())) else { return true };
+        let base = self.levels.overlapping(self.targets.base, span.start(), span.end());
+        // A table of the base between two of L0 is not rewritten.
+        let rewritten = base.filter(|table| {
+            let span = KeySpan::of(table.meta());
+            self.levels.overlapping(0, span.start(), span.end()).next().is_some()
+        });
+        rewritten.map(|table| table.meta().file_bytes).sum::<u64>() <= bytes.saturating_mul(BASE_BYTES_PER_L0_BYTE_MAX)
+    }
+
+    /// The newest idle sorted runs of L0 into one: at least `runs_min`, and if there are `slack` more than make L0 due.
+    fn intra_l0(&self, slack: u64, runs_min: u64) -> Option<CompactionPlan> {
+        if l0_runs(self.levels) < self.options.l0_runs + slack {
             return None;
         }
         let runs: Vec<&[Arc<T>]> =
@@ -397,7 +429,7 @@ impl<'a, T: TableLike> Picker<'a, T> {
             }
             (bytes, per_removed, count) = (next, next_per_removed, index + 1);
         }
-        if (count as u64) < self.options.intra_l0_runs_min {
+        if (count as u64) < runs_min {
             return None;
         }
         self.plan(Reason::IntraL0, vec![(0, idle[..count].iter().copied().flatten().collect())], 0)

@@ -7,6 +7,7 @@
 //! # Concurrency
 //! Immutable once open; any number of threads.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
@@ -338,8 +339,9 @@ impl TableReader {
 
     #[cold]
     fn read_data_block(&self, handle: BlockHandle, mode: ReadMode) -> Result<Arc<Block>> {
-        let frame = self.read(handle.offset, handle.len)?;
-        let block = Arc::new(self.decode_data_block(&frame, handle.offset)?);
+        let block = Arc::new(with_range(&*self.file, &self.path, handle.offset, handle.len, |frame| {
+            self.decode_data_block(frame, handle.offset)
+        })?);
         if mode == ReadMode::Blocking {
             self.cache.insert(self.cache_id, handle.offset, CachedBlock::Data(Arc::clone(&block)));
         }
@@ -395,12 +397,43 @@ fn bad_block(path: &Path, offset: u64, error: DecodeError) -> Error {
     Error::decode(path, offset, error)
 }
 
+/// As [`read_range`], into a buffer that the thread keeps: a block read from the page cache costs so little that allocating and
+/// clearing memory for its compressed form would show.
+fn with_range<T>(
+    file: &dyn File,
+    path: &Path,
+    offset: u64,
+    len: u64,
+    use_bytes: impl FnOnce(&[u8]) -> Result<T>,
+) -> Result<T> {
+    /// What a thread keeps at most: blocks are larger only where a value is.
+    const KEPT_BYTES_MAX: usize = 64 << 10;
+    thread_local! {
+        static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    let Some(fits) = usize::try_from(len).ok().filter(|&len| len <= KEPT_BYTES_MAX) else {
+        return use_bytes(&read_range(file, path, offset, len)?);
+    };
+    // Taken while in use, so that a nested call would find an empty one and not this.
+    let mut buffer = BUFFER.take();
+    if buffer.len() < fits {
+        buffer.resize(fits, 0);
+    }
+    let result = fill(file, path, offset, &mut buffer[..fits]).and_then(|()| use_bytes(&buffer[..fits]));
+    BUFFER.set(buffer);
+    result
+}
+
 /// Reads exactly `len` bytes; they lie within the file, as was checked, so an end before them is corruption.
 pub(super) fn read_range(file: &dyn File, path: &Path, offset: u64, len: u64) -> Result<Vec<u8>> {
     let len = usize::try_from(len).map_err(|_| Error::corruption(path, offset, "block: length"))?;
     let mut bytes = vec![0; len];
-    match read_exact_at(file, &mut bytes, offset) {
-        Ok(()) => Ok(bytes),
+    fill(file, path, offset, &mut bytes).map(|()| bytes)
+}
+
+fn fill(file: &dyn File, path: &Path, offset: u64, bytes: &mut [u8]) -> Result<()> {
+    match read_exact_at(file, bytes, offset) {
+        Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             Err(Error::corruption(path, offset, "the file ends before the block does"))
         }

@@ -107,6 +107,31 @@ fn l0_goes_to_the_base_level() {
     );
 }
 
+/// Many small runs over a large base are merged with each other, newest first, as long as each run removed costs no more than the
+/// one before; once they amount to a quarter of what they would have rewritten, they go down.
+#[test]
+fn small_runs_do_not_rewrite_a_large_base() {
+    assert_plans(
+        "L0: 9:a-z 1 8:a-z 1 7:a-z 1 6:a-z 20\nL6: 1:a-f 60 2:g-m 60",
+        &expect![[r#"
+            intra-L0: rewrite L0 [9 8 7] → L0
+        "#]],
+    );
+    assert_plans(
+        "L0: 9:a-z 1 8:a-z 1 7:a-z 1 6:a-z 27\nL6: 1:a-f 60 2:g-m 60",
+        &expect![[r#"
+            L0: rewrite L0 [9 8 7 6] + L6 [1 2] → L6, bottom, 2 parts, split at g
+        "#]],
+    );
+    // Only what they overlap counts.
+    assert_plans(
+        "L0: 9:a-c 1 8:a-c 1 7:a-c 1 6:a-c 1\nL6: 1:a-f 16 2:g-m 60",
+        &expect![[r#"
+            L0: rewrite L0 [9 8 7 6] + L6 [1] → L6, bottom
+        "#]],
+    );
+}
+
 /// Tables that come in key order move down without a byte being copied.
 #[test]
 fn sorted_loads_are_moved() {
