@@ -64,7 +64,8 @@ pub struct PickerOptions {
     pub intra_l0_runs_min: u64,
     /// An output overlaps at most this many bytes of the level below it.
     pub grandparent_bytes_max: u64,
-    /// The share of tombstones among its entries, in percent, from which on a table is compacted because of them.
+    /// The share of tombstones among its entries, in percent, from which on a table is compacted because of them; and that of its
+    /// tombstones in the number of entries that they would be merged with, which they must exceed.
     pub tombstone_percent: u64,
     /// Fewer tombstones than this do not make a table slow to scan.
     pub tombstones_min: u64,

@@ -108,6 +108,11 @@ impl MemoryPool {
         drop(self.lock().take());
     }
 
+    /// Bytes kept.
+    pub fn spare_bytes(&self) -> usize {
+        self.lock().as_ref().map_or(0, |memory| memory.capacity)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Memory>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -265,14 +265,21 @@ fn running_plans_keep_their_place() {
     assert_eq!(targets(&draw("L6: 1:a-b 10"), &options(), &[running]).base, 4);
 }
 
-/// A table that is half tombstones goes down although its level is small; at the bottom it is rewritten where it is, but only when
+/// A table that is half tombstones, and not outnumbered by what is below, goes down although its level is small; at the bottom it is rewritten where it is, but only when
 /// all its tombstones can go.
 #[test]
 fn dense_tables_are_compacted() {
     assert_plans(
-        "L5: 2:a-c 10 t=50\nL6: 1:a-z 300",
+        "L5: 2:a-c 10 t=51\nL6: 1:a-z 300",
         &expect![[r#"
         tombstone density: rewrite L5 [2] + L6 [1] → L6, bottom, 2 parts
+    "#]],
+    );
+    // Over twice as many entries it would rewrite much to remove little.
+    assert_plans(
+        "L5: 2:a-z 10 t=90\nL6: 1:a-m 300 3:n-z 300",
+        &expect![[r#"
+        nothing
     "#]],
     );
     assert_plans(
