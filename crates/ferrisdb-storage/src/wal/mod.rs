@@ -465,7 +465,8 @@ impl Inner {
             self.write_buffer(&mut writer)?;
             writer.offset = offset + len;
             writer.check();
-            let prepare = !writer.prepare_asked && writer.offset >= self.options.prepare_from;
+            let from = self.options.prepare_from;
+            let prepare = from > 0 && writer.offset >= from && !writer.prepare_asked;
             writer.prepare_asked |= prepare;
             if writer.buffer.capacity() > BUFFER_KEEP_BYTES {
                 writer.buffer = Vec::new();

@@ -156,7 +156,6 @@ fn the_cheapest_table_goes_down() {
         &format!("L5: 1:a-e 64 t=100 2:f-g 64 3:h-i 64 4:k-l 64 t=40 5:y-z 64\n{below}"),
         &expect![[r#"
         level size: rewrite L5 [4] + L6 [13] → L6, bottom, 2 parts, split at k
-        tombstone density: rewrite L5 [1] + L6 [10 11] → L6, bottom, 2 parts, split at d
     "#]],
     );
 }
