@@ -47,7 +47,7 @@ pub struct Options {
     /// Default: true.
     pub wal: bool,
 
-    /// Bytes of one WAL segment, preallocated. Larger: fewer switches; smaller: an idle engine holds less disk (two segments) and opens
+    /// Bytes of one WAL segment, preallocated. Larger: fewer switches; smaller: an idle engine holds less disk (one segment) and opens
     /// faster. From 4 KiB to 1 GiB. Default: 4 MiB.
     pub wal_segment_bytes: usize,
 

@@ -15,7 +15,8 @@
 //!    `base_bytes`), levels above target, levels above the base that are to be emptied.
 //!    L0 goes to the base level; while that is blocked, an L0 far above its trigger is merged within itself, and so are its newest
 //!    runs where all of L0 is small against what it would have rewritten of the base level.
-//! 4. Tables that consist largely of tombstones: one level down, or rewritten where they are if nothing older is below and every
+//! 4. Tables that consist largely of tombstones, if these are many in comparison with what they would be merged with: one level
+//!    down, or rewritten where they are if nothing older is below and every
 //!    tombstone in them can go (so that no table is rewritten twice for this).
 //! 5. Tables that keep a blob file alive that is mostly garbage. With more garbage than values in all blob files together, this comes
 //!    before 3, unless L0 is far behind: in a busy engine 3 always has something, and the space would never come back.
@@ -70,7 +71,8 @@ pub struct PickerOptions {
     pub intra_l0_runs_min: u64,
     /// An output overlaps at most this many bytes of the level below it.
     pub grandparent_bytes_max: u64,
-    /// The share of tombstones among its entries, in percent, from which on a table is compacted because of them.
+    /// The share of tombstones among its entries, in percent, from which on a table is compacted because of them; and that of its
+    /// tombstones in the number of entries that they would be merged with, which they must exceed.
     pub tombstone_percent: u64,
     /// Fewer tombstones than this do not make a table slow to scan.
     pub tombstones_min: u64,
@@ -512,8 +514,23 @@ impl<'a, T: TableLike> Picker<'a, T> {
                 && u128::from(meta.tombstones) * 100
                     >= u128::from(meta.entries) * u128::from(self.options.tombstone_percent)
         };
-        let mut tables: Vec<(usize, &Arc<T>)> =
-            self.levels.tables().filter(|(_, table)| self.is_idle(table) && is_dense(table.meta())).collect();
+        // What they would be merged with must be of their size: a memtable of deletes all over the data is all tombstones, too, but its way
+        // down rewrites everything to remove a little.
+        let is_worth_it = |level: usize, meta: &TableMeta| {
+            let output = if level == 0 { self.targets.base } else { (level + 1).min(BOTTOM) };
+            let span = KeySpan::of(meta);
+            let below = self.levels.overlapping(output, span.start(), span.end());
+            let entries: u64 =
+                below.filter(|table| table.meta().number != meta.number).map(|it| it.meta().entries).sum();
+            entries == 0
+                || u128::from(meta.tombstones) * 100 > u128::from(entries) * u128::from(self.options.tombstone_percent)
+        };
+        let mut tables: Vec<(usize, &Arc<T>)> = self
+            .levels
+            .tables()
+            .filter(|(_, table)| self.is_idle(table) && is_dense(table.meta()))
+            .filter(|(level, table)| is_worth_it(*level, table.meta()))
+            .collect();
         tables.sort_by_key(|(_, table)| (std::cmp::Reverse(table.meta().tombstones), table.meta().number));
         tables.into_iter().find_map(|(level, table)| self.tombstones_down(level, table, Reason::TombstoneDensity))
     }

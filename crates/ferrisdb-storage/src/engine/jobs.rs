@@ -448,15 +448,12 @@ impl Work for Keeper {
             }
             let below = core.jobs.purge_below.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(below) = below {
-                // A segment goes only when the header of the next is durable, which buffered writes alone never make it.
-                if wal.sync()?.is_none() {
-                    core.jobs.purge_wal_below(below);
-                    return Ok(Step::WaitFor(RECLAIM_AFTER));
-                }
-                wal.purge(below)?;
+                // The manifest names this position, durably.
+                wal.purge_stored(below)?;
                 if below >= wal.last_position() {
                     // Everything is in tables and nobody writes: give the space back.
-                    wal.trim(1)?;
+                    wal.trim(0)?;
+                    core.memtable_memory.clear();
                 }
                 return Ok(Step::Again);
             }

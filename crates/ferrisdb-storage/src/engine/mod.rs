@@ -73,6 +73,7 @@ use crate::error::{Error, Result};
 use crate::iter::visible::VisibleIterator;
 use crate::levels::Levels;
 use crate::manifest::{FileNumber, Manifest, ManifestEdit};
+use crate::memtable::MemoryPool;
 use crate::options::{Options, WriteOptions};
 use crate::table::ReadMode;
 use crate::wal::Wal;
@@ -126,6 +127,7 @@ pub(crate) struct Core {
     tables: Arc<TableContext>,
     obsolete: Arc<ObsoleteFiles>,
     cache: Arc<BlockCache>,
+    memtable_memory: Arc<MemoryPool>,
     jobs: Jobs,
     stall: Stall,
     /// Flushes, compactions, errors, the end of a job: whoever waits for one of them looks again.

@@ -33,7 +33,7 @@ use crate::fs::{FileLock, FileSystem, OpenMode, write_all_at};
 use crate::levels::Levels;
 use crate::manifest::log::Found;
 use crate::manifest::{EngineId, Manifest, ManifestState};
-use crate::memtable::{Inserter, Memtable};
+use crate::memtable::{Inserter, MemoryPool, Memtable};
 use crate::options::{Options, Retention};
 use crate::wal::{Wal, WalOptions, WalPosition, WalReader};
 
@@ -61,7 +61,9 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
     let blobs = Arc::new(Blobs::open(&state, &tables)?);
     let leftovers = check_directory(&*fs, dir, &state)?;
 
-    let mut replay = Replay::new(&options, state.flushed.max(state.last_version), state.flushed);
+    let memtable_memory = Arc::<MemoryPool>::default();
+    let last_version = state.flushed.max(state.last_version);
+    let mut replay = Replay::new(&options, &memtable_memory, shared_prefix(&levels), last_version, state.flushed);
     let wal_options = wal_options(&state, &options);
     replay_wal(&fs, dir, (&state, manifest.number()), &wal_options, &mut replay)?;
     let last_version = replay.last_version;
@@ -100,6 +102,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         tables,
         obsolete,
         cache,
+        memtable_memory,
         jobs: Jobs::default(),
         stall: Stall::default(),
         progress: Signal::default(),
@@ -220,6 +223,8 @@ fn wal_options(state: &ManifestState, options: &Options) -> WalOptions {
     WalOptions {
         segment_bytes,
         reserve_bytes: (segment_bytes / 16).min(1 << 20),
+        // Three quarters of a segment are time enough to create the next, and an engine that writes little holds one only.
+        prepare_from: segment_bytes / 4,
         // All that a full set of memtables needs: a steady load then never creates a segment. An idle engine trims them.
         recycle_max: options.write_buffers_max * options.write_buffer_bytes / options.wal_segment_bytes + 2,
         identity: state.engine_id.wal_identity(),
@@ -258,25 +263,44 @@ fn replay_wal(
     Ok(())
 }
 
+/// What all keys in tables begin with: the guess for the first memtable of an engine.
+pub(super) fn shared_prefix(levels: &Levels<Table>) -> Vec<u8> {
+    let smallest = levels.tables().map(|(_, table)| &*table.meta.smallest).min().unwrap_or_default();
+    let largest = levels.tables().map(|(_, table)| &*table.meta.largest).max().unwrap_or_default();
+    smallest.iter().zip(largest).take_while(|(a, b)| a == b).map(|(byte, _)| *byte).collect()
+}
+
 /// Memtables that are filled from the WAL.
 struct Replay {
     flushed: Version,
     last_version: Version,
     last_record: Option<WalPosition>,
     capacity: usize,
+    memory: Arc<MemoryPool>,
+    /// What most keys begin with, as far as the tables tell.
+    prefix: Vec<u8>,
     /// Newest last, unlike in a view.
     memtables: Vec<LiveMemtable>,
     inserter: Inserter,
 }
 
 impl Replay {
-    fn new(options: &Options, last_version: Version, flushed: Version) -> Replay {
+    fn new(
+        options: &Options,
+        memory: &Arc<MemoryPool>,
+        prefix: Vec<u8>,
+        last_version: Version,
+        flushed: Version,
+    ) -> Replay {
+        let first = LiveMemtable::new(Memtable::in_pool(options.write_buffer_bytes, &prefix, memory));
         Replay {
             flushed,
             last_version,
             last_record: None,
             capacity: options.write_buffer_bytes,
-            memtables: vec![LiveMemtable::new(options.write_buffer_bytes)],
+            memory: Arc::clone(memory),
+            prefix,
+            memtables: vec![first],
             inserter: Inserter::new(),
         }
     }
@@ -311,7 +335,8 @@ impl Replay {
             .sum();
         let active = self.memtables.last().expect("there is always one");
         if !active.entries.try_reserve(needed, &mut self.inserter) {
-            let fresh = LiveMemtable::new(self.capacity.max(Memtable::capacity_for(needed)));
+            let capacity = self.capacity.max(Memtable::capacity_for(needed));
+            let fresh = LiveMemtable::new(Memtable::in_pool(capacity, &self.prefix, &self.memory));
             if active.is_idle() {
                 self.memtables.pop();
             } else {

@@ -65,9 +65,9 @@ pub(crate) struct LiveMemtable {
 }
 
 impl LiveMemtable {
-    pub(crate) fn new(capacity: usize) -> LiveMemtable {
+    pub(crate) fn new(entries: Memtable) -> LiveMemtable {
         LiveMemtable {
-            entries: Arc::new(Memtable::new(capacity)),
+            entries: Arc::new(entries),
             sealed_at: OnceLock::new(),
             wal_end: OnceLock::new(),
             owner_state: Mutex::new(None),

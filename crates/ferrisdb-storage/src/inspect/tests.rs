@@ -153,7 +153,6 @@ fn a_directory() {
               OPTIONS | options | live | 10 | - | - | - | -
               notes.txt | not ours | - | 17 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
               0 | 2 | 1964 | 14 | key00 | key11
         "#]],
@@ -190,7 +189,6 @@ fn a_damaged_directory() {
               MANIFEST-000001 | manifest | live | 2560 | - | - | - | -
               OPTIONS | options | live | 10 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
               0 | 2 | 1964 | 14 | key00 | key11
             error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1624; restore this file from a replica or a backup
@@ -208,7 +206,6 @@ fn a_damaged_directory() {
               MANIFEST-000001 | manifest | - | 2560 | - | - | - | -
               OPTIONS | options | live | 10 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
             error: corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
         "#]],
     );

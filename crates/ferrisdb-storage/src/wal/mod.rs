@@ -24,7 +24,8 @@
 //!   open, the generation in the record headers grows, and a record of a lower one does not follow one of a higher.
 //! - A segment's name and length are durable before its first record, so that an append's `fdatasync` changes no metadata, and
 //!   so that a missing name is a lost file and not a crash.
-//! - Segments leave from the front, oldest first, each durably before the next, and only when [`Wal::purge`] says so.
+//! - Segments leave from the front, oldest first, and only when the owner says so: with [`Wal::purge`] each durably before the next;
+//!   with [`Wal::purge_stored`] in any order, because an open begins at the position that the owner has stored.
 //! - `first <= synced <= appended`; each of them only grows, but for `appended` in [`Wal::truncate_from`], which moves the
 //!   end to a new, higher segment.
 //!
@@ -90,6 +91,9 @@ pub struct WalOptions {
     /// The last bytes of the last segment that has no successor yet, kept for records appended with [`Space::Reserve`]
     /// when the disk is full. At most half a segment.
     pub reserve_bytes: u32,
+    /// How far into the current segment, in bytes, the next one is prepared by [`Wal::prepare_step`]. Later: an idle log holds less disk;
+    /// earlier: appends never wait for a file.
+    pub prepare_from: u32,
     /// Write zeros over a fresh segment while it is prepared, so that syncs need not convert unwritten extents. Costs one
     /// more write of each fresh (not recycled) segment, in the background only.
     pub fill: bool,
@@ -108,6 +112,7 @@ impl Default for WalOptions {
             segment_bytes: 64 << 20,
             recycle_max: 4,
             reserve_bytes: 1 << 20,
+            prepare_from: 0,
             fill: false,
             identity: 0,
             required_from: WalPosition::ZERO,
@@ -230,6 +235,8 @@ struct Writer {
     generation: u16,
     /// The next record opens a new segment: generations are used up, or the owner replays from above this place.
     must_switch: bool,
+    /// The current segment is so full, and has been written to since the last [`Wal::trim`], that the next one is wanted.
+    prepare_asked: bool,
     /// Frames of the append at hand; kept so that appends do not allocate.
     buffer: Vec<u8>,
     /// Segments to go on with, numbers increasing and above the current one's.
@@ -460,12 +467,18 @@ impl Inner {
             self.write_buffer(&mut writer)?;
             writer.offset = offset + len;
             writer.check();
+            let from = self.options.prepare_from;
+            let prepare = from > 0 && writer.offset >= from && !writer.prepare_asked;
+            writer.prepare_asked |= prepare;
             if writer.buffer.capacity() > BUFFER_KEEP_BYTES {
                 writer.buffer = Vec::new();
             }
             let end = WalPosition::new(place.segment, writer.offset);
             self.appended.store(end.to_u64(), SeqCst);
             drop(writer);
+            if prepare {
+                self.wake_preparer();
+            }
             self.wake_readers();
             return Ok(WalPosition::new(place.segment, offset));
         }
@@ -523,6 +536,7 @@ impl Inner {
         writer.header_written = false;
         writer.generation = 0;
         writer.must_switch = false;
+        writer.prepare_asked = false;
         writer.check();
         self.wake_preparer();
     }

@@ -7,8 +7,9 @@
 //! The intact segment header with the highest number is the head. Each header names the segment before it and the offset at
 //! which the log leaves that segment, so the log is the chain from the head backwards. Whatever is not on the chain was
 //! prepared but never used, lost its header before that was synced, or was cut off; none of its records count.
-//! A chain that ends at a file that does not exist ends at the purge point, for segments are purged from the front, one
-//! durable step after another.
+//! The chain ends with the segment that holds the position from which the owner needs records: what is before it may be half purged
+//! ([`Wal::purge_stored`](super::Wal::purge_stored)). A chain that ends earlier, at a file that does not exist, ends at the purge point of an
+//! owner that keeps no account, whose segments are purged from the front, one durable step after another.
 //!
 //! # Where it ends
 //! The chain is walked from the segment that holds the head's synced mark (all before that is known to be whole and is checked
@@ -95,7 +96,7 @@ const UNUSED_SEARCH_BYTES: u64 = 1 << 20;
 /// Reads the directory and decides. A file that cannot be read is an error, never a torn tail.
 pub(super) fn survey(fs: &dyn FileSystem, dir: &Path, identity: u64, required_from: WalPosition) -> Result<Survey> {
     let files = read_headers(fs, dir, identity)?;
-    let chain = files.find_chain(dir)?;
+    let chain = files.find_chain(dir, required_from)?;
     files.check_required(dir, &chain, required_from)?;
     let mut survey = files.find_end(chain)?;
     let end_of = |segment: &ChainSegment| WalPosition::new(segment.header.number, segment.end);
@@ -199,14 +200,17 @@ impl Files {
     }
 
     /// The numbers of the segments that form the log, oldest first; empty if there is no intact header.
-    fn find_chain(&self, dir: &Path) -> Result<Vec<u32>> {
+    fn find_chain(&self, dir: &Path, required_from: WalPosition) -> Result<Vec<u32>> {
         let intact = || self.by_number.iter().filter(|(_, file)| file.header.is_some()).map(|(&number, _)| number);
         'head: for head in intact().rev() {
             let mut chain = vec![head];
             let mut first = head;
             loop {
-                let previous = self.header(first).expect("only intact headers are on the chain").previous_end.segment();
-                if previous == 0 {
+                let previous_end = self.header(first).expect("only intact headers are on the chain").previous_end;
+                let previous = previous_end.segment();
+                // What lies before the position from which the owner needs records may be purged, in part or in any order, and
+                // need never have been synced.
+                if previous == 0 || previous_end <= required_from {
                     break;
                 }
                 if self.header(previous).is_some() {
