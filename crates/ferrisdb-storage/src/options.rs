@@ -43,6 +43,11 @@ pub struct Options {
     /// Bytes for data, index and filter blocks in memory. Larger: fewer reads from the file system. Default: 256 MiB.
     pub block_cache_bytes: usize,
 
+    /// Tables and blob files that are kept open, each with a file descriptor and, counted as block cache, its index and filter. Larger: fewer
+    /// files are opened again; smaller: fewer descriptors. What iterators and background jobs are reading comes on top. From 1 to 1,048,576.
+    /// Default: 512, half of the descriptors that a process has by default on Linux; with tables of 64 MiB that is 32 GiB.
+    pub max_open_files: usize,
+
     /// Keep a write-ahead log of the engine's own. Without it a write is durable only once flushed; for owners with a log of their own.
     /// Default: true.
     pub wal: bool,
@@ -121,6 +126,7 @@ impl Default for Options {
             write_buffer_bytes: 64 * MIB,
             write_buffers_max: 3,
             block_cache_bytes: 256 * MIB,
+            max_open_files: 512,
             wal: true,
             wal_segment_bytes: 4 * MIB,
             retention: Retention::Newest,
@@ -177,6 +183,7 @@ impl Options {
         within("write_buffer_bytes", self.write_buffer_bytes as u64, 16 << 10, 2 << 30)?;
         within("write_buffers_max", self.write_buffers_max as u64, 2, 64)?;
         within("block_cache_bytes", self.block_cache_bytes as u64, 0, 1 << 46)?;
+        within("max_open_files", self.max_open_files as u64, 1, 1 << 20)?;
         within("wal_segment_bytes", self.wal_segment_bytes as u64, 4 << 10, 1 << 30)?;
         within("block_bytes", self.block_bytes as u64, 512, 1 << 20)?;
         within("filter_bits_per_key", u64::from(self.filter_bits_per_key), 0, 32)?;

@@ -254,7 +254,7 @@ fn dirty_blobs(blobs: &Blobs, bytes_max: u64) -> Dirty {
 fn range_tombstones(levels: &Levels<Table>) -> Result<Vec<RangeTombstone>> {
     let mut found = Vec::new();
     for (_, table) in levels.tables().filter(|(_, table)| table.meta.range_tombstones > 0) {
-        let list = table.reader()?.range_tombstones();
+        let list = table.range_tombstones(ReadMode::Blocking)?;
         found.extend(list.tombstones().map(|(start, end, version)| RangeTombstone::new(start, end, version)));
         if found.len() >= RANGE_TOMBSTONES_MAX {
             break;
@@ -437,7 +437,7 @@ fn parts_of(
     let mut lists: Vec<&FragmentList> = Vec::new();
     for (_, tables) in &inputs {
         for table in tables.iter().filter(|table| table.meta.range_tombstones > 0) {
-            lists.push(table.reader()?.range_tombstones());
+            lists.push(table.range_tombstones(ReadMode::Blocking)?);
         }
     }
     let tombstones = FragmentList::new(lists.into_iter().flat_map(FragmentList::tombstones));
@@ -448,8 +448,7 @@ fn parts_of(
         for (level, tables) in &inputs {
             if *level == 0 {
                 for table in tables {
-                    let reader = Arc::clone(table.reader()?);
-                    sources.push(Source::Table(TableIterator::new(reader, ReadMode::Compaction)));
+                    sources.push(Source::Table(TableIterator::new(table.reader()?, ReadMode::Compaction)));
                 }
             } else {
                 let run = Arc::new(Level::sorted_run(tables.clone()));

@@ -11,6 +11,7 @@
 //! stall        when writes slow down                                  files       names, and removing obsolete files
 //! ingest       sorted data past the WAL and the memtable         checkpoint   a copy made of hard links
 //! sizes        how large a range is, and where to cut it         events       telling the owner what happens
+//! table_cache  which tables and blob files are open
 //! ```
 //!
 //! # Locks, in the order in which they are taken
@@ -36,6 +37,7 @@ mod sizes;
 mod sources;
 mod stall;
 mod stats;
+mod table_cache;
 mod value;
 mod verify;
 mod versions;
@@ -263,7 +265,8 @@ impl Engine {
         let core = self.core();
         let view = core.view.read();
         let at = core.read_version(version)?;
-        keys.iter().map(|key| read::get_in(&view, key.as_ref(), at, ReadMode::Blocking)).collect()
+        let get = |key: &K| read::get_in(&view, key.as_ref(), at, ReadMode::Blocking, &mut read::Search::default());
+        keys.iter().map(get).collect()
     }
 
     /// A cursor over keys in order.
@@ -495,7 +498,7 @@ impl Core {
     /// The handle of a table in a changed set of levels; one that only moves keeps its open reader.
     fn table_handle(&self, meta: &crate::manifest::TableMeta) -> Arc<Table> {
         let path = files::table_path(&self.dir, meta.number);
-        Arc::new(Table::new(meta.clone(), path, Arc::clone(&self.tables)))
+        Table::new(meta.clone(), path, Arc::clone(&self.tables))
     }
 
     /// Makes an edit durable and publishes it, with the flushed memtables gone from the view.

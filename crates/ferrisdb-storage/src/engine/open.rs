@@ -19,6 +19,7 @@ use super::jobs::Jobs;
 use super::signal::Signal;
 use super::stall::Stall;
 use super::stats::Counters;
+use super::table_cache::TableCache;
 use super::versions::ReadableVersions;
 use super::view::{LiveMemtable, Table, TableContext, View};
 use super::visibility::Visibility;
@@ -27,7 +28,7 @@ use super::{Core, Engine, Handle};
 use crate::batch::{BatchRecord, Operation};
 use crate::cache::BlockCache;
 use crate::env::Env;
-use crate::epoch::EpochCell;
+use crate::epoch::{Epoch, EpochCell};
 use crate::error::{Error, Result};
 use crate::fs::{FileLock, FileSystem, OpenMode, write_all_at};
 use crate::levels::Levels;
@@ -49,6 +50,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
     let state = manifest.state().clone();
 
     let cache = Arc::new(BlockCache::new(options.block_cache_bytes as u64));
+    let epoch = Arc::new(Epoch::new());
     let obsolete = Arc::new(ObsoleteFiles::default());
     let tables = Arc::new(TableContext {
         dir: dir.to_path_buf(),
@@ -56,6 +58,8 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         fs: Arc::clone(&fs),
         cache: Arc::clone(&cache),
         obsolete: Arc::clone(&obsolete),
+        open_files: TableCache::new(options.max_open_files),
+        epoch: Arc::clone(&epoch),
     });
     let levels = live_tables(dir, &state, &tables)?;
     let blobs = Arc::new(Blobs::open(&state, &tables)?);
@@ -86,7 +90,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         write.last_record = position;
     }
     let core = Arc::new(Core {
-        view: EpochCell::new(Arc::new(View::new(replay.into_memtables(), levels, blobs))),
+        view: EpochCell::with_epoch(Arc::new(View::new(replay.into_memtables(), levels, blobs)), epoch),
         view_lock: Mutex::new(()),
         visibility: Visibility::new(last_version),
         versions: ReadableVersions::new(options.retention, floor, &options.pinned_versions),
@@ -184,7 +188,7 @@ fn live_tables(dir: &Path, state: &ManifestState, context: &Arc<TableContext>) -
             let what = format!("the file has {found} bytes, but the manifest says {}", meta.file_bytes);
             return Err(Error::corruption(path, found, what));
         }
-        live.push((*level, Arc::new(Table::new((**meta).clone(), path, Arc::clone(context)))));
+        live.push((*level, Table::new((**meta).clone(), path, Arc::clone(context))));
     }
     Ok(Levels::new(live))
 }

@@ -12,6 +12,7 @@ use super::Core;
 use super::sources::reader_of;
 use super::value::Value;
 use super::view::{LiveMemtable, Table, View};
+use crate::epoch::EpochGuard;
 use crate::error::Result;
 use crate::key::ValueKind;
 use crate::levels::LEVELS;
@@ -24,7 +25,14 @@ impl Core {
     pub(super) fn get(&self, key: &[u8], at: Option<Version>, mode: ReadMode) -> Result<Option<Value>> {
         let view = self.view.read();
         let at = self.read_version(at)?;
-        get_in(&view, key, at, mode)
+        let mut search = Search::default();
+        let found = get_in(&view, key, at, mode, &mut search);
+        drop(view);
+        if search.has_opened {
+            // To open a table, others may have been closed, under our own guard.
+            self.view.reclaim();
+        }
+        found
     }
 
     /// Checks a version that a reader chose, or takes the visible one. Call it after loading the view.
@@ -39,24 +47,38 @@ impl Core {
     }
 }
 
-pub(super) fn get_in(view: &View, key: &[u8], at: Version, mode: ReadMode) -> Result<Option<Value>> {
+/// What the search of one key, or of several, carries from table to table.
+#[derive(Default)]
+pub(super) struct Search {
+    /// The key's, once it was needed.
+    hash: Option<u64>,
+    /// A table had to be opened: others may be waiting to be closed until the guard is dropped.
+    pub(super) has_opened: bool,
+}
+
+pub(super) fn get_in(
+    view: &EpochGuard<'_, View>,
+    key: &[u8],
+    at: Version,
+    mode: ReadMode,
+    search: &mut Search,
+) -> Result<Option<Value>> {
     for memtable in &view.memtables {
         if let Some(answer) = look_in_memtable(memtable, key, at) {
             return answer.into_value(view, mode);
         }
     }
-    let mut hash = None;
     for table in view.levels.level(0).tables() {
         if *table.meta.smallest <= *key
             && !table.meta.ends_before(key)
-            && let Some(answer) = look_in_table(table, key, &mut hash, at, mode)?
+            && let Some(answer) = look_in_table((table, view), key, search, at, mode)?
         {
             return answer.into_value(view, mode);
         }
     }
     for level in 1..LEVELS {
         if let Some(table) = view.levels.find(level, key)
-            && let Some(answer) = look_in_table(table, key, &mut hash, at, mode)?
+            && let Some(answer) = look_in_table((table, view), key, search, at, mode)?
         {
             return answer.into_value(view, mode);
         }
@@ -112,15 +134,23 @@ fn look_in_memtable(memtable: &Arc<LiveMemtable>, key: &[u8], at: Version) -> Op
 
 #[inline]
 fn look_in_table(
-    table: &Table,
+    (table, guard): (&Table, &EpochGuard<'_, View>),
     key: &[u8],
-    hash: &mut Option<u64>,
+    search: &mut Search,
     at: Version,
     mode: ReadMode,
 ) -> Result<Option<Answer>> {
-    let reader = reader_of(table, mode)?;
+    let opened;
+    let reader = match table.borrow_reader(guard) {
+        Some(reader) => reader,
+        None => {
+            opened = reader_of(table, mode)?;
+            search.has_opened = true;
+            &*opened
+        }
+    };
     let covering = if table.meta.range_tombstones > 0 { reader.newest_covering(key, at) } else { None };
-    let hash = *hash.get_or_insert_with(|| filter::hash(key));
+    let hash = *search.hash.get_or_insert_with(|| filter::hash(key));
     Ok(match reader.get(key, hash, at, mode)? {
         Some(found) if covering.is_none_or(|covering| found.version >= covering) => {
             Some(Answer::new(found.kind, Value::in_table(found.value)))

@@ -81,6 +81,8 @@ pub struct Statistics {
     pub unremoved_files: u64,
     /// Why writes are refused, if they are.
     pub poisoned: Option<String>,
+    /// Tables and blob files that are open.
+    pub open_files: usize,
     /// The block cache.
     pub cache: CacheStatistics,
     /// The levels.
@@ -253,6 +255,7 @@ impl Core {
             background_retries: get(&counters.background_retries),
             unremoved_files: get(&counters.unremoved_files),
             poisoned: self.poison.get().map(|reason| reason.to_string()),
+            open_files: self.tables.open_files.open_files(),
             cache: self.cache.statistics(),
             levels,
         }

@@ -42,7 +42,7 @@ pub struct TableReader {
     index: Index,
     partitioned: bool,
     filter: Option<Filter>,
-    tombstones: FragmentList,
+    tombstones: Arc<FragmentList>,
     properties: Properties,
     _pinned: CacheReservation,
 }
@@ -151,6 +151,17 @@ impl TableReader {
         file_bytes: u64,
         cache: &Arc<BlockCache>,
     ) -> Result<TableReader> {
+        TableReader::open_cached(fs, path, id, file_bytes, (cache, cache.new_id()))
+    }
+
+    /// As [`TableReader::open`], of a table whose blocks may be in the cache under an id from an earlier time that it was open.
+    pub(crate) fn open_cached(
+        fs: &dyn FileSystem,
+        path: &Path,
+        id: TableId,
+        file_bytes: u64,
+        (cache, cache_id): (&Arc<BlockCache>, CacheId),
+    ) -> Result<TableReader> {
         let file = fs.open(path, OpenMode::Read).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::MissingFile { file: path.into() },
             _ => Error::io("open", path, error),
@@ -171,11 +182,11 @@ impl TableReader {
             file_bytes,
             data_end: footer.data_end,
             cache: Arc::clone(cache),
-            cache_id: cache.new_id(),
+            cache_id,
             index,
             partitioned: footer.index_levels == 2,
             filter,
-            tombstones,
+            tombstones: Arc::new(tombstones),
             properties,
             _pinned: cache.reserve(pinned),
             file,
@@ -203,7 +214,7 @@ impl TableReader {
     }
 
     /// The range tombstones.
-    pub fn range_tombstones(&self) -> &FragmentList {
+    pub fn range_tombstones(&self) -> &Arc<FragmentList> {
         &self.tombstones
     }
 
@@ -371,7 +382,7 @@ impl TableReader {
     /// Reads the pinned blocks once more: they may have gone bad since they were read.
     pub(super) fn reload_rear(&self) -> Result<()> {
         let rear = Rear::load(&*self.file, &self.path, self.id, self.file_bytes)?;
-        if rear.properties != self.properties || rear.tombstones != self.tombstones {
+        if rear.properties != self.properties || rear.tombstones != *self.tombstones {
             return Err(Error::corruption(
                 &self.path,
                 rear.footer.properties.offset,

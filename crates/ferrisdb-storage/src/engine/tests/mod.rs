@@ -5,6 +5,7 @@ mod checkpoint;
 mod events;
 mod ingest;
 mod model;
+mod open_files;
 mod sizes;
 
 use std::path::Path;
