@@ -7,6 +7,7 @@
 //! - A plan is made, and registered as busy, under one lock, from the levels as they are then; it is taken off the list after its edit has been
 //!   published. So no two running plans touch the same tables or write overlapping ranges of one level.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ struct State {
 struct Running {
     plan: CompactionPlan,
     retention: Retention,
+    /// Requests by hand with this id or a later one came after it was picked, so its outputs keep what they need not.
+    first_manual_after: u64,
     /// When it was picked.
     began: Duration,
     progress: Mutex<Progress>,
@@ -77,6 +80,12 @@ struct Progress {
 impl Compactions {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many plans are being carried out.
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
+        self.state().running.len()
     }
 
     /// An iterator passed over many entries between two keys.
@@ -148,7 +157,8 @@ impl Core {
         let id = state.next_manual;
         state.next_manual += 1;
         let bound = |key: Option<&[u8]>| key.map(Box::from);
-        let range = ManualRange { start: bound(start), end: bound(end), began: self.next_file_number() };
+        let began = self.next_file_number();
+        let range = ManualRange { start: bound(start), end: bound(end), began, stale: BTreeSet::new() };
         state.manual.push((id, range));
         drop(state);
         self.jobs.wake_compactions();
@@ -225,6 +235,13 @@ impl State {
             self.skipped.clear();
         }
         Ok(plan.map(|plan| (plan, retention, dirty.files)))
+    }
+
+    /// To be called before the outputs of a plan can be seen: requests that came while it ran rewrite them.
+    fn mark_stale(&mut self, first_manual_after: u64, outputs: &[TableMeta]) {
+        for (_, range) in self.manual.iter_mut().filter(|(id, _)| *id >= first_manual_after) {
+            range.stale.extend(outputs.iter().map(|meta| meta.number));
+        }
     }
 
     fn remove(&mut self, running: &Arc<Running>) {
@@ -328,7 +345,8 @@ impl CompactionJob {
         let divided = parts.len() > 1;
         let progress = Progress { unfinished: parts.len(), waiting: parts, ..Progress::default() };
         let began = core.env.clock.now();
-        let running = Arc::new(Running { plan, retention, began, progress: Mutex::new(progress) });
+        let first_manual_after = state.next_manual;
+        let running = Arc::new(Running { plan, retention, first_manual_after, began, progress: Mutex::new(progress) });
         state.busy.push(running.plan.clone());
         state.running.push(Arc::clone(&running));
         let part = running.progress().waiting.pop();
@@ -379,6 +397,7 @@ impl Running {
         let outputs: Vec<TableMeta> = finished.iter().flat_map(|run| run.outputs().iter().cloned()).collect();
         let written: u64 = finished.iter().map(MergeRun::written_bytes).sum();
         let relocated: u64 = finished.iter().map(MergeRun::relocated_bytes).sum();
+        core.jobs.compaction.state().mark_stale(self.first_manual_after, &outputs);
         let mut edit = self.plan.edit(&core.levels(), outputs);
         edit.added_blobs = finished.iter().flat_map(|run| run.blob_outputs().iter().copied()).collect();
         if self.plan.action != Action::Move {

@@ -2,6 +2,7 @@
 
 mod blobs;
 mod checkpoint;
+mod compact_range;
 mod events;
 mod ingest;
 mod model;
