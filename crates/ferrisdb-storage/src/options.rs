@@ -103,6 +103,11 @@ pub struct Options {
     pub pending_compaction_slowdown_bytes: u64,
 
     /// Versions that are pinned from the start, before any job could collect them: the owner's pins from before a restart, which the
+    /// Bytes that flushes and compactions may write per second, flushes first. Lower: reads and WAL syncs find the disk free more often; too low
+    /// for what is written, and it is not kept: while writers are slowed down or about to be stopped there is no limit. From 1 KiB up.
+    /// Default: `None`, no limit.
+    pub background_bytes_per_second: Option<u64>,
+
     /// engine does not remember. Each is taken back with [`Engine::unpin`](crate::Engine::unpin). Default: none.
     pub pinned_versions: Vec<Version>,
 
@@ -143,6 +148,7 @@ impl Default for Options {
             compaction_jobs: 2,
             pending_compaction_slowdown_bytes: 64 << 30,
             pinned_versions: Vec::new(),
+            background_bytes_per_second: None,
             manifest_bytes_max: crate::manifest::log::LOG_BYTES_MAX,
             job_step_entries: 4096,
             event_listener: None,
@@ -199,6 +205,9 @@ impl Options {
         within("compaction_jobs", self.compaction_jobs as u64, 0, 64)?;
         within("pending_compaction_slowdown_bytes", self.pending_compaction_slowdown_bytes, 1, u64::MAX)?;
         within("manifest_bytes_max", self.manifest_bytes_max, 1 << 10, 1 << 30)?;
+        if let Some(bytes) = self.background_bytes_per_second {
+            within("background_bytes_per_second", bytes, 1 << 10, u64::MAX)?;
+        }
         within("job_step_entries", self.job_step_entries as u64, 1, u64::MAX)?;
         Ok(())
     }

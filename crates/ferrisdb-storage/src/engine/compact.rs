@@ -15,6 +15,7 @@ use super::Core;
 use super::blobs::{Blobs, Dirty};
 use super::events::{Compaction, Event};
 use super::merge_run::{MergeRun, Target};
+use super::pace::Writer;
 use super::sources::{LevelIterator, Source};
 use super::view::Table;
 use crate::compaction::picker::{self, ManualRange, ManualStep, SkippedRange};
@@ -310,7 +311,11 @@ impl CompactionJob {
             self.part = None;
             return Ok(Step::Again);
         }
+        if let Some(wait) = core.wait_for_pace(Writer::Compaction) {
+            return Ok(wait);
+        }
         let stepped = run.step(core.options.job_step_entries);
+        core.pay_for_pace(Writer::Compaction, run.take_progress());
         match stepped {
             Ok(false) => Ok(Step::Again),
             Ok(true) => {

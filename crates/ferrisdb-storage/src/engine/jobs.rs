@@ -27,6 +27,7 @@ use super::compact::{CompactionJob, Compactions};
 use super::events::Event;
 use super::merge_run::{MergeRun, Target};
 use super::sources::Source;
+use super::pace::Writer;
 use super::view::LiveMemtable;
 use crate::compaction::{KeySpan, Retention};
 use crate::env::{Job, Step};
@@ -456,7 +457,12 @@ impl Flush {
             self.run = Some((flush_run(core, &memtable), memtable, core.env.clock.now()));
             return Ok(Step::Again);
         };
-        if !run.step(core.options.job_step_entries)? {
+        if let Some(wait) = core.wait_for_pace(Writer::Flush) {
+            return Ok(wait);
+        }
+        let done = run.step(core.options.job_step_entries)?;
+        core.pay_for_pace(Writer::Flush, run.take_progress());
+        if !done {
             return Ok(Step::Again);
         }
         let mut edit = flush_edit(run, memtable);

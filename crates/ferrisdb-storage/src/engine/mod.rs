@@ -11,7 +11,8 @@
 //! stall        when writes slow down                                  files       names, and removing obsolete files
 //! ingest       sorted data past the WAL and the memtable         checkpoint   a copy made of hard links
 //! sizes        how large a range is, and where to cut it         events       telling the owner what happens
-//! table_cache  which tables and blob files are open
+//! table_cache  which tables and blob files are open              pace         how fast background jobs may write
+//! multi_get    several keys at once
 //! ```
 //!
 //! # Locks, in the order in which they are taken
@@ -32,6 +33,7 @@ mod large_values;
 mod merge_run;
 mod open;
 mod read;
+mod pace;
 mod signal;
 mod sizes;
 mod sources;
@@ -81,6 +83,7 @@ use crate::wal::Wal;
 use files::ObsoleteFiles;
 use jobs::Jobs;
 use signal::Signal;
+use pace::Pace;
 use sources::Source;
 use stall::Stall;
 use stats::Counters;
@@ -131,6 +134,7 @@ pub(crate) struct Core {
     jobs: Jobs,
     stall: Stall,
     /// Flushes, compactions, errors, the end of a job: whoever waits for one of them looks again.
+    pace: Pace,
     progress: Signal,
     poison: OnceLock<Arc<str>>,
     closed: AtomicBool,

@@ -16,6 +16,7 @@ use ferrisdb_core::Version;
 use super::blobs::Blobs;
 use super::files::{self, FileKind, LOCK, OPTIONS, ObsoleteFiles, WAL_DIR};
 use super::jobs::Jobs;
+use super::pace::Pace;
 use super::signal::Signal;
 use super::stall::Stall;
 use super::stats::Counters;
@@ -107,6 +108,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         progress: Signal::default(),
         poison: OnceLock::new(),
         closed: AtomicBool::new(false),
+        pace: Pace::new(options.background_bytes_per_second),
         counters: Counters::default(),
         lock: Mutex::new(lock),
         env,

@@ -182,6 +182,10 @@ impl Counters {
         self.pending_compaction_bytes.store(bytes, Ordering::Relaxed);
     }
 
+    pub(super) fn pending(&self) -> u64 {
+        self.pending_compaction_bytes.load(Ordering::Relaxed)
+    }
+
     pub(super) fn delayed(&self, delay: Duration) {
         add(&self.delayed_writes, 1);
         add(&self.delayed_nanos, nanos(delay));

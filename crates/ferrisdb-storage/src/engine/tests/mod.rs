@@ -7,6 +7,7 @@ mod events;
 mod ingest;
 mod model;
 mod open_files;
+mod pace;
 mod sizes;
 
 use std::path::Path;
