@@ -31,9 +31,10 @@ mod iter;
 mod jobs;
 mod large_values;
 mod merge_run;
+mod multi_get;
 mod open;
-mod read;
 mod pace;
+mod read;
 mod signal;
 mod sizes;
 mod sources;
@@ -82,8 +83,8 @@ use crate::table::ReadMode;
 use crate::wal::Wal;
 use files::ObsoleteFiles;
 use jobs::Jobs;
-use signal::Signal;
 use pace::Pace;
+use signal::Signal;
 use sources::Source;
 use stall::Stall;
 use stats::Counters;
@@ -133,8 +134,8 @@ pub(crate) struct Core {
     cache: Arc<BlockCache>,
     jobs: Jobs,
     stall: Stall,
-    /// Flushes, compactions, errors, the end of a job: whoever waits for one of them looks again.
     pace: Pace,
+    /// Flushes, compactions, errors, the end of a job: whoever waits for one of them looks again.
     progress: Signal,
     poison: OnceLock<Arc<str>>,
     closed: AtomicBool,
@@ -261,16 +262,13 @@ impl Engine {
         self.core().get(key, version, ReadMode::MemoryOnly)
     }
 
-    /// The values of several keys, all as of one version: the given one, or the newest visible.
+    /// The values of several keys, in their order, all as of one version: the given one, or the newest visible. Cheaper than as many calls of
+    /// [`Engine::get`]: keys that lie near each other share the work.
     ///
     /// # Errors
     /// As [`Engine::get_at`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K], version: Option<Version>) -> Result<Vec<Option<Value>>> {
-        let core = self.core();
-        let view = core.view.read();
-        let at = core.read_version(version)?;
-        let get = |key: &K| read::get_in(&view, key.as_ref(), at, ReadMode::Blocking, &mut read::Search::default());
-        keys.iter().map(get).collect()
+        self.core().multi_get(keys, version)
     }
 
     /// A cursor over keys in order.

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::key::ValueKind;
 use crate::levels::LEVELS;
 use crate::planted::{Bug, planted};
-use crate::table::{ReadMode, filter};
+use crate::table::{ReadMode, TableReader, filter};
 
 impl Core {
     /// The value of `key` at `at`, or at the visible version.
@@ -87,7 +87,7 @@ pub(super) fn get_in(
 }
 
 /// What ends a search.
-enum Answer {
+pub(super) enum Answer {
     Deleted,
     Value(Value),
     /// An encoded pointer to a value in a blob file.
@@ -105,7 +105,7 @@ impl Answer {
     }
 
     #[inline]
-    fn into_value(self, view: &View, mode: ReadMode) -> Result<Option<Value>> {
+    pub(super) fn into_value(self, view: &View, mode: ReadMode) -> Result<Option<Value>> {
         match self {
             Answer::Deleted => Ok(None),
             Answer::Value(value) => Ok(Some(value)),
@@ -115,7 +115,7 @@ impl Answer {
 }
 
 #[inline]
-fn look_in_memtable(memtable: &Arc<LiveMemtable>, key: &[u8], at: Version) -> Option<Answer> {
+pub(super) fn look_in_memtable(memtable: &Arc<LiveMemtable>, key: &[u8], at: Version) -> Option<Answer> {
     let covering = memtable.entries.newest_covering(key, at);
     match memtable.entries.get(key, at) {
         Some(found)
@@ -132,30 +132,56 @@ fn look_in_memtable(memtable: &Arc<LiveMemtable>, key: &[u8], at: Version) -> Op
     }
 }
 
+/// What a table says about a key.
+pub(super) struct Found {
+    pub(super) found: Option<crate::table::Found>,
+    /// The newest range tombstone over it.
+    pub(super) covering: Option<Version>,
+}
+
+impl Found {
+    #[inline]
+    pub(super) fn into_answer(self) -> Option<Answer> {
+        let covering = self.covering;
+        match self.found {
+            Some(found) if covering.is_none_or(|covering| found.version >= covering) => {
+                Some(Answer::new(found.kind, Value::in_table(found.value)))
+            }
+            Some(_) => Some(Answer::Deleted),
+            None => covering.map(|_| Answer::Deleted),
+        }
+    }
+}
+
 #[inline]
 fn look_in_table(
-    (table, guard): (&Table, &EpochGuard<'_, View>),
+    table: (&Table, &EpochGuard<'_, View>),
     key: &[u8],
     search: &mut Search,
     at: Version,
     mode: ReadMode,
 ) -> Result<Option<Answer>> {
-    let opened;
-    let reader = match table.borrow_reader(guard) {
-        Some(reader) => reader,
-        None => {
-            opened = reader_of(table, mode)?;
-            search.has_opened = true;
-            &*opened
-        }
-    };
-    let covering = if table.meta.range_tombstones > 0 { reader.newest_covering(key, at) } else { None };
     let hash = *search.hash.get_or_insert_with(|| filter::hash(key));
-    Ok(match reader.get(key, hash, at, mode)? {
-        Some(found) if covering.is_none_or(|covering| found.version >= covering) => {
-            Some(Answer::new(found.kind, Value::in_table(found.value)))
-        }
-        Some(_) => Some(Answer::Deleted),
-        None => covering.map(|_| Answer::Deleted),
+    in_table(table, mode, search, |reader| {
+        let covering = if table.0.meta.range_tombstones > 0 { reader.newest_covering(key, at) } else { None };
+        Ok(Found { found: reader.get(key, hash, at, mode)?, covering }.into_answer())
     })
+}
+
+/// Runs `look` on a table's reader, which is opened if need be.
+#[inline]
+pub(super) fn in_table<T>(
+    (table, guard): (&Table, &EpochGuard<'_, View>),
+    mode: ReadMode,
+    search: &mut Search,
+    look: impl FnOnce(&TableReader) -> Result<T>,
+) -> Result<T> {
+    match table.borrow_reader(guard) {
+        Some(reader) => look(reader),
+        None => {
+            let opened = reader_of(table, mode)?;
+            search.has_opened = true;
+            look(&opened)
+        }
+    }
 }

@@ -52,6 +52,7 @@ pub(crate) use frame::{Compressor, FRAME_TRAILER_BYTES, open_frame_shared};
 pub use index::Index;
 pub use iterator::TableIterator;
 pub use properties::Properties;
+pub(crate) use reader::LastBlock;
 pub use reader::{Found, TableReader, TableValue};
 pub use verify::{BlockEntry, BlockSummary, FooterSummary, Verified};
 

@@ -107,6 +107,15 @@ pub struct Found {
     pub value: TableValue,
 }
 
+/// What [`TableReader::get_in_order`] has looked up last, in one table.
+#[derive(Default)]
+pub(crate) struct LastBlock {
+    /// Which index partition, in a table that has any.
+    partition: Option<(usize, Arc<Index>)>,
+    /// The data block, and where it lies.
+    block: Option<(u64, Arc<Block>)>,
+}
+
 /// A value that lies in a block, and keeps the block in memory.
 #[derive(Clone)]
 pub struct TableValue {
@@ -267,6 +276,50 @@ impl TableReader {
             Err(error) => return Err(bad_block(&self.path, handle.offset, error)),
         };
         Ok(Some(Found { version, kind, value: TableValue { block, start, end } }))
+    }
+
+    /// As [`TableReader::get`], for keys asked in ascending order: neither partition nor block that answered for the key before is looked
+    /// up again.
+    pub(crate) fn get_in_order(
+        &self,
+        user_key: &[u8],
+        key_hash: u64,
+        at: Version,
+        mode: ReadMode,
+        last: &mut LastBlock,
+    ) -> Result<Option<Found>> {
+        if !self.may_contain(key_hash) {
+            return Ok(None);
+        }
+        let target = InternalKey::seek(user_key, at);
+        let mut ordinal = self.index.find(target);
+        if ordinal == self.index.len() {
+            return Ok(None);
+        }
+        let index = if self.partitioned {
+            if last.partition.as_ref().is_none_or(|(held, _)| *held != ordinal) {
+                last.partition = Some((ordinal, self.partition(ordinal, mode)?));
+            }
+            let (_, partition) = last.partition.as_ref().expect("just loaded");
+            ordinal = partition.find(target);
+            &**partition
+        } else {
+            &self.index
+        };
+        if ordinal >= index.len() {
+            return Ok(None);
+        }
+        let handle = index.handle(ordinal);
+        if last.block.as_ref().is_none_or(|(offset, _)| *offset != handle.offset) {
+            last.block = Some((handle.offset, self.data_block(handle, mode)?));
+        }
+        let (_, block) = last.block.as_ref().expect("just loaded");
+        let (version, kind, (start, end)) = match block.seek(target) {
+            Ok(Some(found)) if found.same_user_key => (found.trailer.version(), found.kind, found.value_range()),
+            Ok(_) => return Ok(None),
+            Err(error) => return Err(bad_block(&self.path, handle.offset, error)),
+        };
+        Ok(Some(Found { version, kind, value: TableValue { block: Arc::clone(block), start, end } }))
     }
 
     /// The data block that holds `target`, if any does.

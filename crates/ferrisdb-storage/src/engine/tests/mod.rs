@@ -6,6 +6,7 @@ mod compact_range;
 mod events;
 mod ingest;
 mod model;
+mod multi_get;
 mod open_files;
 mod pace;
 mod sizes;
