@@ -48,7 +48,7 @@ pub use block::Block;
 pub use builder::{TableBuilder, TableSummary};
 pub use footer::FORMAT_VERSION;
 pub use frame::BlockHandle;
-pub(crate) use frame::{Compressor, FRAME_TRAILER_BYTES, open_frame_shared};
+pub(crate) use frame::{Compressor, FRAME_TRAILER_BYTES, compression_name, open_frame_shared};
 pub use index::Index;
 pub use iterator::TableIterator;
 pub use properties::Properties;
