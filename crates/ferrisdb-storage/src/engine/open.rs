@@ -45,7 +45,10 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
     prepare_directory(&*fs, dir, &options, read_only)?;
     let lock = lock_directory(&*fs, dir, read_only)?;
     let mut manifest = match find_engine(&*fs, dir, &options, read_only)? {
-        Found::Nothing => Manifest::create(Arc::clone(&fs), dir, EngineId(env.entropy.unique_bytes()))?,
+        Found::Nothing => {
+            sync_parents(&*fs, dir)?;
+            Manifest::create(Arc::clone(&fs), dir, EngineId(env.entropy.unique_bytes()))?
+        }
         Found::Engine => Manifest::open_read_only(Arc::clone(&fs), dir)?,
     };
     let state = manifest.state().clone();
@@ -105,10 +108,10 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         cache,
         jobs: Jobs::default(),
         stall: Stall::default(),
+        pace: Pace::new(options.background_bytes_per_second),
         progress: Signal::default(),
         poison: OnceLock::new(),
         closed: AtomicBool::new(false),
-        pace: Pace::new(options.background_bytes_per_second),
         counters: Counters::default(),
         lock: Mutex::new(lock),
         env,
@@ -137,11 +140,20 @@ fn prepare_directory(fs: &dyn FileSystem, dir: &Path, options: &Options, read_on
     if read_only || !options.create_if_missing {
         return Err(Error::NotAnEngine { directory: dir.to_path_buf(), reason: "it does not exist".to_owned() });
     }
-    fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))?;
-    match dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => fs.sync_dir(parent).map_err(|error| Error::io("sync", parent, error)),
-        None => Ok(()),
+    fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))
+}
+
+/// Makes the directory's own name durable, and the names of those above it, before an engine is created in it: whatever is then acknowledged
+/// cannot be lost with them. Not only those that this open has made: one before it may have failed between making and syncing them.
+fn sync_parents(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
+    for parent in dir.ancestors().skip(1) {
+        match fs.sync_dir(parent) {
+            // Nobody of ours has made a directory that we may not open.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            result => result.map_err(|error| Error::io("sync", parent, error))?,
+        }
     }
+    Ok(())
 }
 
 fn lock_directory(fs: &dyn FileSystem, dir: &Path, read_only: bool) -> Result<Option<Box<dyn FileLock>>> {
@@ -253,13 +265,18 @@ fn replay_wal(
             // The WAL alone cannot tell that its last segments are gone, with the marks in them. What a close left in the manifest can.
             let what =
                 format!("the WAL ends at {}, but it was synced up to {synced}: its end is missing", recovery.end);
-            return Err(Error::corruption(path, 0, what));
+            return Err(Error::corruption(segment_of(&path, synced), u64::from(synced.offset()), what));
         }
         replay.run(&path, &mut reader)?;
     } else if options.required_from.max(synced) > WalPosition::ZERO {
         return Err(Error::MissingFile { file: path });
     }
     Ok(())
+}
+
+/// The file in which a position of the WAL lies.
+fn segment_of(wal_dir: &Path, position: WalPosition) -> std::path::PathBuf {
+    wal_dir.join(crate::wal::segment_file_name(position.segment()))
 }
 
 /// Memtables that are filled from the WAL.
@@ -290,10 +307,11 @@ impl Replay {
         while reader.advance()? {
             let record = reader.record();
             let offset = u64::from(record.position.offset());
-            let batch = BatchRecord::decode(record.payload, wal_dir, offset)?;
+            let file = reader.segment_path().unwrap_or(wal_dir);
+            let batch = BatchRecord::decode(record.payload, file, offset)?;
             if batch.version <= previous {
                 let what = format!("WAL record of version {} behind one of version {previous}", batch.version);
-                return Err(Error::corruption(wal_dir, offset, what));
+                return Err(Error::corruption(file, offset, what));
             }
             previous = batch.version;
             self.last_record = Some(record.position);

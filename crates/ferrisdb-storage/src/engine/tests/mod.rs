@@ -7,6 +7,7 @@ mod events;
 mod ingest;
 mod model;
 mod multi_get;
+mod open;
 mod open_files;
 mod pace;
 mod sizes;
