@@ -79,15 +79,16 @@ pub struct Options {
     /// to 4 GiB. Default: 64 MiB.
     pub table_bytes: u64,
 
-    /// Tables in L0 at which they are compacted into the next level. Larger: less write amplification, more tables per
-    /// read. From 1 to 100. Default: 4.
+    /// Sorted runs in L0 at which they are compacted into the next level: a run is the table of one flush, or the disjoint tables of one
+    /// ingestion. Larger: less write amplification, more tables per read. From 1 to 100. Default: 4.
     pub l0_compaction_tables: usize,
 
-    /// Tables in L0 from which on writes are slowed down, more with every table; disjoint tables that came together count once.
-    /// Default: 12.
+    /// Sorted runs in L0 (as in `l0_compaction_tables`) from which on writes are slowed down, more with every run. From
+    /// `l0_compaction_tables` to 1,000. Default: 12.
     pub l0_slowdown_tables: usize,
 
-    /// Tables in L0 at which writes stop until a compaction is done. Default: 24.
+    /// Sorted runs in L0 (as in `l0_compaction_tables`) at which writes stop until a compaction is done. Above `l0_slowdown_tables`, to
+    /// 10,000. Default: 24.
     pub l0_stop_tables: usize,
 
     /// Bytes wanted in the first level below L0 that holds data. From 4 KiB up. Default: 256 MiB.
@@ -102,12 +103,12 @@ pub struct Options {
     /// Bytes waiting to be compacted from which on writes are slowed down. Default: 64 GiB.
     pub pending_compaction_slowdown_bytes: u64,
 
-    /// Versions that are pinned from the start, before any job could collect them: the owner's pins from before a restart, which the
     /// Bytes that flushes and compactions may write per second, flushes first. Lower: reads and WAL syncs find the disk free more often; too low
     /// for what is written, and it is not kept: while writers are slowed down or about to be stopped there is no limit. From 1 KiB up.
     /// Default: `None`, no limit.
     pub background_bytes_per_second: Option<u64>,
 
+    /// Versions that are pinned from the start, before any job could collect them: the owner's pins from before a restart, which the
     /// engine does not remember. Each is taken back with [`Engine::unpin`](crate::Engine::unpin). Default: none.
     pub pinned_versions: Vec<Version>,
 
@@ -147,8 +148,8 @@ impl Default for Options {
             level_multiplier: 10,
             compaction_jobs: 2,
             pending_compaction_slowdown_bytes: 64 << 30,
-            pinned_versions: Vec::new(),
             background_bytes_per_second: None,
+            pinned_versions: Vec::new(),
             manifest_bytes_max: crate::manifest::log::LOG_BYTES_MAX,
             job_step_entries: 4096,
             event_listener: None,
@@ -204,10 +205,10 @@ impl Options {
         within("level_multiplier", self.level_multiplier, 2, 100)?;
         within("compaction_jobs", self.compaction_jobs as u64, 0, 64)?;
         within("pending_compaction_slowdown_bytes", self.pending_compaction_slowdown_bytes, 1, u64::MAX)?;
-        within("manifest_bytes_max", self.manifest_bytes_max, 1 << 10, 1 << 30)?;
         if let Some(bytes) = self.background_bytes_per_second {
             within("background_bytes_per_second", bytes, 1 << 10, u64::MAX)?;
         }
+        within("manifest_bytes_max", self.manifest_bytes_max, 1 << 10, 1 << 30)?;
         within("job_step_entries", self.job_step_entries as u64, 1, u64::MAX)?;
         Ok(())
     }

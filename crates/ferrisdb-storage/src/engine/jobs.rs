@@ -12,7 +12,8 @@
 //! could not write now it could not write later either, and a failed sync must not be tried again. A panic poisons too.
 //!
 //! # Ending
-//! A job that is told to stop ends at its next step; a run that was under way is dropped, and its files are removed at the next open.
+//! A job that is told to stop ends at its next step. A run that was under way is dropped, and its files are queued for removal: the keeper removes
+//! those that it comes to before it ends too, and the next open the rest.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -26,8 +27,8 @@ use super::Core;
 use super::compact::{CompactionJob, Compactions};
 use super::events::Event;
 use super::merge_run::{MergeRun, Target};
-use super::sources::Source;
 use super::pace::Writer;
+use super::sources::Source;
 use super::view::LiveMemtable;
 use crate::compaction::{KeySpan, Retention};
 use crate::env::{Job, Step};
