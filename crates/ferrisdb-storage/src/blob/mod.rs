@@ -38,7 +38,7 @@ pub(crate) mod writer;
 mod tests;
 
 pub(crate) use format::BlobPointer;
-pub(crate) use reader::BlobReader;
+pub(crate) use reader::{BlobReader, cached_value};
 pub(crate) use writer::BlobWriter;
 
 use crate::manifest::BlobMeta;

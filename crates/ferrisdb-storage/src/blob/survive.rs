@@ -64,11 +64,12 @@ pub(crate) fn file(bytes: &[u8]) {
     let path = Path::new("/000300.blob");
     disk.write_raw(path, &file);
     let meta = BlobMeta { number: NUMBER, file_bytes: file.len() as u64 };
-    let reader = BlobReader::open(&disk, path, meta, ENGINE, &Arc::new(BlockCache::new(1 << 20)));
+    let cache = Arc::new(BlockCache::new(1 << 20));
+    let reader = BlobReader::open_cached(&disk, path, meta, ENGINE, (&cache, cache.new_id()));
     let reader = reader.expect("the header is right");
     let mut encoded = Vec::new();
     BlobPointer { number: NUMBER, offset, record_bytes, value_bytes }.encode(&mut encoded);
     if let Some(pointer) = pointer(&encoded) {
-        drop(reader.read(&pointer, ReadMode::Blocking));
+        drop(reader.read_value(&pointer, ReadMode::Blocking));
     }
 }

@@ -215,6 +215,8 @@ pub struct ManualRange {
     pub end: Option<Box<[u8]>>,
     /// The next file number when it was asked for: tables from this one on need not be rewritten again at the bottom.
     pub began: FileNumber,
+    /// But for these: outputs of plans that ran already, and decided by an older floor what had to stay.
+    pub stale: BTreeSet<FileNumber>,
 }
 
 /// What [`compact_range_step`] found.
@@ -255,7 +257,8 @@ pub fn compact_range_step<T: TableLike>(
         // Tables in turn, so that each step is of a bounded size and other work finds gaps.
         return step(tables.iter().find_map(|table| picker.down(level, table, Reason::Manual)));
     }
-    let old: Vec<&Arc<T>> = inside(last).into_iter().filter(|table| table.meta().number < range.began).collect();
+    let is_old = |number: FileNumber| number < range.began || range.stale.contains(&number);
+    let old: Vec<&Arc<T>> = inside(last).into_iter().filter(|table| is_old(table.meta().number)).collect();
     if old.is_empty() {
         return ManualStep::Done;
     }

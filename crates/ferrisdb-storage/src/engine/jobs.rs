@@ -12,7 +12,8 @@
 //! could not write now it could not write later either, and a failed sync must not be tried again. A panic poisons too.
 //!
 //! # Ending
-//! A job that is told to stop ends at its next step; a run that was under way is dropped, and its files are removed at the next open.
+//! A job that is told to stop ends at its next step. A run that was under way is dropped, and its files are queued for removal: the keeper removes
+//! those that it comes to before it ends too, and the next open the rest.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,6 +28,7 @@ use super::Core;
 use super::compact::{CompactionJob, Compactions};
 use super::events::Event;
 use super::merge_run::{MergeRun, Target};
+use super::pace::Writer;
 use super::sources::Source;
 use super::view::LiveMemtable;
 use crate::compaction::{KeySpan, Retention};
@@ -537,7 +539,12 @@ impl Flush {
             self.run = Some((flush_run(core, &memtable), memtable, core.env.clock.now()));
             return Ok(Step::Again);
         };
-        if !run.step(core.options.job_step_entries)? {
+        if let Some(wait) = core.wait_for_pace(Writer::Flush) {
+            return Ok(wait);
+        }
+        let done = run.step(core.options.job_step_entries)?;
+        core.pay_for_pace(Writer::Flush, run.take_progress());
+        if !done {
             return Ok(Step::Again);
         }
         let mut edit = flush_edit(run, memtable);

@@ -99,3 +99,24 @@ fn a_loaded_object_outlives_its_replacement() {
         assert!(object.number() <= 2, "it was not dropped");
     });
 }
+
+/// What is taken out of a slot beside a reader that borrows it: it is there whole, or it is gone.
+#[test]
+fn a_borrower_beside_taking_away() {
+    explore(|| {
+        let epoch = Arc::new(Epoch::new());
+        let cell = Arc::new(EpochCell::with_epoch(Arc::new(()), Arc::clone(&epoch)));
+        let slot = Arc::new(EpochSlot::new(Arc::clone(&epoch)));
+        assert!(slot.put(Watched::new(1)).1);
+        let reader = {
+            let (cell, slot) = (Arc::clone(&cell), Arc::clone(&slot));
+            thread::spawn(move || {
+                let guard = cell.read_as(1);
+                assert!(slot.borrow(&guard).is_none_or(|object: &Watched| object.number() == 1));
+            })
+        };
+        assert!(slot.take());
+        reader.join().expect("the reader does not panic");
+        assert_eq!(epoch.reclaim(), 0, "no reader is left");
+    });
+}

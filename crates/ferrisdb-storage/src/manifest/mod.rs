@@ -17,7 +17,7 @@
 //!
 //! The reasons for this design are in `docs/decisions/0005-manifest-and-compaction.md`.
 
-mod current;
+pub(crate) mod current;
 pub mod edit;
 mod frame;
 pub mod log;

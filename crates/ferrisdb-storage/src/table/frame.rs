@@ -124,7 +124,7 @@ impl Compressor {
 }
 
 /// The compression of a framed block, for inspection.
-pub(super) fn compression_name(frame: &[u8]) -> &'static str {
+pub(crate) fn compression_name(frame: &[u8]) -> &'static str {
     match frame.len().checked_sub(FRAME_TRAILER_BYTES).map(|at| frame[at]) {
         Some(NONE) => "none",
         Some(LZ4) => "lz4",

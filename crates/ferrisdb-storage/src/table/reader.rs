@@ -43,7 +43,7 @@ pub struct TableReader {
     index: Index,
     partitioned: bool,
     filter: Option<Filter>,
-    tombstones: FragmentList,
+    tombstones: Arc<FragmentList>,
     properties: Properties,
     _pinned: CacheReservation,
 }
@@ -108,6 +108,15 @@ pub struct Found {
     pub value: TableValue,
 }
 
+/// What [`TableReader::get_in_order`] has looked up last, in one table.
+#[derive(Default)]
+pub(crate) struct LastBlock {
+    /// Which index partition, in a table that has any.
+    partition: Option<(usize, Arc<Index>)>,
+    /// The data block, and where it lies.
+    block: Option<(u64, Arc<Block>)>,
+}
+
 /// A value that lies in a block, and keeps the block in memory.
 #[derive(Clone)]
 pub struct TableValue {
@@ -152,6 +161,17 @@ impl TableReader {
         file_bytes: u64,
         cache: &Arc<BlockCache>,
     ) -> Result<TableReader> {
+        TableReader::open_cached(fs, path, id, file_bytes, (cache, cache.new_id()))
+    }
+
+    /// As [`TableReader::open`], of a table whose blocks may be in the cache under an id from an earlier time that it was open.
+    pub(crate) fn open_cached(
+        fs: &dyn FileSystem,
+        path: &Path,
+        id: TableId,
+        file_bytes: u64,
+        (cache, cache_id): (&Arc<BlockCache>, CacheId),
+    ) -> Result<TableReader> {
         let file = fs.open(path, OpenMode::Read).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::MissingFile { file: path.into() },
             _ => Error::io("open", path, error),
@@ -172,11 +192,11 @@ impl TableReader {
             file_bytes,
             data_end: footer.data_end,
             cache: Arc::clone(cache),
-            cache_id: cache.new_id(),
+            cache_id,
             index,
             partitioned: footer.index_levels == 2,
             filter,
-            tombstones,
+            tombstones: Arc::new(tombstones),
             properties,
             _pinned: cache.reserve(pinned),
             file,
@@ -204,7 +224,7 @@ impl TableReader {
     }
 
     /// The range tombstones.
-    pub fn range_tombstones(&self) -> &FragmentList {
+    pub fn range_tombstones(&self) -> &Arc<FragmentList> {
         &self.tombstones
     }
 
@@ -257,6 +277,50 @@ impl TableReader {
             Err(error) => return Err(bad_block(&self.path, handle.offset, error)),
         };
         Ok(Some(Found { version, kind, value: TableValue { block, start, end } }))
+    }
+
+    /// As [`TableReader::get`], for keys asked in ascending order: neither partition nor block that answered for the key before is looked
+    /// up again.
+    pub(crate) fn get_in_order(
+        &self,
+        user_key: &[u8],
+        key_hash: u64,
+        at: Version,
+        mode: ReadMode,
+        last: &mut LastBlock,
+    ) -> Result<Option<Found>> {
+        if !self.may_contain(key_hash) {
+            return Ok(None);
+        }
+        let target = InternalKey::seek(user_key, at);
+        let mut ordinal = self.index.find(target);
+        if ordinal == self.index.len() {
+            return Ok(None);
+        }
+        let index = if self.partitioned {
+            if last.partition.as_ref().is_none_or(|(held, _)| *held != ordinal) {
+                last.partition = Some((ordinal, self.partition(ordinal, mode)?));
+            }
+            let (_, partition) = last.partition.as_ref().expect("just loaded");
+            ordinal = partition.find(target);
+            &**partition
+        } else {
+            &self.index
+        };
+        if ordinal >= index.len() {
+            return Ok(None);
+        }
+        let handle = index.handle(ordinal);
+        if last.block.as_ref().is_none_or(|(offset, _)| *offset != handle.offset) {
+            last.block = Some((handle.offset, self.data_block(handle, mode)?));
+        }
+        let (_, block) = last.block.as_ref().expect("just loaded");
+        let (version, kind, (start, end)) = match block.seek(target) {
+            Ok(Some(found)) if found.same_user_key => (found.trailer.version(), found.kind, found.value_range()),
+            Ok(_) => return Ok(None),
+            Err(error) => return Err(bad_block(&self.path, handle.offset, error)),
+        };
+        Ok(Some(Found { version, kind, value: TableValue { block: Arc::clone(block), start, end } }))
     }
 
     /// The data block that holds `target`, if any does.
@@ -373,7 +437,7 @@ impl TableReader {
     /// Reads the pinned blocks once more: they may have gone bad since they were read.
     pub(super) fn reload_rear(&self) -> Result<()> {
         let rear = Rear::load(&*self.file, &self.path, self.id, self.file_bytes)?;
-        if rear.properties != self.properties || rear.tombstones != self.tombstones {
+        if rear.properties != self.properties || rear.tombstones != *self.tombstones {
             return Err(Error::corruption(
                 &self.path,
                 rear.footer.properties.offset,

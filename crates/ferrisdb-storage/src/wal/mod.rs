@@ -61,6 +61,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::Waker;
 
+pub(crate) use format::segment_file_name;
 pub use format::{RECORD_PAYLOAD_MAX, RecordKind, SegmentHeader, WalPosition};
 pub use inspect::{RecordInfo, SegmentInspection, inspect_segment};
 pub use maintain::PrepareStep;

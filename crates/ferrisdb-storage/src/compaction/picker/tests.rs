@@ -386,7 +386,12 @@ fn a_range_is_compacted_by_hand() {
          L5: 2:a-c 10 3:e-f 10 4:w-z 10
          L6: 5:a-d 100 6:e-z 100",
     );
-    let range = ManualRange { start: Some((*b"a").into()), end: Some((*b"g").into()), began: FileNumber(20) };
+    let range = ManualRange {
+        start: Some((*b"a").into()),
+        end: Some((*b"g").into()),
+        began: FileNumber(20),
+        stale: BTreeSet::new(),
+    };
     let retention = Retention::new(v(1000), []);
     let mut next = 20;
     let mut log = String::new();

@@ -2,9 +2,14 @@
 
 mod blobs;
 mod checkpoint;
+mod compact_range;
 mod events;
 mod ingest;
 mod model;
+mod multi_get;
+mod open;
+mod open_files;
+mod pace;
 mod sizes;
 
 use crate::fs::sim::SimFileSystem;

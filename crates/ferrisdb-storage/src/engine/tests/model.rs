@@ -39,6 +39,7 @@ fn option_sets() -> Vec<(&'static str, Options)> {
                 ..tiny.clone()
             },
         ),
+        ("three open files", Options { max_open_files: 3, blob_value_bytes: Some(64), ..tiny.clone() }),
         ("zstd", Options { compression: [Compression::Zstd { level: 1 }; 7], ..tiny.clone() }),
         ("from floor", Options { retention: Retention::FromFloor, ..tiny.clone() }),
         ("blob files", Options { blob_value_bytes: Some(64), ..tiny.clone() }),
