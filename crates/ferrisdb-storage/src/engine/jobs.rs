@@ -450,8 +450,8 @@ impl Work for Keeper {
             }
             let below = core.jobs.purge_below.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(below) = below {
-                // The manifest names this position, durably.
-                wal.purge_stored(below)?;
+                // The manifest names this position, durably. Without space it is tried again.
+                wal.purge_stored(below).inspect_err(|_| core.jobs.purge_wal_below(below))?;
                 if below >= wal.last_position() {
                     // Everything is in tables and nobody writes: give the space back.
                     wal.trim(0)?;

@@ -144,6 +144,7 @@ pub(super) fn open(fs: Arc<dyn FileSystem>, dir: &Path, options: WalOptions) -> 
         writer: Mutex::new(writer),
         chain: Mutex::new(chain),
         sync: Mutex::new(Waiters::default()),
+        file_sync: Mutex::new(()),
         appended: AtomicU64::new(end),
         synced: AtomicU64::new(end),
         poisoned: OnceLock::new(),

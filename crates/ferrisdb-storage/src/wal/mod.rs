@@ -25,7 +25,7 @@
 //! - A segment's name and length are durable before its first record, so that an append's `fdatasync` changes no metadata, and
 //!   so that a missing name is a lost file and not a crash.
 //! - Segments leave from the front, oldest first, and only when the owner says so: with [`Wal::purge`] each durably before the next;
-//!   with [`Wal::purge_stored`] in any order, because an open begins at the position that the owner has stored.
+//!   with [`Wal::purge_stored`] in any order, because an open needs nothing before the position that the owner has stored.
 //! - `first <= synced <= appended`; each of them only grows, but for `appended` in [`Wal::truncate_from`], which moves the
 //!   end to a new, higher segment.
 //!
@@ -185,6 +185,8 @@ struct Inner {
     /// The segments of the log, oldest first, the last one being the writer's. Never empty.
     chain: Mutex<VecDeque<Arc<Segment>>>,
     sync: Mutex<Waiters>,
+    /// Held while a segment is synced and until a failure of that is known to all, see [`Inner::sync_file_of`].
+    file_sync: Mutex<()>,
     /// Just behind the last record. Stored by the writer after its write.
     appended: AtomicU64,
     /// Just behind the last synced record. Invariant: `synced <= appended`, and everything before it is durable.
@@ -273,10 +275,16 @@ impl Wal {
         maintain::open(fs, dir, options)
     }
 
-    /// Reads the log in `dir` without changing anything: what [`open`](Self::open) would recover, as it is now.
+    /// Reads the log in `dir` without changing anything: what [`open`](Self::open) would recover, as it is now, from the first segment on
+    /// that holds anything at or above [`required_from`](WalOptions::required_from).
     pub fn read_only(fs: Arc<dyn FileSystem>, dir: &Path, options: &WalOptions) -> Result<(WalReader, Recovery)> {
         let survey = recover::survey(fs.as_ref(), dir, options.identity, options.required_from)?;
-        Ok((WalReader::detached(survey.chain, options.identity), survey.recovery))
+        let mut chain = survey.chain;
+        // What is before may have been let go without ever being synced.
+        let unneeded =
+            chain.iter().skip(1).take_while(|next| next.header.previous_end <= options.required_from).count();
+        drop(chain.drain(..unneeded));
+        Ok((WalReader::detached(chain, options.identity), survey.recovery))
     }
 
     /// Appends one record, whose payload is `parts` one after another, and returns its position. Not synced.

@@ -7,13 +7,14 @@
 //! The intact segment header with the highest number is the head. Each header names the segment before it and the offset at
 //! which the log leaves that segment, so the log is the chain from the head backwards. Whatever is not on the chain was
 //! prepared but never used, lost its header before that was synced, or was cut off; none of its records count.
-//! The chain ends with the segment that holds the position from which the owner needs records: what is before it may be half purged
-//! ([`Wal::purge_stored`](super::Wal::purge_stored)). A chain that ends earlier, at a file that does not exist, ends at the purge point of an
-//! owner that keeps no account, whose segments are purged from the front, one durable step after another.
+//! A chain that ends at a file that does not exist ends at the purge point, for segments are purged from the front, one durable step
+//! after another. Before the position from which the owner needs records everything may be missing or lost in any order
+//! ([`Wal::purge_stored`](super::Wal::purge_stored)): there the chain goes back as far as it can, so that an open discards nothing that
+//! an owner whose own position is not yet durable could ask for again, and nothing there is looked at.
 //!
 //! # Where it ends
 //! The chain is walked from the segment that holds the head's synced mark (all before that is known to be whole and is checked
-//! when it is read). The first place that holds no intact record, short of where the chain says to go on, is the end, provided that no
+//! when it is read), or from the first that holds what the owner needs, if that is later. The first place that holds no intact record, short of where the chain says to go on, is the end, provided that no
 //! header anywhere behind it, of a record or a segment, says that the WAL was synced beyond it. If one does, something
 //! that was durable is gone, and that is [`Error::Corruption`]: nothing is cut. Otherwise a crash tore the tail, and all behind
 //! the place is discarded, intact or not, because a record without the one before it is a hole.
@@ -98,7 +99,7 @@ pub(super) fn survey(fs: &dyn FileSystem, dir: &Path, identity: u64, required_fr
     let files = read_headers(fs, dir, identity)?;
     let chain = files.find_chain(dir, required_from)?;
     files.check_required(dir, &chain, required_from)?;
-    let mut survey = files.find_end(chain)?;
+    let mut survey = files.find_end(chain, required_from)?;
     let end_of = |segment: &ChainSegment| WalPosition::new(segment.header.number, segment.end);
     let recovery = &mut survey.recovery;
     if let Some(segment) = survey.chain.iter().find(|segment| end_of(segment) >= required_from) {
@@ -208,15 +209,17 @@ impl Files {
             loop {
                 let previous_end = self.header(first).expect("only intact headers are on the chain").previous_end;
                 let previous = previous_end.segment();
-                // What lies before the position from which the owner needs records may be purged, in part or in any order, and
-                // need never have been synced.
-                if previous == 0 || previous_end <= required_from {
+                if previous == 0 {
                     break;
                 }
                 if self.header(previous).is_some() {
                     chain.push(previous);
                     first = previous;
                     continue;
+                }
+                if previous_end <= required_from {
+                    // What the owner no longer needs may be purged in any order, and need never have been synced.
+                    break;
                 }
                 if self.by_number.contains_key(&previous) {
                     // Its header was lost: before it was synced, and then all behind it is void; or afterwards.
@@ -254,14 +257,17 @@ impl Files {
         }
     }
 
-    fn find_end(self, mut numbers: Vec<u32>) -> Result<Survey> {
+    fn find_end(self, mut numbers: Vec<u32>, required_from: WalPosition) -> Result<Survey> {
         let headers: Vec<SegmentHeader> = numbers.iter().filter_map(|&number| self.header(number)).collect();
         let known_synced = headers.last().map_or(WalPosition::ZERO, |header| header.synced);
         let ends: Vec<u32> = headers.iter().skip(1).map(|header| header.previous_end.offset()).collect();
         let mut torn = None;
         let mut next_generation = None;
         let mut last_end = 0;
-        let start = numbers.partition_point(|&number| number < known_synced.segment());
+        let synced = numbers.partition_point(|&number| number < known_synced.segment());
+        // Segments that the owner no longer needs may have been let go without a sync: a tear there is not the end of the log.
+        let unneeded = headers.iter().skip(1).take_while(|next| next.previous_end <= required_from).count();
+        let start = synced.max(unneeded);
         for index in start..numbers.len() {
             let walk = walk(&mut self.scan(numbers[index]), ends.get(index).copied())?;
             if walk.bad.is_none() && index + 1 < numbers.len() {

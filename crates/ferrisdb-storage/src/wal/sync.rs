@@ -237,7 +237,12 @@ impl Inner {
     }
 
     /// Syncs one segment that has been written to; a failure poisons.
+    ///
+    /// The operating system reports a failure once for a file: of two syncs at a time one could be told that all is well although what
+    /// it covers is lost. So there is one at a time, and none after a failure.
     pub(super) fn sync_file_of(&self, segment: &Segment) -> Result<()> {
+        let _one_at_a_time = self.file_sync.lock().unwrap_or_else(|poison| poison.into_inner());
+        self.check_poisoned()?;
         let mut synced = segment.file.sync_data();
         if planted(Bug::RetryFailedSync) && synced.is_err() {
             synced = segment.file.sync_data();
