@@ -269,7 +269,7 @@ fn compaction() {
         options,
         &["Create /db/000005.sst", "Create /db/000006.sst", "Remove /db/000001.sst"],
         |script| {
-            for round in 0..4 {
+            for round in 0..5 {
                 script.write(&[Put(round, 1500), Put(round + 6, 1500), Put(23, 10)], Buffered).unwrap();
                 script.write(&[Put(round + 12, 1200), Delete(round + 5)], Sync).unwrap();
                 script.flush().unwrap();
@@ -293,7 +293,7 @@ fn manifest() {
         Options { manifest_bytes_max: 1024, compaction_jobs: 0, ..options() },
         &["Rename /db/CURRENT.tmp", "Remove /db/MANIFEST-000001", "Create /db/MANIFEST-000003"],
         |script| {
-            for round in 0..9 {
+            for round in 0..11 {
                 script.write(&[Put(round, 10), Owner], if round % 3 == 0 { Sync } else { Buffered }).unwrap();
                 script.flush().unwrap();
             }
@@ -330,7 +330,7 @@ fn reopens() {
         Options { retention: Retention::FromFloor, ..options() },
         &["Create /db/MANIFEST-000004"],
         |script| {
-            for round in 0..6 {
+            for round in 0..7 {
                 script.write(&[Put(round, 60), Delete(round + 1)], Buffered).unwrap();
                 script.write(&[Put(round + 2, 60)], Sync).unwrap();
                 script.write(&[Put(round + 3, 60), DeleteRange(0, 2)], Buffered).unwrap();

@@ -26,13 +26,13 @@
 //!   so that a missing name is a lost file and not a crash.
 //! - Segments leave from the front, oldest first, and only when the owner says so: with [`Wal::purge`] each durably before the next;
 //!   with [`Wal::purge_stored`] in any order, because an open needs nothing before the position that the owner has stored.
-//! - `first <= synced <= appended`; each of them only grows, but for `appended` in [`Wal::truncate_from`], which moves the
-//!   end to a new, higher segment.
+//! - `synced <= appended` and `first <= appended`; each of them only grows, but for `appended` in [`Wal::truncate_from`], which moves the
+//!   end to a new, higher segment. `first` passes `synced` only in [`Wal::purge_stored`].
 //!
 //! # Concurrency
 //! Everything is callable from any thread. Locks, in the order in which they may be taken: `maintenance` (held across I/O; taken
-//! by preparing, purging and truncating, and by an append only when no segment is ready), `writer` (held for one write),
-//! `chain`, `sync` (held for a few instructions). None of the last three is ever held across a sync.
+//! by preparing, purging and truncating, and by an append only when no segment is ready), `file_sync` (held for the sync of one file),
+//! `writer` (held for one write), `chain`, `sync` (held for a few instructions). None of the last three is ever held across a sync.
 //! There is no condition variable: who waits holds a future, see the head of `sync.rs`. Wakers must not call back into the WAL: after a
 //! failure they may be woken with a lock held.
 
