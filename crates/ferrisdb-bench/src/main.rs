@@ -17,6 +17,7 @@ mod measure;
 mod memory_limit;
 mod plot;
 mod report;
+mod resolver;
 mod run;
 mod schedule;
 mod values;
@@ -53,6 +54,9 @@ enum Command {
     /// checked. Progress goes to standard error, the tables to standard output. Only ratios within one run count.
     #[command(after_long_help = EXAMPLES)]
     Engines(EnginesArguments),
+    /// Measure the resolver's conflict window, and the structures that it was chosen from.
+    #[command(after_long_help = RESOLVER_EXAMPLES)]
+    Resolver(resolver::Arguments),
     /// Measure one group with one engine (the parent process calls this).
     #[command(hide = true)]
     Child {
@@ -71,6 +75,13 @@ Examples:
     ferrisdb-bench engines --engines rocksdb,lmdb --workloads readrandom,seek10 --keys 200000 --seconds 3
   Does any put stall for a second within five minutes?
     ferrisdb-bench engines --workloads overwrite-stall --seconds 300";
+
+const RESOLVER_EXAMPLES: &str = "\
+Examples:
+  The target of the resolver: points only, a window of 500,000 transactions:
+    ferrisdb-bench resolver
+  All structures, all mixes, as JSON lines:
+    ferrisdb-bench resolver --structures all --mixes all --json";
 
 #[derive(Debug, clap::Args)]
 struct EnginesArguments {
@@ -141,6 +152,7 @@ fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Engines(arguments) => compare(&arguments),
+        Command::Resolver(arguments) => resolver::run(&arguments),
         Command::Child { job } => child(&job),
     };
     match result {

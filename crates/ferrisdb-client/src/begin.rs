@@ -59,10 +59,10 @@ impl Beginnings {
         // Questions with greater numbers than this one were put after now.
         let asked_before = lane.asked;
         lane.waiting = lane.waiting.saturating_add(1);
-        if lane.under_way.is_none() {
-            if let Step::Done(result) = self.ask(&mut lane, priority) {
-                return Begin::Now(result);
-            }
+        if lane.under_way.is_none()
+            && let Step::Done(result) = self.ask(&mut lane, priority)
+        {
+            return Begin::Now(result);
         }
         drop(lane);
         Begin::Later(Arc::clone(self).wait(priority, asked_before).boxed())

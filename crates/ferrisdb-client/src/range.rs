@@ -1,4 +1,12 @@
 //! Range reads: what is asked for ([`RangeOptions`], [`StreamingMode`]), how it is cut into chunks, and what it conflicts with.
+//!
+//! A chunk is read in two steps. First the bounds become keys: one that is "first at or above" is its own key, whatever exists; any other
+//! is looked for from its key, over the transaction's own writes. Then rows are walked from one bound towards the other, until limits
+//! are reached. Either step fails if it comes to something unreadable; what lies behind the last row of a chunk that is full is never
+//! looked at.
+//!
+//! A chunk conflicts with what it has looked at: the range between the keys of its selectors, widened to where they led, and cut
+//! short behind the last row if it is full.
 
 use std::cmp::Ordering;
 use std::fmt;

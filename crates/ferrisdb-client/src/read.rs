@@ -34,6 +34,14 @@ impl<T: Clone> ReadFuture<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> ReadFuture<T> {
+    /// A read that belongs to no transaction.
+    pub(crate) fn alone(mut future: BoxFuture<Result<T>>) -> ReadFuture<T> {
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => ReadFuture::ready(result),
+            Poll::Pending => ReadFuture(Reading::Pending(future.shared())),
+        }
+    }
+
     /// Begins a read of `inner`'s transaction. What can be done at once is done before this returns. The commit waits for it, and, if
     /// `fails_commit`, fails if it fails.
     pub(crate) fn start(

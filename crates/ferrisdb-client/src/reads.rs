@@ -28,9 +28,9 @@ enum Get {
 struct Ask {
     epoch: u64,
     version: Begin,
-    /// What it conflicts with; its begin is the key.
-    single: KeyRange,
-    conflicts: bool,
+    key: Bytes,
+    /// What it conflicts with.
+    conflict: Option<KeyRange>,
     /// The operations to apply to what is found.
     entry: Option<Entry>,
 }
@@ -55,8 +55,7 @@ impl Inner {
                 return ReadFuture::ready(result);
             }
         };
-        let Ask { epoch, version, single, conflicts, entry } = ask;
-        let key = single.begin.clone();
+        let Ask { epoch, version, key, conflict, entry } = ask;
         let endpoint = &self.database.endpoint;
         match version {
             Begin::Now(Ok(version)) => match endpoint.get(GetRequest { key, version }).try_now() {
@@ -64,11 +63,11 @@ impl Inner {
                     if fails_commit {
                         self.note_read(epoch, &result);
                     }
-                    ReadFuture::ready(result.map(|value| self.end_get(epoch, single, conflicts, entry, value)))
+                    ReadFuture::ready(result.map(|value| self.end_get(epoch, conflict, entry, value)))
                 }
                 Err(answer) => {
                     let inner = Arc::clone(self);
-                    let rest = async move { Ok(inner.end_get(epoch, single, conflicts, entry, answer.await?)) };
+                    let rest = async move { Ok(inner.end_get(epoch, conflict, entry, answer.await?)) };
                     ReadFuture::start(self, epoch, fails_commit, Box::pin(rest))
                 }
             },
@@ -84,7 +83,7 @@ impl Inner {
                 let rest = async move {
                     let version = inner.version(epoch).await?;
                     let value = inner.database.endpoint.get(GetRequest { key, version }).await?;
-                    Ok(inner.end_get(epoch, single, conflicts, entry, value))
+                    Ok(inner.end_get(epoch, conflict, entry, value))
                 };
                 ReadFuture::start(self, epoch, fails_commit, Box::pin(rest))
             }
@@ -125,21 +124,27 @@ impl Inner {
             }
         }
         let version = self.ask_version(state);
-        Get::Ask(Ask { epoch: state.epoch, version, single: KeyRange::single(key), conflicts, entry })
+        let (key, conflict) = if conflicts {
+            // One allocation for all three.
+            let single = KeyRange::single(key);
+            (single.begin.clone(), Some(single))
+        } else {
+            (Bytes::copy_from_slice(key), None)
+        };
+        Get::Ask(Ask { epoch: state.epoch, version, key, conflict, entry })
     }
 
     fn end_get(
         &self,
         epoch: u64,
-        single: KeyRange,
-        conflicts: bool,
+        conflict: Option<KeyRange>,
         entry: Option<Entry>,
         found: Option<Bytes>,
     ) -> Option<Bytes> {
-        if conflicts {
+        if let Some(conflict) = conflict {
             self.with(|state| {
                 if state.epoch == epoch {
-                    state.add_read_conflict(single);
+                    state.add_read_conflict(conflict);
                 }
             });
         }

@@ -140,10 +140,10 @@ mod tests {
     fn every_code_is_retried_or_not_as_the_contract_says() {
         for &code in Code::ALL {
             let decision = decide(&mut RetryState::default(), code, &RetryOptions::default());
-            let expected = match code.number() {
-                1020 | 1021 | 1037 | 1038 | 1042 | 1051 | 1078 | 1213 | 1235 | 1242 | 1007 | 1009 => true,
-                _ => false,
-            };
+            let expected = matches!(
+                code.number(),
+                1020 | 1021 | 1037 | 1038 | 1042 | 1051 | 1078 | 1213 | 1235 | 1242 | 1007 | 1009
+            );
             assert_eq!(decision != Decision::GiveUp, expected, "{code}");
         }
         let options = RetryOptions { max_retry_delay: Duration::from_millis(3), ..RetryOptions::default() };

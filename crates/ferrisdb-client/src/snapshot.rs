@@ -15,7 +15,8 @@ use futures_util::future::{Either, select};
 
 use crate::database::DatabaseInner;
 use crate::promise::Promise;
-use crate::range::{RangeChunk, RangeOptions};
+use crate::range::{RangeChunk, RangeOptions, RangeStream};
+use crate::read::ReadFuture;
 use crate::reads::outside;
 use crate::view::{At, Place, View};
 
@@ -119,26 +120,14 @@ impl Snapshot {
         Ok(chunk)
     }
 
-    /// All rows of a range, chunk by chunk, given to `row` as they come; it returns false to stop.
-    ///
-    /// # Errors
-    /// As of [`get_range`](Self::get_range), and what `row` returns.
-    pub async fn for_each(
-        &self,
-        options: impl Into<RangeOptions>,
-        mut row: impl FnMut(ferrisdb_core::KeyValue) -> Result<bool>,
-    ) -> Result<()> {
-        let mut next = Some(options.into());
-        while let Some(options) = next {
-            let chunk = self.get_range(options.clone()).await?;
-            next = options.after(&chunk);
-            for one in chunk.rows {
-                if !row(one)? {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
+    /// All rows of a range, one by one.
+    pub fn get_ranges(&self, options: impl Into<RangeOptions>) -> RangeStream {
+        let snapshot = self.clone();
+        let ask = move |options: RangeOptions| {
+            let snapshot = snapshot.clone();
+            ReadFuture::alone(async move { snapshot.get_range(options).await }.boxed())
+        };
+        RangeStream::new(options.into(), ask)
     }
 
     /// About how many bytes a range has, from samples; now, not at the snapshot's version.

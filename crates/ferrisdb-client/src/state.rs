@@ -444,6 +444,12 @@ impl State {
         self.wake_all();
     }
 
+    /// Futures that would be woken, and reads that a commit would wait for.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        (self.wakers.len(), self.outstanding.iter().filter(|read| read.is_awaited()).count())
+    }
+
     /// Watches that are not armed and a versionstamp that is not known end with `error`.
     pub(crate) fn end_promises(&mut self, error: &Error) {
         let watches = std::mem::take(&mut self.watches);

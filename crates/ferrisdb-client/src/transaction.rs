@@ -37,7 +37,7 @@ pub enum ConflictRangeType {
 /// [`on_error`](Self::on_error) says whether to try again; [`Database::run`] does all that.
 #[derive(Clone)]
 pub struct Transaction {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 /// The reads of a transaction that do not conflict: see [`Transaction::snapshot`].
@@ -255,6 +255,11 @@ impl Transaction {
     /// `transaction_cancelled`: it may happen yet. Deferred errors, and others that say that it did not happen.
     pub fn commit(&self) -> Commit {
         Commit::start(&self.inner)
+    }
+
+    /// A random number, for layers that spread what they write.
+    pub(crate) fn random(&self) -> u64 {
+        self.inner.runtime().random()
     }
 
     /// The version of a commit that succeeded and wrote something; otherwise `None`.

@@ -4,7 +4,7 @@
 //! transaction itself changes what it saw. When the transaction has committed the watch is *armed* with the value and the commit's
 //! version, and from then on lives by itself. If the transaction does not commit, it fails with the reason.
 //!
-//! An armed watch that is told of a change, or loses its server, reads the key again and goes on waiting if nothing changed. It may
+//! An armed watch that is told of a change, loses its server, or finds no place there, reads the key again and goes on waiting if nothing changed. It may
 //! miss a value that was changed back.
 
 use std::fmt;
@@ -77,10 +77,11 @@ impl PendingWatch {
 
 impl State {
     /// Fires watches in `range`, whose keys have now the value `value`, if that is known.
-    pub(crate) fn note_written(&mut self, range: &KeyRange, value: Option<Option<Bytes>>) {
+    pub(crate) fn note_written(&mut self, range: &KeyRange, value: Option<Option<&Bytes>>) {
         if self.watches.is_empty() {
             return;
         }
+        let value = value.map(|value| value.cloned());
         let watches = std::mem::take(&mut self.watches);
         for mut watch in watches {
             if range.contains(&watch.key) {
@@ -180,20 +181,25 @@ async fn changed(database: &Arc<DatabaseInner>, key: Bytes, value: Option<Bytes>
                 version = at;
                 delay = REARM_DELAY_INITIAL;
             }
-            Err(error) if error.is_retryable() || error.code() == Code::ConnectionFailed => {
+            Err(error) if passes(&error) => {
                 database.runtime.sleep(delay).await;
                 delay = (delay * 2).min(REARM_DELAY_MAX);
                 // What happened meanwhile nobody has watched: look.
                 match look(database, &key).await {
                     Ok((_, now)) if now != value => return Ok(()),
                     Ok((at, _)) => version = at,
-                    Err(error) if error.is_retryable() || error.code() == Code::ConnectionFailed => {}
+                    Err(error) if passes(&error) => {}
                     Err(error) => return Err(error),
                 }
             }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Asking again may help. A server that has too many watches is asked for the value from time to time.
+fn passes(error: &Error) -> bool {
+    error.is_retryable() || matches!(error.code(), Code::ConnectionFailed | Code::TooManyWatches)
 }
 
 /// The key's value now.

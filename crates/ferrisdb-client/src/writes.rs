@@ -36,11 +36,11 @@ impl Inner {
         self.check_sizes(key, value)?;
         let (single, value) = (KeyRange::single(key), Bytes::copy_from_slice(value));
         state.count_mutation(key.len() + value.len());
-        state.overlay_mut().set(&single.begin, value.clone());
+        state.note_written(&single, Some(Some(&value)));
+        state.overlay_mut().set(&single.begin, value);
         if conflicts {
             state.add_write_conflict(&single);
         }
-        state.note_written(&single, Some(Some(value)));
         Ok(())
     }
 

@@ -426,4 +426,27 @@ mod tests {
         }
         assert_eq!(Code::from_number(1), None);
     }
+
+    /// The page of the book is this table. `UPDATE_EXPECT=1` writes it anew.
+    #[test]
+    fn the_page_of_error_codes_is_true() {
+        use std::fmt::Write as _;
+        let mut page = String::from(
+            "# Error codes\n\n\
+             Numbers, names and texts are FoundationDB's; what to do is ours. `ferrisdb explain 1020` prints one.\n\n\
+             *Retry* says what `on_error`, and with it `run`, does: `yes` means that the transaction certainly did not commit and may be tried again; `unknown` means \
+             that it may have committed. Where nothing stands there, trying the same again gives the same.\n\n\
+             | code | name | what happened | retry | what to do |\n| ---: | --- | --- | --- | --- |\n",
+        );
+        for code in Code::ALL {
+            let retry = match code.class() {
+                Class::Fatal => "",
+                Class::Retry => "yes",
+                Class::RetryUnknown | Class::Unknown => "unknown",
+            };
+            let (number, name, message, remedy) = (code.number(), code.name(), code.message(), code.remedy());
+            writeln!(page, "| {number} | `{name}` | {message} | {retry} | {remedy} |").expect("writing to a String");
+        }
+        expect_test::expect_file!["../../../docs/errors.md"].assert_eq(&page);
+    }
 }

@@ -48,7 +48,7 @@ use crate::counters::Counters;
 use crate::failure::from_storage;
 use crate::log::{Applied, Delivery, LocalLog, LocalLogOptions, Log, Subscription, Tag};
 use crate::runtime::JobRuntime;
-use crate::signal::{Replied, lock, reply};
+use crate::signal::{Latch, Replied, lock, reply};
 use crate::storage::{ApplyBatch, StorageOptions, StorageServer};
 
 const MAGIC: [u8; 8] = *b"FERRISD\xDB";
@@ -92,6 +92,8 @@ pub struct Node {
     counters: Arc<Counters>,
     tasks: Mutex<Tasks>,
     is_closed: AtomicBool,
+    /// Ends the tasks that hold the storage server.
+    stop: Arc<Latch>,
     lock: Mutex<Option<Box<dyn FileLock>>>,
 }
 
@@ -154,14 +156,16 @@ impl Node {
         let mut tasks = Tasks::default();
         log.spawn(|name, task| tasks.log.push(spawn(&runtime, name, task)));
         coordinator.spawn(starting, |name, task| tasks.coordinator.push(spawn(&runtime, name, task)));
-        let failing = coordinator.clone();
+        let stop = Arc::new(Latch::default());
+        let (stopping, failing) = (Arc::clone(&stop), coordinator.clone());
         let feeding = Box::pin(async move {
-            if let Err(error) = feed.run().await {
+            if let Some(Err(error)) = stopping.unless_set(feed.run()).await {
                 failing.fail(&error);
             }
         });
         tasks.storage.push(spawn(&runtime, "apply", feeding));
-        let popping = Box::pin(pop_flushed(storage.clone(), log.clone()));
+        let (stopping, popping) = (Arc::clone(&stop), pop_flushed(storage.clone(), log.clone()));
+        let popping = Box::pin(async move { stopping.unless_set(popping).await.unwrap_or_default() });
         tasks.storage.push(spawn(&runtime, "pop", popping));
         Ok(Node {
             dir: dir.to_path_buf(),
@@ -173,6 +177,7 @@ impl Node {
             counters,
             tasks: Mutex::new(tasks),
             is_closed: AtomicBool::new(false),
+            stop,
             lock: Mutex::new(Some(directory_lock)),
             runtime,
         })
@@ -193,6 +198,7 @@ impl Node {
         self.log.close();
         ended(log).await;
         let closed = self.storage.clone().close().await;
+        self.stop.set();
         ended(storage).await;
         drop(lock(&self.lock).take());
         closed
@@ -204,6 +210,11 @@ impl Node {
     /// As [`close`](Self::close).
     pub fn close_blocking(&self) -> Result<()> {
         block_on(&self.runtime, self.close())
+    }
+
+    /// What its roles run on.
+    pub fn runtime(&self) -> &JobRuntime {
+        &self.runtime
     }
 
     /// The directory.
@@ -291,7 +302,7 @@ impl Node {
                     "queue_requests": coordinator.queue_requests,
                     "queue_bytes": coordinator.queue_bytes,
                     "backlog_bytes": coordinator.lag.backlog_bytes,
-                    "conflict_window_boundaries": coordinator.window_boundaries,
+                    "conflict_window_bytes": coordinator.window_bytes,
                     "leases": coordinator.leases,
                 },
                 "log": {
@@ -397,9 +408,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.coordinator.close();
         self.log.close();
-        if !self.is_closed.load(Ordering::SeqCst) {
-            self.storage.end();
-        }
+        self.stop.set();
     }
 }
 
@@ -466,13 +475,9 @@ async fn pop_flushed(storage: StorageServer, log: LocalLog) {
     let mut flushed = storage.flushed_version();
     // Whatever was flushed in the last life the log may forget too.
     log.pop(Tag::FIRST, flushed);
-    let next = |after| storage.next_flush(after);
-    let mut coming = next(flushed);
-    // Not held while waiting: whoever waits for the last handle to go would wait for ever.
-    while let Ok(version) = coming.await {
+    while let Ok(version) = storage.next_flush(flushed).await {
         flushed = version;
         log.pop(Tag::FIRST, flushed);
-        coming = next(flushed);
     }
 }
 
@@ -585,3 +590,6 @@ fn decode_cluster_file(bytes: &[u8; CLUSTER_FILE_LEN]) -> std::result::Result<[u
     }
     Ok(id)
 }
+
+#[cfg(test)]
+mod tests;

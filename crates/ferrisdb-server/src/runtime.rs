@@ -2,14 +2,14 @@
 //!
 //! A task is a [`Job`] whose step polls a future; the future's waker is the job's. With the real spawner each task has a thread of its own, so that
 //! a task may block for a while in a sync or a read; with the deterministic one, all tasks take turns on one thread, in an order that a seed
-//! decides. One more job, spawned with the first timer, keeps all timers in a heap.
+//! decides. One more job, spawned with the first timer, keeps all timers in a heap; it ends when the last clone of the runtime goes.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -140,16 +140,26 @@ impl Timers {
     }
 }
 
+impl Drop for Timers {
+    fn drop(&mut self) {
+        // The job finds nothing to keep any more, and ends.
+        if let Some(job) = self.job.get() {
+            job.wake_by_ref();
+        }
+    }
+}
+
 struct TimerJob {
     clock: Arc<dyn Clock>,
-    timers: Arc<Timers>,
+    timers: Weak<Timers>,
 }
 
 impl Job for TimerJob {
     fn step(&mut self) -> Step {
         let now = self.clock.now();
+        let Some(timers) = self.timers.upgrade() else { return Step::Done };
         let (due, next) = {
-            let mut state = self.timers.state();
+            let mut state = timers.state();
             let later = state.pending.split_off(&(now, u64::MAX));
             let due = std::mem::replace(&mut state.pending, later);
             (due, state.pending.keys().next().map(|(deadline, _)| *deadline))
@@ -195,7 +205,7 @@ impl Future for Sleep {
         let env = &self.runtime.env;
         let timers = &self.runtime.timers;
         let job = timers.job.get_or_init(|| {
-            let job = TimerJob { clock: Arc::clone(&env.clock), timers: Arc::clone(timers) };
+            let job = TimerJob { clock: Arc::clone(&env.clock), timers: Arc::downgrade(timers) };
             env.spawner.spawn("timers", Box::new(job))
         });
         if is_first {
@@ -265,6 +275,19 @@ mod tests {
         assert_eq!(runtime.timers.state().pending.len(), 1);
         drop(sleep);
         assert_eq!(runtime.timers.state().pending.len(), 0);
+    }
+
+    /// Nothing of a runtime is left when its last clone goes: not the job of its timers either.
+    #[test]
+    fn the_timers_end_with_the_runtime() {
+        let (spawner, runtime) = stepped();
+        let sleeper = runtime.clone();
+        runtime.spawn("sleeper", Box::pin(async move { sleeper.sleep(Duration::from_secs(1)).await }));
+        spawner.run_for(Duration::from_secs(2));
+        assert_eq!(spawner.jobs(), ["timers"]);
+        drop(runtime);
+        spawner.run_until_idle();
+        assert!(spawner.jobs().is_empty());
     }
 
     /// On real threads: many tasks that wake each other at once, each wake being needed.

@@ -58,6 +58,41 @@ impl Bell {
     }
 }
 
+/// Set once, and then for good: tells tasks to end.
+#[derive(Debug, Default)]
+pub(crate) struct Latch {
+    is_set: AtomicBool,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl Latch {
+    /// Sets it.
+    pub(crate) fn set(&self) {
+        self.is_set.store(true, Ordering::SeqCst);
+        let wakers = std::mem::take(&mut *lock(&self.wakers));
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// What `future` gives, or `None` if it is set before that.
+    pub(crate) async fn unless_set<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            {
+                let mut wakers = lock(&self.wakers);
+                if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                    wakers.push(context.waker().clone());
+                }
+            }
+            // Looked at after the waker was left: a set in between has woken it, or is seen.
+            if self.is_set.load(Ordering::SeqCst) { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    }
+}
+
 /// What a [`Reply`] and its [`Replied`] share.
 struct Slot<T> {
     result: Option<Result<T>>,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::ManualClock;
+use ferrisdb_rpc::Endpoint as _;
 use ferrisdb_server::{JobRuntime, Node, NodeOptions};
 use ferrisdb_sim::oracle::{self, ClientSubject, Report};
 use ferrisdb_storage::Env;
@@ -33,7 +34,10 @@ fn run(seed: u64, steps: u64) -> Report {
         let mut program = pin!(async { report = Some(oracle::run(&mut subject, seed, steps).await) });
         env.spawner.block_on(program.as_mut());
     }
-    report.expect("the program ended").unwrap_or_else(|mismatch| panic!("{mismatch}"))
+    report.expect("the program ended").unwrap_or_else(|mismatch| {
+        let status = node.status().try_now().expect("the status is there at once");
+        panic!("{mismatch}\nstatus: {status:?}\njobs: {:?}", spawner.jobs())
+    })
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -43,7 +47,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn the_client_is_as_the_contract_says() {
     const STEPS_OF_A_SEED: u64 = 5_000;
-    let steps = number("FERRISDB_ORACLE_STEPS").unwrap_or(100_000);
+    let steps = number("FERRISDB_ORACLE_STEPS").unwrap_or(1_000_000);
     if let Some(seed) = number("FERRISDB_ORACLE_SEED") {
         println!("seed {seed}: {:?}", run(seed, STEPS_OF_A_SEED));
         return;

@@ -48,8 +48,3 @@ pub use error::{Error, Result};
 pub use ferrisdb_core::Version;
 pub use options::{Durability, Options, Retention, WriteOptions};
 pub use table::Compression;
-
-/// The examples in the README compile.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct Readme;

@@ -96,4 +96,11 @@ impl Entry {
         self.mutations(key, mutations);
         self.sealed = self.stack.len();
     }
+
+    /// Checks the invariants.
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        assert!(!self.stack.is_empty());
+        assert!(self.sealed <= self.stack.len());
+    }
 }

@@ -232,19 +232,17 @@ impl Overlay {
     /// How the key space goes on from just before `at` back towards `begin`.
     pub(crate) fn stretch_before(&self, at: &Bytes, begin: &Bytes, bypass_unreadable: bool) -> Stretch {
         let mut from = begin;
-        if !bypass_unreadable && !self.unreadable.is_empty() {
-            if let Some((_, end)) = self.unreadable.beginning_before(at).next() {
-                if end >= at {
-                    return Stretch::Unreadable;
-                }
-                from = from.max(end);
+        if !bypass_unreadable && let Some((_, end)) = self.unreadable.beginning_before(at).next() {
+            if end >= at {
+                return Stretch::Unreadable;
             }
+            from = from.max(end);
         }
         let mut cleared = self.cleared.beginning_before(at).peekable();
-        if let Some((cleared_from, end)) = cleared.peek() {
-            if *end >= at {
-                return Stretch::Cleared(from.max(cleared_from).clone());
-            }
+        if let Some((cleared_from, end)) = cleared.peek()
+            && *end >= at
+        {
+            return Stretch::Cleared(from.max(cleared_from).clone());
         }
         let mut cleared = cleared.take_while(|(_, end)| *end > from);
         let next = cleared.find(|(begin, end)| !is_single(begin, end)).map(|(_, end)| end);
@@ -287,16 +285,20 @@ impl Overlay {
         }
     }
 
+    /// Checks the invariants.
     #[cfg(test)]
     pub(crate) fn check(&self) {
+        for set in [&self.cleared, &self.unsealed_clears, &self.unreadable, &self.write_conflicts] {
+            set.check();
+        }
         for (begin, end) in self.unsealed_clears.iter() {
             let whole = self.cleared.containing(begin).expect("what is to be cleared is cleared");
             assert!(end <= whole.1);
         }
         for (key, entry) in &self.entries {
-            let mut mutations = Vec::new();
-            entry.mutations(key, &mut mutations);
-            assert!(entry.is_independent() || !self.cleared.contains(key) || self.unreadable.contains(key));
+            entry.check();
+            let is_folded = entry.is_independent() || !self.cleared.contains(key) || self.unreadable.contains(key);
+            assert!(is_folded, "an operation on a cleared key that can be read is computed at once: {key:?}");
         }
     }
 }

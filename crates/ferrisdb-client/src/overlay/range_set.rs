@@ -111,8 +111,9 @@ impl RangeSet {
         self.ranges.range::<[u8], _>((Bound::Unbounded, end))
     }
 
+    /// Checks the invariant.
     #[cfg(test)]
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         let mut last_end: Option<&Bytes> = None;
         for (begin, end) in &self.ranges {
             assert!(begin < end, "{begin:?}..{end:?} is empty");

@@ -40,12 +40,7 @@ async fn transactions_run_as_tokio_tasks() {
             let db = db.clone();
             tokio::spawn(async move {
                 for _ in 0..20 {
-                    let add = db.run(async |tx| {
-                        tx.atomic_op(b"counter", 1u32.to_le_bytes(), MutationKind::Add);
-                        tx.get(b"counter").await
-                    });
-                    // Conflicts make it retry, whose delays are timers of a clock that nobody moves: no reads, no conflict.
-                    drop(add);
+                    // Without conflicts: a retry would wait for a clock that nobody moves.
                     db.run(async |tx| {
                         tx.atomic_op(b"counter", 1u32.to_le_bytes(), MutationKind::Add);
                         tx.snapshot().get(b"counter").await
@@ -92,6 +87,34 @@ fn ranges_are_read_in_chunks() {
         let key = tx.get_key(KeySelector::first_greater_than([b'k', 3].to_vec())).await.expect("it reads");
         assert_eq!(key.as_ref(), [b'k', 4, 4]);
     });
+}
+
+/// One transaction, used by many tasks on several threads at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_transaction_is_shared_between_threads() {
+    let (db, endpoint, _) = database();
+    endpoint.answer_late(2);
+    let tx = db.create_transaction();
+    let tasks: Vec<_> = (0..8u8)
+        .map(|task| {
+            let tx = tx.clone();
+            tokio::spawn(async move {
+                for number in 0..50u8 {
+                    let absent = tx.get([b'r', task, number]);
+                    tx.set([b'w', task, number], [number]);
+                    let own = tx.get_range(KeyRange::single(&[b'w', task, number])).await.expect("it reads");
+                    assert_eq!((own.rows.len(), absent.await), (1, Ok(None)));
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    tx.commit().await.expect("it commits");
+    assert_eq!(endpoint.rows().len(), 400);
+    let commit = &endpoint.log().commits[0];
+    assert_eq!((commit.read_conflicts.len(), commit.mutations.len()), (400, 400));
 }
 
 /// Handles can be shared and sent.

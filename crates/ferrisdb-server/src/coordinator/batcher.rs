@@ -21,7 +21,7 @@ use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Lease, LeaseRequest,
 use super::lease::{LeaseOptions, Leases};
 use super::sequencer::Sequencer;
 use crate::log::{Batch, Entry, EpochStart, IdOutcome, Known, LeaseChange, Outcome, Owner, Recovered, Section, Tag};
-use crate::resolver::{ConflictWindow, Refusal};
+use crate::resolver::{Checked, ConflictWindow};
 
 /// What clients ask the coordinator for, in order.
 #[derive(Debug)]
@@ -69,6 +69,8 @@ pub struct Group {
     pub transactions: u64,
     /// Bytes of their mutations.
     pub bytes: u64,
+    /// The batch's horizon.
+    horizon: Version,
     /// The ids that it decides.
     ids: Vec<CommitId>,
     /// The leases that it grants and ends.
@@ -168,6 +170,7 @@ impl Batcher {
             decisions: Vec::with_capacity(requests.len()),
             transactions: 0,
             bytes: 0,
+            horizon: self.horizon,
             ids: Vec::new(),
             granted: Vec::new(),
             ended: std::mem::take(&mut self.ended),
@@ -203,6 +206,7 @@ impl Batcher {
                 false => vec![Section { tags: vec![Tag::FIRST], mutations }],
             };
             group.version = Some(version);
+            group.horizon = horizon;
             group.entries.push(Entry::Batch(Batch {
                 epoch: self.epoch,
                 owner: self.owner,
@@ -220,18 +224,15 @@ impl Batcher {
 
     /// The group's entries are in the log's hands: what follows builds on them.
     pub fn appended(&mut self, group: &Group) {
-        let batch =
-            group.entries.iter().find_map(|entry| if let Entry::Batch(batch) = entry { Some(batch) } else { None });
-        if let Some(batch) = batch {
-            self.previous = batch.version;
-            self.horizon = batch.horizon;
-            self.needs_batch = false;
-            if !batch.sections.is_empty() {
-                self.changed = batch.version;
-            }
-            let behind = batch.version.get().saturating_sub(self.limits.window_versions);
-            self.window.forget_below(Version::from_u64(behind));
+        let Some(version) = group.version else { return };
+        self.previous = version;
+        self.horizon = group.horizon;
+        self.needs_batch = false;
+        if group.transactions > 0 {
+            self.changed = version;
         }
+        let behind = version.get().saturating_sub(self.limits.window_versions);
+        self.window.forget_below(Version::from_u64(behind));
     }
 
     /// The log refused the group's entries: none of it happened.
@@ -285,13 +286,13 @@ impl Batcher {
             return Decision::Now(Err(Error::with(Code::FutureVersion, detail)));
         }
         match self.window.check(request.read_version, &request.read_conflicts) {
-            Ok(()) => {}
-            Err(Refusal::TooOld) => {
+            Checked::Ok => {}
+            Checked::TooOld => {
                 let (read, floor) = (request.read_version, self.window.floor());
                 let detail = format!("its read version {read} is below {floor}, the oldest that may still commit");
                 return Decision::Now(Err(Error::with(Code::TransactionTooOld, detail)));
             }
-            Err(Refusal::Conflict { indices }) => {
+            Checked::Conflict(indices) => {
                 let ranges = if request.report_conflicting_keys { indices } else { Vec::new() };
                 return Decision::Now(Ok(Response::Commit(Committed::Conflict { ranges })));
             }

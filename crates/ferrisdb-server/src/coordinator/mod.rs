@@ -106,7 +106,7 @@ struct Shared {
     batch_at_nanos: AtomicU64,
     /// Bytes of mutations appended in this epoch.
     appended_bytes: AtomicU64,
-    window_boundaries: AtomicU64,
+    window_bytes: AtomicU64,
     leases: AtomicU64,
     lag: Box<dyn Fn(u64) -> Lag + Send + Sync>,
     is_limited: AtomicBool,
@@ -199,7 +199,7 @@ impl Coordinator {
             bell: Bell::default(),
             batch_at_nanos: AtomicU64::new(nanos(now)),
             appended_bytes: AtomicU64::new(0),
-            window_boundaries: AtomicU64::new(0),
+            window_bytes: AtomicU64::new(0),
             leases: AtomicU64::new(batcher.leases().len() as u64),
             lag,
             is_limited: AtomicBool::new(false),
@@ -227,6 +227,7 @@ impl Coordinator {
             batcher: starting.batcher,
             in_flight: VecDeque::new(),
             timer: None,
+            wants_batch: false,
         };
         spawn("coordinator", Box::pin(std::future::poll_fn(move |context| driver.poll(context))));
         let shared = Arc::clone(&self.shared);
@@ -320,7 +321,7 @@ impl Coordinator {
             reason: gate.rate.reason(),
             begins_per_second: gate.rate.limit(),
             lag: (shared.lag)(shared.appended_bytes.load(Ordering::Relaxed)),
-            window_boundaries: shared.window_boundaries.load(Ordering::Relaxed),
+            window_bytes: shared.window_bytes.load(Ordering::Relaxed),
             leases: shared.leases.load(Ordering::Relaxed),
         }
     }
@@ -381,8 +382,8 @@ pub struct CoordinatorStatistics {
     pub begins_per_second: Option<f64>,
     /// How far storage is behind.
     pub lag: Lag,
-    /// Boundaries in the conflict window.
-    pub window_boundaries: u64,
+    /// Bytes of the conflict window.
+    pub window_bytes: u64,
     /// Leases.
     pub leases: u64,
 }
@@ -500,12 +501,12 @@ impl Shared {
     }
 
     /// Takes what makes the next group, or `None` if there is nothing to do.
-    fn take_work(&self, leases_are_due: bool) -> Option<(Vec<Item>, bool)> {
+    fn take_work(&self, leases_are_due: bool, wants_batch: bool) -> Option<(Vec<Item>, bool)> {
         let mut queue = lock(&self.queue);
         if queue.failed.is_some() {
             return None;
         }
-        let wants_batch = std::mem::take(&mut queue.wants_batch);
+        let wants_batch = std::mem::take(&mut queue.wants_batch) || wants_batch;
         if queue.items.is_empty() && !wants_batch && !leases_are_due {
             return None;
         }
@@ -536,6 +537,9 @@ struct Driver {
     in_flight: VecDeque<InFlight>,
     /// Set while there are leases.
     timer: Option<BoxFuture<()>>,
+    /// Transactions were refused by the log, but their writes are in the conflict window: an empty batch above them, small enough for the
+    /// log's reserve, has whoever begins from then on not take them for conflicts.
+    wants_batch: bool,
 }
 
 impl Driver {
@@ -647,8 +651,10 @@ impl Driver {
     fn append_group(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
         let now = shared.runtime.now();
-        let leases_are_due = self.batcher.leases().next_expiry().is_some_and(|expiry| expiry <= now);
-        let Some((items, wants_batch)) = shared.take_work(leases_are_due) else { return false };
+        // Tried once: if the log has no space for that either, the next one who asks for anything tries again.
+        let wants_batch = std::mem::take(&mut self.wants_batch);
+        let is_due = self.batcher.leases().next_expiry().is_some_and(|expiry| expiry <= now);
+        let Some((items, wants_batch)) = shared.take_work(is_due, wants_batch) else { return false };
         let durable = match shared.log.read_index().try_now() {
             Ok(Ok((_, durable))) => durable,
             // Only leases ask for it, and they are refused what is not readable.
@@ -662,13 +668,12 @@ impl Driver {
         let log = Arc::clone(&shared.log);
         let mut group = self.batcher.form(requests, wants_batch, now, durable, &|id| log.known(id));
         let decisions = std::mem::take(&mut group.decisions);
-        let appended = match group.entries.is_empty() {
-            true => None,
-            false => Some(shared.log.append(group.entries.clone())),
-        };
+        let entries = std::mem::take(&mut group.entries);
+        let appended = (!entries.is_empty()).then(|| shared.log.append(entries));
         match appended {
             None => self.answer(rest, decisions, None, None),
             Some(Err(error)) => {
+                self.wants_batch = group.transactions > 0;
                 self.batcher.refused(group);
                 self.answer(rest, decisions, None, Some(&error));
             }
@@ -684,7 +689,7 @@ impl Driver {
         }
         let leases = self.batcher.leases().len() as u64;
         shared.leases.store(leases, Ordering::Relaxed);
-        shared.window_boundaries.store(self.batcher.window().boundaries() as u64, Ordering::Relaxed);
+        shared.window_bytes.store(self.batcher.window().bytes() as u64, Ordering::Relaxed);
         shared.update_rate();
         true
     }

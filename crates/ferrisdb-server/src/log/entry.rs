@@ -463,10 +463,15 @@ mod tests {
         let hex = |entry: &Entry| encode(entry).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let found: Vec<String> = examples().iter().map(hex).collect();
         let owner = "30313233343536373839616263646566";
-        let batch = format!("010203{owner}e807940a07020203020100010502000 2ac020105000002",).replace(' ', "");
+        // Epoch, owner, versions, leases; directory; mutations; commit ids.
+        let batch = format!(
+            "010203{owner}e807 940a 07 02 02 03 \
+             02 01 00 01 05 02 00 ac02 01 05 00 00 02 00 01 6b 01 76 01 01 61 01 62 \
+             0201000000000000 09 08 01 01 0100000000000000 01 01 00"
+        );
         let expected = [
             format!("010103{owner}0580c2d72f"),
-            format!("{batch}00016b01760101610162020100000000000009080101010000000000000001 0100").replace(' ', ""),
+            batch.replace(' ', ""),
             "010300ac02".to_owned(),
             "01040004ac02".to_owned(),
             "01040104".to_owned(),

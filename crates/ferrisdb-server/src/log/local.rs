@@ -35,6 +35,7 @@ use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Runtime, Version};
 use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::CommitId;
+use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Space, Wal, WalOptions, WalPosition, WalReader, WalState};
 
 use super::entry::{Entry, Owner, Pop, Tag};
@@ -240,7 +241,17 @@ impl LocalLog {
         let failed = |error| from_storage("cannot open the log", &error);
         if replay_from != WalPosition::ZERO {
             // Opening would found an empty log in the place of one that is gone: look first.
-            let (_, found) = Wal::read_only(Arc::clone(&fs), dir, &wal_options).map_err(failed)?;
+            let (_, found) = Wal::read_only(Arc::clone(&fs), dir, &wal_options).map_err(|error| match error {
+                StorageError::MissingFile { file } => {
+                    let detail = format!(
+                        "{} is missing: either files of the log were lost, or the storage directory beside it is of an earlier \
+                         time; put back what belongs together",
+                        file.display()
+                    );
+                    Error::with(Code::IoError, detail)
+                }
+                error => failed(error),
+            })?;
             if found.end < replay_from {
                 return Err(lost(dir, "ends before what the storage engine has already stored"));
             }
@@ -419,8 +430,6 @@ impl LocalLog {
             };
             if purge_to > purged && shared.wal.purge(purge_to).is_ok() {
                 purged = purge_to;
-                let first = shared.wal.first_position();
-                lock(&shared.core).forget_index_below(first);
             }
             if is_idle {
                 shared.maintain_bell.rung().await;
@@ -488,7 +497,7 @@ impl LocalLog {
                 *popped = version.max(*popped);
             }
             drop(core);
-            if matches!(error, ferrisdb_storage::Error::Poisoned { .. }) {
+            if matches!(error, StorageError::Poisoned { .. }) {
                 drop(buffer);
                 self.fail(failure.clone());
             }
@@ -538,10 +547,13 @@ impl Core {
         }
     }
 
-    fn forget_index_below(&mut self, first: WalPosition) {
-        while self.index.front().is_some_and(|&(_, position)| position < first) && self.index.len() > 1 {
+    /// All before `position` may be purged; from there on versions are above `version`.
+    fn may_purge(&mut self, version: Version, position: WalPosition) {
+        self.purge_to = position;
+        while self.index.front().is_some_and(|&(_, other)| other <= position) {
             self.index.pop_front();
         }
+        self.index.push_front((version, position));
     }
 
     /// Applies durable entries, and says what to answer.
@@ -556,7 +568,7 @@ impl Core {
                 all = Applied::Void;
                 continue;
             }
-            if let Some(delivery) = delivery(entry, previous, self.state.horizon(), Tag::FIRST) {
+            if let Some(delivery) = delivery(entry, previous, &self.state, self.state.horizon(), Tag::FIRST) {
                 self.hot_bytes += delivery.bytes();
                 self.hot.push_back(delivery);
             }
@@ -602,14 +614,15 @@ impl Core {
     }
 }
 
-/// What a subscriber of `tag` gets of an entry that counted; `None` if it is no batch.
-fn delivery(entry: Entry, previous: Version, horizon: Version, tag: Tag) -> Option<Delivery> {
+/// What a subscriber of `tag` gets of an entry that counted; `None` if it is no batch. `state` is the one after the entry, or a later one.
+fn delivery(entry: Entry, previous: Version, state: &State, horizon: Version, tag: Tag) -> Option<Delivery> {
     match entry {
         Entry::EpochStart(start) => Some(Delivery {
             previous,
             version: start.first_version,
             horizon,
-            leased: Arc::default(),
+            // An epoch ends no lease. Of a later state: what has ended since need not be kept, and what began since does no harm.
+            leased: state.leased_versions(),
             mutations: Vec::new(),
             owner_state: None,
         }),
@@ -651,15 +664,14 @@ impl Log for LocalLog {
             return;
         }
         core.pops.insert(tag, version);
-        let mut purge_to = core.purge_to;
+        let before = core.purge_to;
         while let Some(&(at, position)) = core.owner_states.front()
             && at <= version
         {
             core.owner_states.pop_front();
-            purge_to = position;
+            core.may_purge(at, position);
         }
-        let moved = purge_to != core.purge_to;
-        core.purge_to = purge_to;
+        let moved = before != core.purge_to;
         drop(core);
         if moved {
             self.shared.maintain_bell.ring();
@@ -704,12 +716,12 @@ struct LocalSubscription {
 }
 
 impl LocalSubscription {
-    /// The next batch from the WAL, where it certainly is.
-    fn read_cold(&mut self) -> Result<Delivery> {
+    /// The next batch from the WAL, where it certainly is. `None`: try again, from another place.
+    fn read_cold(&mut self) -> Result<Option<Delivery>> {
         let shared = &self.log.shared;
         let cannot = |error| from_storage("cannot read the log", &error);
-        let mut reader = match self.cold.take() {
-            Some(reader) => reader,
+        let (mut reader, is_kept) = match self.cold.take() {
+            Some(reader) => (reader, true),
             None => {
                 let from = {
                     let core = lock(&shared.core);
@@ -719,10 +731,27 @@ impl LocalSubscription {
                     };
                     position
                 };
-                shared.wal.subscribe(from, ReadUpTo::Synced).map_err(cannot)?
+                // The place may be the end of a segment that was purged: what follows is then the first that is kept.
+                let from = from.max(shared.wal.first_position());
+                match shared.wal.subscribe(from, ReadUpTo::Synced) {
+                    Ok(reader) => (reader, false),
+                    // Purged between the two.
+                    Err(StorageError::PositionNotInWal { .. }) if shared.wal.first_position() > from => {
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(cannot(error)),
+                }
             }
         };
-        while let Some(record) = reader.next().map_err(cannot)? {
+        loop {
+            match reader.advance() {
+                Ok(true) => {}
+                Ok(false) => break,
+                // It stood at the end of a segment whose batches were flushed and purged meanwhile.
+                Err(StorageError::PositionNotInWal { .. }) if is_kept => return Ok(None),
+                Err(error) => return Err(cannot(error)),
+            }
+            let record = reader.record();
             let payload = Bytes::copy_from_slice(record.payload);
             let position = record.position;
             let entry = Entry::decode(&payload).map_err(|error| unreadable(&shared.dir, position, error.what))?;
@@ -737,9 +766,10 @@ impl LocalSubscription {
                 Entry::Batch(_) => break,
                 Entry::Pop(_) | Entry::Lease(_) => false,
             };
-            if follows && let Some(delivery) = delivery(entry, self.cursor, self.horizon, Tag::FIRST) {
+            let state = &lock(&shared.core).state;
+            if follows && let Some(delivery) = delivery(entry, self.cursor, state, self.horizon, Tag::FIRST) {
                 self.cold = Some(reader);
-                return Ok(delivery);
+                return Ok(Some(delivery));
             }
         }
         Err(lost(&shared.dir, "no longer has what the storage server needs next"))
@@ -769,7 +799,11 @@ impl Subscription for LocalSubscription {
                 return Poll::Pending;
             }
         }
-        let delivery = self.read_cold();
+        let delivery = loop {
+            if let Some(delivery) = self.read_cold().transpose() {
+                break delivery;
+            }
+        };
         if let Ok(delivery) = &delivery {
             self.cursor = delivery.version;
             lock(&shared.core).counters.cold_deliveries += 1;

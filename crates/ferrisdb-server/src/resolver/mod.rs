@@ -1,188 +1,207 @@
-//! The resolver: which of the transactions that want to commit have read something that was changed since.
+//! The resolver: [`ConflictWindow`] says whether what a transaction read was changed since.
 //!
-//! [`ConflictWindow`] remembers, for every place in the key space, the version of the newest write there, as far back as transactions
-//! may reach. A transaction that read a range at version `r` conflicts if anything in the range was written above `r`.
+//! It holds the write conflict ranges of the last seconds' commits with their versions. A transaction that read at version r conflicts if one
+//! of its read conflict ranges meets a write above r. FoundationDB keeps one ordered step function (a skip list of boundaries with the newest
+//! version between them and maxima per level) and pays two inserts and a deletion in it for each write of a point. Here writes are kept in the
+//! order in which they came, which is the order of their versions, in *generations*:
 //!
-//! This is the plain version: a step function over the key space in an ordered map. Checking a range costs its boundaries,
-//! adding one a few map operations.
+//! ```text
+//!                 oldest                              newest
+//! points   [ hash index · sorted run ] … [ hash index · sorted runs · tail ]     one key
+//! ranges   [ step function ] … [ step function ] [ pending ]                      everything else
+//! ```
+//!
+//! - A check looks only at generations with writes above r. Transactions are short, so that is mostly the newest one, and that is small
+//!   enough for the processor's cache.
+//! - A read of a point asks the hash index, a read of a range the sorted runs.
+//! - Nothing is ever deleted by itself: a generation goes as a whole once the window has left it. What stays a little longer than it must
+//!   is harmless, since a check compares versions anyway.
+//!
+//! Measurements of this and of other structures are in `docs/decisions/0011-resolver.md`.
 //!
 //! # Invariants
-//! - `steps` holds, for a key that is a boundary, the version of the newest write to all keys from it up to the next boundary; keys before
-//!   the first boundary were never written.
-//! - A version at or below `floor` in it means the same as none: whoever read below the floor is refused anyway.
+//! - Exact: [`ConflictWindow::check`] finds a conflict if and only if a write above r meets the read. The hash index only says where to look;
+//!   keys are compared.
+//! - No call's work grows with the window: it is amortised over the writes of one generation, and dropping one frees a few large pieces.
+//!
+//! # Concurrency
+//! None: the batcher's alone. It reads no clock and no randomness, so that equal calls give equal answers.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
+mod points;
+mod ranges;
+#[cfg(test)]
+mod tests;
 
-use ferrisdb_core::{Bytes, KeyRange, Version};
+use std::collections::VecDeque;
 
-/// Why a transaction may not commit.
+use ferrisdb_core::{KeyRange, Version};
+
+use points::Generation;
+use ranges::RangeWrites;
+
+/// Point writes of the smallest generation: an index of 128 KiB.
+const GENERATION_POINTS_MIN: usize = 1 << 13;
+/// Point writes of the largest generation: sorting it when it is full takes some three milliseconds, the longest pause that there is.
+const GENERATION_POINTS_MAX: usize = 1 << 16;
+/// A generation holds this part of the window: a check at the window's far end asks about so many, and so much stays longer than it must.
+const GENERATIONS: usize = 8;
+
+/// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// It read below the window: nobody knows any more what has changed since.
+pub enum Checked {
+    /// Nothing that was read was changed since.
+    Ok,
+    /// What was read has been changed: these read conflict ranges, by index, ascending.
+    Conflict(Vec<u32>),
+    /// The read version is below the window: whether it was changed is not known any more.
     TooOld,
-    /// What it read has changed since.
-    Conflict {
-        /// Which of its read ranges, by index, ascending.
-        indices: Vec<u32>,
-    },
 }
 
-/// The newest write to each part of the key space, as far as it matters.
-#[derive(Debug, Clone)]
+/// The writes of the last commits. See the [module](self).
+#[derive(Debug)]
 pub struct ConflictWindow {
     floor: Version,
-    steps: BTreeMap<Bytes, Version>,
-    /// Boundaries at which forgotten ones are swept out next: sweeping costs all of them, so it is done when there are twice as many.
-    sweep_at: usize,
+    /// The newest version that was added.
+    newest: Version,
+    /// Oldest first; the last takes new writes. Never empty. Invariant: versions grow from one to the next.
+    generations: VecDeque<Generation>,
+    /// Point writes in all of them.
+    points: usize,
+    ranges: RangeWrites,
 }
 
-/// No sweep below so many boundaries.
-const SWEEP_MIN: usize = 1024;
-
 impl ConflictWindow {
-    /// A window that knows of no write above `floor`, and nothing of those below.
+    /// An empty window: transactions that read below `floor` are too old for it.
     pub fn new(floor: Version) -> ConflictWindow {
-        ConflictWindow { floor, steps: BTreeMap::new(), sweep_at: SWEEP_MIN }
+        ConflictWindow {
+            floor,
+            newest: floor,
+            generations: VecDeque::from([Generation::new(GENERATION_POINTS_MIN)]),
+            points: 0,
+            ranges: RangeWrites::default(),
+        }
     }
 
-    /// Below this no read version is accepted.
+    /// Checks a transaction that read these ranges at `read_version`. Empty ranges meet nothing.
+    pub fn check(&self, read_version: Version, reads: &[KeyRange]) -> Checked {
+        if read_version < self.floor {
+            return Checked::TooOld;
+        }
+        if read_version >= self.newest {
+            return Checked::Ok;
+        }
+        let mut conflicts = Vec::new();
+        for (index, read) in (0u32..).zip(reads) {
+            if self.is_changed(read_version, read) {
+                conflicts.push(index);
+            }
+        }
+        if conflicts.is_empty() { Checked::Ok } else { Checked::Conflict(conflicts) }
+    }
+
+    fn is_changed(&self, read_version: Version, read: &KeyRange) -> bool {
+        let newer = || self.generations.iter().rev().take_while(|generation| generation.newest() > read_version);
+        match single_key(read) {
+            Some(key) => {
+                let hash = points::hash(key);
+                // The newest write of the key is in the newest generation that has one.
+                let found = newer().find_map(|generation| generation.newest_of(key, hash));
+                found.is_some_and(|version| version > read_version) || self.ranges.meets_key(key, read_version)
+            }
+            None if read.is_empty() => false,
+            None => {
+                newer().any(|generation| generation.meets(&read.begin, &read.end, read_version))
+                    || self.ranges.meets(&read.begin, &read.end, read_version)
+            }
+        }
+    }
+
+    /// Adds the writes of a transaction that commits at `version`.
+    ///
+    /// # Panics
+    /// If `version` is below one that was added before, or not above the floor that the window began with.
+    pub fn add(&mut self, version: Version, writes: &[KeyRange]) {
+        assert!(
+            version >= self.newest && version > self.floor,
+            "commit versions grow, and are above the window's floor"
+        );
+        self.newest = version;
+        for write in writes {
+            match single_key(write) {
+                Some(key) => self.add_point(version, key),
+                None if write.is_empty() => {}
+                None => self.ranges.add(version, &write.begin, &write.end),
+            }
+        }
+    }
+
+    fn add_point(&mut self, version: Version, key: &[u8]) {
+        let last = self.generations.back_mut().expect("there is always one");
+        let last = if last.is_full() {
+            last.seal();
+            let capacity = (self.points / GENERATIONS).clamp(GENERATION_POINTS_MIN, GENERATION_POINTS_MAX);
+            self.generations.push_back(Generation::new(capacity));
+            self.generations.back_mut().expect("just pushed")
+        } else {
+            last
+        };
+        self.points += usize::from(last.add(version, key));
+    }
+
+    /// Forgets writes that no transaction can conflict with that read at `version` or above, and refuses those that read below. Never goes
+    /// back.
+    pub fn forget_below(&mut self, version: Version) {
+        self.floor = self.floor.max(version);
+        while self.generations.len() > 1 && self.generations[0].newest() <= self.floor {
+            let gone = self.generations.pop_front().expect("there are two");
+            self.points -= gone.len();
+        }
+        self.ranges.forget(self.floor);
+    }
+
+    /// The lowest version that transactions may have read at.
     pub fn floor(&self) -> Version {
         self.floor
     }
 
-    /// How many boundaries it keeps, for statistics.
-    pub fn boundaries(&self) -> usize {
-        self.steps.len()
+    /// Bytes of memory that it takes, about.
+    pub fn bytes(&self) -> usize {
+        self.generations.iter().map(Generation::bytes).sum::<usize>() + self.ranges.bytes()
     }
 
-    /// Whether a transaction that read these ranges at `read_version` may still commit.
-    ///
-    /// # Errors
-    /// The [`Refusal`].
-    pub fn check(&self, read_version: Version, reads: &[KeyRange]) -> Result<(), Refusal> {
-        if read_version < self.floor {
-            return Err(Refusal::TooOld);
+    /// Panics if an invariant does not hold.
+    pub fn check_invariants(&self) {
+        assert_eq!(self.points, self.generations.iter().map(Generation::len).sum::<usize>());
+        let mut newest = Version::ZERO;
+        for generation in self.generations.iter().filter(|generation| generation.len() > 0) {
+            assert!(generation.oldest() >= newest, "generations are in the order of their versions");
+            newest = generation.newest();
+            generation.check();
         }
-        let mut indices = Vec::new();
-        for (index, range) in reads.iter().enumerate() {
-            if self.newest_in(range).is_some_and(|newest| newest > read_version) {
-                indices.push(u32::try_from(index).unwrap_or(u32::MAX));
-            }
-        }
-        if indices.is_empty() { Ok(()) } else { Err(Refusal::Conflict { indices }) }
-    }
-
-    /// Remembers that these ranges were written at `version`, which is at or above every one before.
-    pub fn add(&mut self, version: Version, writes: &[KeyRange]) {
-        for range in writes.iter().filter(|range| !range.is_empty()) {
-            // What holds at the end of the range goes on holding behind it.
-            if !self.steps.contains_key(&range.end) {
-                let behind = self.steps.range::<Bytes, _>(..&range.end).next_back().map(|(_, &version)| version);
-                self.steps.insert(range.end.clone(), behind.unwrap_or(Version::ZERO));
-            }
-            let inside: Vec<Bytes> = self
-                .steps
-                .range::<Bytes, _>((Bound::Excluded(&range.begin), Bound::Excluded(&range.end)))
-                .map(|(key, _)| key.clone())
-                .collect();
-            for key in inside {
-                self.steps.remove(&key);
-            }
-            self.steps.insert(range.begin.clone(), version);
-        }
-    }
-
-    /// Forgets what was written below `version`, and from now on refuses whoever read below it.
-    pub fn forget_below(&mut self, version: Version) {
-        self.floor = self.floor.max(version);
-        if self.steps.len() < self.sweep_at {
-            return;
-        }
-        let floor = self.floor;
-        // A step that no longer matters, behind another that does not, says nothing.
-        let mut before_matters = false;
-        self.steps.retain(|_, version| {
-            let matters = *version > floor;
-            let keep = matters || before_matters;
-            before_matters = matters;
-            keep
-        });
-        self.sweep_at = (self.steps.len() * 2).max(SWEEP_MIN);
-    }
-
-    fn newest_in(&self, range: &KeyRange) -> Option<Version> {
-        if range.is_empty() {
-            return None;
-        }
-        let at_begin = self.steps.range::<Bytes, _>(..=&range.begin).next_back();
-        let inside = self.steps.range::<Bytes, _>((Bound::Excluded(&range.begin), Bound::Excluded(&range.end)));
-        at_begin.into_iter().chain(inside).map(|(_, &version)| version).max()
+        assert!(newest <= self.newest);
+        self.ranges.check();
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ferrisdb_core::{Random, SplitMix64};
-
-    fn range(begin: u8, end: u8) -> KeyRange {
-        KeyRange::new(vec![begin], vec![end])
+/// The key, if the range is just one.
+#[inline]
+fn single_key(range: &KeyRange) -> Option<&[u8]> {
+    let (begin, end) = (range.begin.as_ref(), range.end.as_ref());
+    match end.split_last() {
+        Some((0, rest)) if rest == begin => Some(begin),
+        _ => None,
     }
+}
 
-    fn version(number: u64) -> Version {
-        Version::from_u64(number)
-    }
-
-    #[test]
-    fn a_write_conflicts_with_older_reads_of_its_keys_only() {
-        let mut window = ConflictWindow::new(version(10));
-        window.add(version(20), &[range(5, 8)]);
-        assert_eq!(window.check(version(20), &[range(5, 8)]), Ok(()), "it saw the write");
-        assert_eq!(window.check(version(19), &[range(0, 5), range(8, 9)]), Ok(()), "the ranges only touch");
-        let conflict = Refusal::Conflict { indices: vec![1, 2] };
-        assert_eq!(window.check(version(19), &[range(0, 5), range(7, 9), range(0, 6)]), Err(conflict));
-        assert_eq!(window.check(version(9), &[]), Err(Refusal::TooOld), "a blind write has a read version too");
-        window.forget_below(version(20));
-        assert_eq!(window.check(version(19), &[]), Err(Refusal::TooOld));
-    }
-
-    /// Against a version for every single key.
-    #[test]
-    fn it_agrees_with_a_version_for_every_key() {
-        for seed in 0..40 {
-            let mut random = SplitMix64::new(seed);
-            let mut window = ConflictWindow::new(version(1));
-            window.sweep_at = 8;
-            let mut newest = [0u64; 64];
-            let mut floor = 1;
-            for now in 2..400u64 {
-                let any = |random: &mut SplitMix64| {
-                    let (a, b) = (random.below(64) as u8, random.below(64) as u8);
-                    range(a.min(b), a.max(b))
-                };
-                let reads: Vec<KeyRange> = (0..random.below(4)).map(|_| any(&mut random)).collect();
-                let read_version = now.saturating_sub(random.below(30)).max(1);
-                let hit =
-                    |range: &KeyRange| (range.begin[0]..range.end[0]).any(|key| newest[key as usize] > read_version);
-                let hits: Vec<u32> = (0..reads.len() as u32).filter(|&index| hit(&reads[index as usize])).collect();
-                let expected = match () {
-                    () if read_version < floor => Err(Refusal::TooOld),
-                    () if hits.is_empty() => Ok(()),
-                    () => Err(Refusal::Conflict { indices: hits }),
-                };
-                assert_eq!(window.check(version(read_version), &reads), expected, "seed {seed}, version {now}");
-                let writes: Vec<KeyRange> = (0..random.below(3)).map(|_| any(&mut random)).collect();
-                window.add(version(now), &writes);
-                for write in writes {
-                    (write.begin[0]..write.end[0]).for_each(|key| newest[key as usize] = now);
-                }
-                if random.one_in(5) {
-                    floor = floor.max(now.saturating_sub(20)).max(1);
-                    window.forget_below(version(floor));
-                    window.sweep_at = 8;
-                }
-            }
+/// The first eight bytes of a key as a number: unless they are equal, two numbers compare as their keys do.
+#[inline]
+fn prefix(key: &[u8]) -> u64 {
+    match key.first_chunk::<8>() {
+        Some(head) => u64::from_be_bytes(*head),
+        None => {
+            let mut head = [0; 8];
+            head[..key.len()].copy_from_slice(key);
+            u64::from_be_bytes(head)
         }
     }
 }

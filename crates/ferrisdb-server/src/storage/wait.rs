@@ -137,8 +137,11 @@ struct NewsState {
     closed: Option<Error>,
     next: u64,
     wakers: BTreeMap<u64, Waker>,
-    on_failure: Option<Arc<dyn Fn(&Error) + Send + Sync>>,
+    on_failure: Option<Tell>,
 }
+
+/// Whom to tell of a failure.
+type Tell = Arc<dyn Fn(&Error) + Send + Sync>;
 
 impl EngineNews {
     pub(super) fn new(listener: Option<Listener>) -> EngineNews {
@@ -164,7 +167,7 @@ impl EngineNews {
 
     /// Called once if the engine fails, or has failed already.
     pub(super) fn on_failure(&self, tell: impl Fn(&Error) + Send + Sync + 'static) {
-        let tell: Arc<dyn Fn(&Error) + Send + Sync> = Arc::new(tell);
+        let tell: Tell = Arc::new(tell);
         let mut state = self.state();
         state.on_failure = Some(Arc::clone(&tell));
         let failure = state.failure.clone();

@@ -59,25 +59,56 @@ impl ClientSubject {
                 let chunk = if *snapshot { tx.snapshot().get_range(options) } else { tx.get_range(options) }.await?;
                 Observed::Rows { rows: chunk.rows, more: chunk.more }
             }
-            Step::Set { key, value, .. } => done(tx.set(key, value)),
-            Step::Clear { key, .. } => done(tx.clear(key)),
-            Step::ClearRange { begin, end, .. } => done(tx.clear_range(begin, end)),
-            Step::Atomic { kind, key, operand, .. } => done(tx.atomic_op(key, operand, *kind)),
+            Step::Set { key, value, .. } => {
+                tx.set(key, value);
+                Observed::Done
+            }
+            Step::Clear { key, .. } => {
+                tx.clear(key);
+                Observed::Done
+            }
+            Step::ClearRange { begin, end, .. } => {
+                tx.clear_range(begin, end);
+                Observed::Done
+            }
+            Step::Atomic { kind, key, operand, .. } => {
+                tx.atomic_op(key, operand, *kind);
+                Observed::Done
+            }
             Step::ReadConflict { begin, end, .. } => {
                 let range = KeyRange::new(begin.clone(), end.clone());
-                done(tx.add_conflict_range(range, ConflictRangeType::Read)?)
+                {
+                    tx.add_conflict_range(range, ConflictRangeType::Read)?;
+                    Observed::Done
+                }
             }
             Step::WriteConflict { begin, end, .. } => {
                 let range = KeyRange::new(begin.clone(), end.clone());
-                done(tx.add_conflict_range(range, ConflictRangeType::Write)?)
+                {
+                    tx.add_conflict_range(range, ConflictRangeType::Write)?;
+                    Observed::Done
+                }
             }
-            Step::NextWriteNoConflict { .. } => done(tx.set_option(&TransactionOption::NextWriteNoWriteConflictRange)),
-            Step::ReadYourWritesDisable { .. } => done(tx.set_option(&TransactionOption::ReadYourWritesDisable)),
+            Step::NextWriteNoConflict { .. } => {
+                tx.set_option(&TransactionOption::NextWriteNoWriteConflictRange);
+                Observed::Done
+            }
+            Step::ReadYourWritesDisable { .. } => {
+                tx.set_option(&TransactionOption::ReadYourWritesDisable);
+                Observed::Done
+            }
             Step::SnapshotReadYourWrites { enable: true, .. } => {
-                done(tx.set_option(&TransactionOption::SnapshotRywEnable))
+                tx.set_option(&TransactionOption::SnapshotRywEnable);
+                Observed::Done
             }
-            Step::SnapshotReadYourWrites { .. } => done(tx.set_option(&TransactionOption::SnapshotRywDisable)),
-            Step::RetryLimit { limit, .. } => done(tx.set_option(&TransactionOption::RetryLimit(i64::from(*limit)))),
+            Step::SnapshotReadYourWrites { .. } => {
+                tx.set_option(&TransactionOption::SnapshotRywDisable);
+                Observed::Done
+            }
+            Step::RetryLimit { limit, .. } => {
+                tx.set_option(&TransactionOption::RetryLimit(i64::from(*limit)));
+                Observed::Done
+            }
             Step::Watch { key, .. } => {
                 let mut watch = tx.watch(key);
                 let mut result = poll_once(&mut watch);
@@ -113,9 +144,18 @@ impl ClientSubject {
                 let version = tx.get_committed_version().map(ferrisdb_core::Version::get);
                 Observed::Version(version.map_or(-1, |version| i64::try_from(version).expect("a version has 56 bits")))
             }
-            Step::OnError { code, .. } => done(tx.on_error(Error::new(*code)).await?),
-            Step::Reset { .. } => done(tx.reset()),
-            Step::Cancel { .. } => done(tx.cancel()),
+            Step::OnError { code, .. } => {
+                tx.on_error(Error::new(*code)).await?;
+                Observed::Done
+            }
+            Step::Reset { .. } => {
+                tx.reset();
+                Observed::Done
+            }
+            Step::Cancel { .. } => {
+                tx.cancel();
+                Observed::Done
+            }
         })
     }
 
@@ -148,10 +188,6 @@ impl Subject for ClientSubject {
     async fn step(&mut self, step: &Step) -> Observed {
         self.take(step).await.unwrap_or_else(|error| Observed::Failed(error.code()))
     }
-}
-
-fn done((): ()) -> Observed {
-    Observed::Done
 }
 
 fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {

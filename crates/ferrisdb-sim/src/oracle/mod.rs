@@ -97,10 +97,7 @@ pub async fn run(subject: &mut impl Subject, seed: u64, steps: u64) -> Result<Re
             _ => {}
         }
         if let Err(what) = model.check(&step, &observed) {
-            let slot = format!("slot: {}", step.slot());
-            let of_slot = |line: &String| line.contains(&slot) || line.contains("Commit");
-            let trace = trace.into_iter().filter(of_slot).collect();
-            return Err(Box::new(Mismatch { seed, step: number, what, trace }));
+            return Err(Box::new(Mismatch { seed, step: number, what, trace: trace.into() }));
         }
     }
     Ok(report)

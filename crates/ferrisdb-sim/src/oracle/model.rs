@@ -77,7 +77,10 @@ struct Transaction {
     poison: Option<Code>,
     /// What a read failed with: so will the commit.
     failed_read: Option<Code>,
+    /// Something was certainly read or written.
     is_used: bool,
+    /// Something was asked for; whether that counts as reading or writing may be a matter of taste (an empty range, an error).
+    is_touched: bool,
     ryw_disabled: bool,
     snapshot_ryw: i32,
     next_write_no_conflict: bool,
@@ -119,6 +122,7 @@ impl Transaction {
             poison: None,
             failed_read: None,
             is_used: false,
+            is_touched: false,
             ryw_disabled: false,
             snapshot_ryw: 1,
             next_write_no_conflict: false,
@@ -141,15 +145,18 @@ impl Transaction {
     fn failing(&self) -> Vec<Code> {
         match (self.phase, self.poison, self.deferred) {
             (Phase::Ended, poison, _) => poison.into_iter().chain([Code::UsedDuringCommit]).collect(),
-            (_, Some(poison), _) => vec![poison, Code::UsedDuringCommit],
-            (Phase::Failed(_), None, _) => vec![Code::UsedDuringCommit],
+            // Which of them is told first is not the contract's.
+            (_, Some(poison), deferred) => [poison, Code::UsedDuringCommit].into_iter().chain(deferred).collect(),
+            // A commit that a deferred error refused may count as not begun.
+            (Phase::Failed(_), None, deferred) => deferred.into_iter().chain([Code::UsedDuringCommit]).collect(),
             (_, None, deferred) => deferred.into_iter().collect(),
         }
     }
 
     /// A call came after the commit: it failed, and so will all others until the reset.
-    fn note_misuse(&mut self) {
-        if matches!(self.phase, Phase::Ended | Phase::Failed(_)) && self.poison.is_none() {
+    fn note_misuse(&mut self, observed: &Observed) {
+        let is_misuse = !matches!(observed, Observed::Failed(code) if Some(*code) == self.deferred);
+        if is_misuse && matches!(self.phase, Phase::Ended | Phase::Failed(_)) && self.poison.is_none() {
             self.poison = Some(Code::UsedDuringCommit);
             self.phase = Phase::Failed(Code::UsedDuringCommit);
         }
@@ -208,6 +215,11 @@ impl Model {
         self.slots[slot].as_ref().is_some_and(|transaction| transaction.reads_at.is_some())
     }
 
+    /// True if it is beyond doubt whether the slot's transaction has been used.
+    pub fn is_use_certain(&self, slot: usize) -> bool {
+        self.slots[slot].as_ref().is_some_and(|transaction| transaction.is_used == transaction.is_touched)
+    }
+
     /// Watches that were set.
     pub fn watches(&self) -> usize {
         self.watches.len()
@@ -233,6 +245,27 @@ impl Model {
 
     /// Compares what was observed with the contract, and takes the step.
     pub fn check(&mut self, step: &Step, observed: &Observed) -> Checked {
+        let checked = self.check_step(step, observed);
+        if let Some(transaction) = &mut self.slots[step.slot()] {
+            let is_neutral = matches!(
+                step,
+                Step::Begin { .. }
+                    | Step::ReadVersion { .. }
+                    | Step::NextWriteNoConflict { .. }
+                    | Step::ReadYourWritesDisable { .. }
+                    | Step::SnapshotReadYourWrites { .. }
+                    | Step::RetryLimit { .. }
+                    | Step::WatchFired { .. }
+                    | Step::ApproximateSize { .. }
+                    | Step::Reset { .. }
+                    | Step::OnError { .. }
+            );
+            transaction.is_touched |= !is_neutral;
+        }
+        checked
+    }
+
+    fn check_step(&mut self, step: &Step, observed: &Observed) -> Checked {
         match step {
             Step::Begin { slot } => {
                 self.end_watches(*slot, WatchState::Dead);
@@ -322,7 +355,7 @@ impl Model {
         let transaction = self.of(slot);
         let failing = transaction.failing();
         if !failing.is_empty() {
-            transaction.note_misuse();
+            transaction.note_misuse(observed);
             // It may also say so only through its future.
             self.watches.push(Watch { slot, key: key.clone(), value: None, state: WatchState::Dead });
             return match observed {
@@ -330,19 +363,16 @@ impl Model {
                 _ => unexpected(observed),
             };
         }
-        transaction.is_used = true;
         let seen = if transaction.ryw_disabled { Err(Code::WatchesDisabled) } else { transaction.view(false).get(key) };
         match (seen, observed) {
             (Ok(value), Observed::Done) => {
                 let conflicts = transaction.view(false).depends_on(&KeyRange::single(key));
                 transaction.read_conflicts.add_all(conflicts, Vec::new());
+                transaction.is_used = true;
                 self.watches.push(Watch { slot, key: key.clone(), value, state: WatchState::Pending });
                 Ok(())
             }
             (Err(code), Observed::Failed(found)) => {
-                if code != Code::WatchesDisabled {
-                    transaction.note_failed_read(observed);
-                }
                 self.watches.push(Watch { slot, key: key.clone(), value: None, state: WatchState::Dead });
                 equal("watch", found, &code)
             }
@@ -359,7 +389,7 @@ impl Model {
         if due(&failing, observed)? {
             self.end_watches(slot, WatchState::Dead);
             let of = self.of(slot);
-            of.note_misuse();
+            of.note_misuse(observed);
             if of.phase == Phase::Open {
                 of.phase = Phase::Failed(failing[0]);
             }
@@ -470,10 +500,9 @@ impl Transaction {
             return Ok(());
         }
         if due(&failing, observed)? {
-            self.note_misuse();
+            self.note_misuse(observed);
             return Ok(());
         }
-        self.is_used = true;
         if key.as_ref() >= END {
             return equal("get", observed, &Observed::Failed(Code::KeyOutsideLegalRange));
         }
@@ -482,6 +511,7 @@ impl Transaction {
             Err(code) => Observed::Failed(code),
         };
         equal("get", observed, &expected)?;
+        self.is_used |= matches!(expected, Observed::Value(_));
         self.note_failed_read(observed);
         if matches!(expected, Observed::Value(_)) && !snapshot {
             let conflicts = self.view(false).depends_on(&KeyRange::single(key));
@@ -496,10 +526,9 @@ impl Transaction {
             return Ok(());
         }
         if due(&failing, observed)? {
-            self.note_misuse();
+            self.note_misuse(observed);
             return Ok(());
         }
-        self.is_used = true;
         if selector.key.as_ref() > END {
             return equal("get_key", observed, &Observed::Failed(Code::KeyOutsideLegalRange));
         }
@@ -511,6 +540,7 @@ impl Transaction {
             Ok(Resolved { key, .. }) => key,
         };
         equal("get_key", observed, &Observed::Key(key.clone()))?;
+        self.is_used = true;
         if !snapshot {
             let start = if selector.or_equal { key_after(&selector.key) } else { selector.key.clone() };
             let range =
@@ -530,10 +560,9 @@ impl Transaction {
             return Ok(());
         }
         if due(&failing, observed)? {
-            self.note_misuse();
+            self.note_misuse(observed);
             return Ok(());
         }
-        self.is_used = true;
         if !invalid.is_empty() {
             return Err(format!("found {observed:?}, expected one of {invalid:?}"));
         }
@@ -566,6 +595,7 @@ impl Transaction {
         };
         let scan = view.scan(&from.key, &to.key, question.reverse);
         check_chunk(rows, more, &scan.rows, scan.is_cut_by_unreadable, question)?;
+        self.is_used |= !rows.is_empty();
         if !snapshot {
             self.add_range_conflicts(&begin, &end, (&from, &to), rows, more, question.reverse);
         }
@@ -605,11 +635,12 @@ impl Transaction {
             }
         }
         let must = KeyRange::new(low.clone(), high.clone());
-        // Where a selector ran off, everything up to there was looked at.
+        // A selector was found by looking at everything up to the key that it found, or up to the end that it ran off.
         let off_front = from.ran_off_front || to.ran_off_front;
         let off_end = from.ran_off_end || to.ran_off_end;
-        let low = if off_front { Bytes::new() } else { low.min(from.key.clone()) };
-        let high = if off_end { Bytes::from_static(END) } else { high.max(key_after(&to.key)) };
+        let (least, greatest) = ((&from.key).min(&to.key), (&from.key).max(&to.key));
+        let low = if off_front { Bytes::new() } else { low.min(least.clone()) };
+        let high = if off_end { Bytes::from_static(END) } else { high.max(key_after(greatest)) };
         let is_plain = begin.offset == 1 && end.offset == 1;
         let may = if is_plain { must.clone() } else { KeyRange::new(low, high) };
         let view = self.view(false);
@@ -696,9 +727,10 @@ fn check_chunk(
 impl Transaction {
     fn write(&mut self, step: &Step, observed: &Observed) -> Checked {
         // Calls that return nothing return nothing also after the end; whoever says so at once may.
-        let failing = self.failing();
-        if !failing.is_empty() {
-            self.note_misuse();
+        // A deferred error stops no later call of this kind.
+        let is_over = self.phase != Phase::Open || self.poison.is_some();
+        if is_over {
+            self.note_misuse(observed);
             return match observed {
                 Observed::Done | Observed::Failed(_) => Ok(()),
                 _ => unexpected(observed),
@@ -728,6 +760,7 @@ impl Transaction {
                     return Err(Code::KeyOutsideLegalRange);
                 }
                 if key.len() > KEY_BYTES_MAX {
+                    self.next_write_no_conflict = false;
                     return Ok(());
                 }
                 self.clear(KeyRange::single(key));
@@ -742,21 +775,23 @@ impl Transaction {
                 if begin < end {
                     self.clear(KeyRange::new(begin.clone(), end.clone()));
                 } else {
-                    self.is_used = true;
+                    // A write all the same, as far as option 30 goes.
+                    self.next_write_no_conflict = false;
                 }
             }
             Step::Atomic { kind, key, operand, .. } => self.atomic(*kind, key, operand)?,
             Step::ReadConflict { begin, end, .. } => {
                 let range = check_conflict_range(begin, end)?;
-                self.has_grown |= !range.is_empty();
-                self.is_used = true;
+                // What is covered by own writes, or was there before, need not be stored again.
+                let is_new = self.own.is_empty() && !any_meets(&self.read_conflicts.may, std::slice::from_ref(&range));
+                self.has_grown |= is_new && !range.is_empty();
                 let must = if self.ryw_disabled { vec![range.clone()] } else { self.own_view().depends_on(&range) };
                 self.read_conflicts.add_all(must, vec![range]);
             }
             Step::WriteConflict { begin, end, .. } => {
                 let range = check_conflict_range(begin, end)?;
-                self.has_grown |= !range.is_empty();
-                self.is_used = true;
+                self.has_grown |=
+                    !range.is_empty() && !any_meets(&self.write_conflicts.may, std::slice::from_ref(&range));
                 if !range.is_empty() {
                     self.write_conflicts.add(&range);
                 }

@@ -281,7 +281,7 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
             Step::WriteConflict { slot, begin, end }
         }
         83 => match random.below(5) {
-            0 => Step::ReadYourWritesDisable { slot },
+            0 if model.is_use_certain(slot) => Step::ReadYourWritesDisable { slot },
             1 => Step::RetryLimit { slot, limit: small(random, 4) - 1 },
             2 | 3 => Step::SnapshotReadYourWrites { slot, enable: random.one_in(2) },
             _ => Step::NextWriteNoConflict { slot },

@@ -421,12 +421,8 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::close`].
-    #[expect(
-        clippy::manual_async_fn,
-        reason = "the signature promises that the future can be sent, and borrows nothing"
-    )]
-    pub fn close_later(self) -> impl Future<Output = Result<()>> + Send + 'static + use<> {
-        async move { self.core().close_later().await }
+    pub async fn close_later(self) -> Result<()> {
+        self.core().close_later().await
     }
 
     fn core(&self) -> &Arc<Core> {

@@ -144,7 +144,8 @@ fn bad_batches_are_refused() {
     let bad = [vec![set("a", "2"), stamped], vec![set("a", "2"), Mutation::set(vec![b'k'; 70_000], bytes("1"))]];
     for mutations in bad {
         assert_eq!(code(machine.block_on(storage.apply(batch(6, mutations)))), Code::InternalError);
-        let owner = crate::storage::ApplyBatch { owner_state: Some(vec![0; 70_000]), ..batch(6, vec![set("a", "2")]) };
+        let owner =
+            crate::storage::ApplyBatch { owner_state: Some(vec![0; 5_000_000]), ..batch(6, vec![set("a", "2")]) };
         assert_eq!(code(machine.block_on(storage.apply(owner))), Code::InternalError);
         assert_eq!(storage.applied_version(), v(5));
         assert_eq!(machine.block_on(get(&storage, "a", 5)), Ok(Some(bytes("1"))));
@@ -153,4 +154,36 @@ fn bad_batches_are_refused() {
     let inverted = Mutation::clear_range(bytes("z"), bytes("a"));
     machine.block_on(storage.apply(batch(6, vec![inverted]))).expect("it can be applied");
     assert_eq!(machine.block_on(get(&storage, "a", 6)), Ok(Some(bytes("1"))));
+}
+
+/// A lease that was granted after the last flush survives a crash, also if that flush already collected by a later horizon.
+#[test]
+fn a_lease_is_applied_again() {
+    let machine = Machine::new(SimFileSystem::new(), 6);
+    let (storage, _) = machine.open(tiny()).expect("a new one");
+    // Enough for the memtable to be sealed; then the lease, and the horizon passes it before the flush runs.
+    let mut log: Vec<_> = (1..=5).map(large).collect();
+    let leased: std::sync::Arc<[ferrisdb_core::Version]> = [v(100)].into();
+    for (version, horizon) in [(100, 0), (101, 50), (200, 150)] {
+        let mutations = vec![set("a", &version.to_string())];
+        let leased = if version == 100 { [].into() } else { std::sync::Arc::clone(&leased) };
+        log.push(crate::storage::ApplyBatch { horizon: v(horizon), leased, ..batch(version, mutations) });
+    }
+    for batch in &log {
+        // Ready at once: no job runs meanwhile.
+        let mut applying = Box::pin(storage.apply(batch.clone()));
+        assert!(applying.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
+    machine.spawner.run_for(Duration::from_secs(1));
+    let flushed = storage.flushed_version();
+    assert!(v(0) < flushed && flushed < v(100), "the sealed memtable is flushed, the lease is not: {flushed}");
+    drop(storage);
+    let machine = machine.crash(6);
+    let (storage, recovery) = machine.open(tiny()).expect("it can be opened");
+    assert_eq!(recovery.flushed, flushed);
+    for batch in &log {
+        machine.block_on(storage.apply(batch.clone())).expect("from the log");
+    }
+    assert_eq!(machine.block_on(get(&storage, "a", 100)), Ok(Some(bytes("100"))));
+    assert_eq!(code(machine.block_on(get(&storage, "a", 101))), Code::TransactionTooOld);
 }

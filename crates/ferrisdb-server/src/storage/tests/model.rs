@@ -231,7 +231,7 @@ fn reads_equal_the_model() {
     };
     let mut flushes = 0;
     for seed in seeds {
-        println!("FERRISDB_SEED={seed}");
+        eprintln!("FERRISDB_SEED={seed}");
         let mut model = Model::new(seed);
         let mut machine = Machine::new(SimFileSystem::new(), seed);
         let (mut storage, recovery) = machine.open(tiny()).expect("a new one");

@@ -16,7 +16,7 @@ use crate::JobRuntime;
 use crate::storage::{StorageOptions, StorageServer};
 
 const VERSIONS: u64 = 2000;
-const ACCOUNTS: u64 = 200;
+const ACCOUNTS: usize = 200;
 
 fn block_on<T>(spawner: &dyn Spawner, future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
@@ -35,7 +35,7 @@ fn readers_see_whole_versions() {
     let runtime = JobRuntime::new(env);
     let options = StorageOptions { engine: Options::tiny(), ..StorageOptions::default() };
     let (storage, _) = StorageServer::open(runtime.clone(), Path::new(DIR), options).expect("a new one");
-    let name = |account: u64| format!("account{account:04}");
+    let name = |account: usize| format!("account{account:04}");
     let start = (0..ACCOUNTS).map(|account| set(&name(account), "1000")).collect();
     block_on(&*spawner, storage.apply(batch(1, start))).expect("it can be applied");
 
@@ -65,7 +65,7 @@ fn readers_see_whole_versions() {
                         .iter()
                         .map(|row| std::str::from_utf8(&row.value).expect("digits").parse::<u64>().expect("digits"))
                         .sum();
-                    assert_eq!((rows.rows.len() as u64, total), (ACCOUNTS, ACCOUNTS * 1000), "at {version}");
+                    assert_eq!((rows.rows.len(), total), (ACCOUNTS, ACCOUNTS as u64 * 1000), "at {version}");
                     reads += 1;
                     if at == VERSIONS {
                         break;
@@ -93,15 +93,16 @@ fn readers_see_whole_versions() {
         );
     }
     let mut random = SplitMix64::new(9);
-    let mut money = vec![1000u64; usize::try_from(ACCOUNTS).expect("small")];
+    let mut money = vec![1000u64; ACCOUNTS];
+    let mut account = move || usize::try_from(random.below(ACCOUNTS as u64)).expect("small");
     for version in 2..=VERSIONS {
         let mut mutations = vec![set("tick", &version.to_string())];
         for _ in 0..5 {
-            let (from, to) = (random.below(ACCOUNTS), random.below(ACCOUNTS));
-            let amount = random.below(10).min(money[from as usize]);
-            money[from as usize] -= amount;
-            money[to as usize] += amount;
-            mutations.extend([from, to].map(|account| set(&name(account), &money[account as usize].to_string())));
+            let (from, to) = (account(), account());
+            let amount = (version % 10).min(money[from]);
+            money[from] -= amount;
+            money[to] += amount;
+            mutations.extend([from, to].map(|account| set(&name(account), &money[account].to_string())));
         }
         block_on(&*spawner, storage.apply(batch(version, mutations))).expect("it can be applied");
         newest.store(version, Ordering::Release);
@@ -109,4 +110,33 @@ fn readers_see_whole_versions() {
     let counts: Vec<u64> = (0..4).map(|_| receiver.recv().expect("all end")).collect();
     assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
     block_on(&*spawner, storage.close()).expect("it can be closed");
+}
+
+/// What the role adds to a read of the engine, in memory: `cargo test --release -p ferrisdb-server --lib -- --ignored --nocapture what_the_role_adds`.
+#[test]
+#[ignore = "a measurement"]
+fn what_the_role_adds() {
+    const KEYS: u64 = 100_000;
+    const READS: u64 = 2_000_000;
+    let env = Env { fs: Arc::new(SimFileSystem::new()), ..Env::real() };
+    let (spawner, clock) = (Arc::clone(&env.spawner), Arc::clone(&env.clock));
+    let runtime = JobRuntime::new(env);
+    let (storage, _) = StorageServer::open(runtime, Path::new(DIR), StorageOptions::default()).expect("a new one");
+    let keys: Vec<ferrisdb_core::Bytes> = (0..KEYS).map(|number| bytes(&format!("user{number:012}"))).collect();
+    let load = keys.iter().map(|key| ferrisdb_core::Mutation::set(key.clone(), vec![b'v'; 100])).collect();
+    block_on(&*spawner, storage.apply(batch(1, load))).expect("it can be applied");
+    let time = |read: &dyn Fn(&ferrisdb_core::Bytes)| {
+        let mut random = SplitMix64::new(5);
+        let begin = clock.now();
+        (0..READS).for_each(|_| read(&keys[usize::try_from(random.below(KEYS)).expect("small")]));
+        (clock.now() - begin).as_nanos() / u128::from(READS)
+    };
+    for _ in 0..5 {
+        let engine = time(&|key| drop(std::hint::black_box(storage.shared.engine.try_get(key, Some(v(1))))));
+        let role = time(&|key| {
+            let request = ferrisdb_rpc::api::GetRequest { key: key.clone(), version: v(1) };
+            drop(std::hint::black_box(storage.get(request)));
+        });
+        eprintln!("engine {engine} ns, role {role} ns");
+    }
 }

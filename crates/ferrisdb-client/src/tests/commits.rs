@@ -1,0 +1,311 @@
+//! Section 7: versions and commits; and that a transaction commits at most once whatever becomes of its answer.
+
+use std::time::Duration;
+
+use super::{code, range, stamp_value, template};
+use crate::testing::{Lost, database, database_with};
+use crate::{DatabaseOptions, TransactionOption};
+use ferrisdb_core::{Bytes, Clock as _, Code, Mutation, MutationKind, Random, SplitMix64, Version, Versionstamp};
+use futures_executor::block_on;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+
+#[test]
+fn read_versions_are_asked_for_once_and_lazily() {
+    let (db, endpoint, _) = database();
+    endpoint.write(vec![Mutation::set("k", "1")]);
+    let tx = db.create_transaction();
+    tx.set("own", "");
+    assert!(block_on(tx.get("own")).is_ok());
+    assert!(endpoint.log().begins.is_empty(), "own writes need no version");
+    block_on(tx.get("k")).expect("it reads");
+    block_on(tx.get("l")).expect("it reads");
+    assert_eq!(block_on(tx.get_read_version()), Ok(Version::from_u64(110)));
+    assert_eq!(endpoint.log().begins, [1]);
+    // Its version stays while others commit.
+    endpoint.write(vec![Mutation::set("k", "2")]);
+    assert_eq!(block_on(tx.get("k")), Ok(Some(Bytes::from("1"))));
+}
+
+#[test]
+fn a_read_version_can_be_set_once_before_it_is_asked_for() {
+    let (db, endpoint, _) = database();
+    endpoint.write(vec![Mutation::set("k", "1")]);
+    endpoint.write(vec![Mutation::set("k", "2")]);
+    let tx = db.create_transaction();
+    tx.set_read_version(110);
+    assert_eq!(block_on(tx.get("k")), Ok(Some(Bytes::from("1"))));
+    tx.set_read_version(110);
+    assert_eq!(code(block_on(tx.get("k"))), 2010);
+    for (version, expected) in [(0, 2011), (-1, 2011), (i64::MAX, 2011), (5_000_000, 1009)] {
+        tx.reset();
+        tx.set_read_version(version);
+        assert_eq!(code(block_on(tx.get("k"))), expected, "{version}");
+    }
+    tx.reset();
+    endpoint.forget_below(Version::from_u64(115));
+    tx.set_read_version(110);
+    assert_eq!(code(block_on(tx.get("k"))), 1007);
+    tx.reset();
+    tx.set_read_version(110);
+    block_on(tx.commit()).expect("what only reads does not ask");
+    tx.reset();
+    tx.set_read_version(110);
+    tx.set("k", "3");
+    assert_eq!(code(block_on(tx.commit())), 1007);
+}
+
+/// Many transactions that begin while a question is under way share the next one; none gets an answer to an earlier question.
+#[test]
+fn read_versions_are_asked_for_together() {
+    let (db, endpoint, rt) = database();
+    endpoint.set_stuck(true);
+    let transactions: Vec<_> = (0..100).map(|_| db.create_transaction()).collect();
+    let first = transactions[0].get_read_version();
+    let rest: Vec<_> = transactions[1..].iter().map(|tx| tx.get_read_version()).collect();
+    // It commits while the first question is under way: all but the first must see it.
+    let version = endpoint.write(vec![Mutation::set("k", "1")]);
+    let dropped = db.create_transaction().get_read_version();
+    drop(dropped);
+    endpoint.set_stuck(false);
+    rt.block_on(async {
+        let (first, rest) = futures_util::future::join(first, join_all(rest)).await;
+        assert!(first.expect("it answers") < version);
+        assert!(rest.into_iter().all(|found| found == Ok(version)));
+    });
+    assert_eq!(endpoint.log().begins, [1, 100]);
+}
+
+#[test]
+fn a_commit_tells_its_version_and_stamp() {
+    let (db, endpoint, _) = database();
+    let tx = db.create_transaction();
+    assert_eq!(tx.get_committed_version(), None);
+    let stamp = tx.get_versionstamp();
+    tx.atomic_op(template("k", "z"), "v", MutationKind::SetVersionstampedKey);
+    stamp_value(&tx, "value");
+    block_on(tx.commit()).expect("it commits");
+    let version = tx.get_committed_version().expect("it has one");
+    let stamp = block_on(stamp).expect("it has one");
+    assert_eq!(stamp, Versionstamp::new(version, 7));
+    let rows = endpoint.rows();
+    assert_eq!(rows[0].0.as_ref(), [b"k", &stamp.as_bytes()[..], b"z"].concat());
+    assert_eq!(rows[1].1.as_ref(), stamp.as_bytes());
+
+    // It is too late to ask once the commit has begun.
+    assert_eq!(code(block_on(tx.get_versionstamp())), 2017);
+    tx.reset();
+    let stamp = tx.get_versionstamp();
+    block_on(tx.commit()).expect("there is nothing to do");
+    assert_eq!((code(block_on(stamp)), tx.get_committed_version()), (2021, None));
+    tx.reset();
+    let stamp = tx.get_versionstamp();
+    block_on(tx.get("k")).expect("it reads");
+    endpoint.write(vec![Mutation::set("k", "")]);
+    tx.set("x", "");
+    assert_eq!(code(block_on(tx.commit())), 1020);
+    assert_eq!(code(block_on(stamp)), 2020);
+    tx.reset();
+    let stamp = tx.get_versionstamp();
+    drop(tx);
+    assert_eq!(code(block_on(stamp)), 1025);
+}
+
+/// The commit drives reads that nobody else does, and fails with theirs.
+#[test]
+fn a_commit_waits_for_the_reads_under_way() {
+    let (db, endpoint, rt) = database();
+    endpoint.answer_late(3);
+    let tx = db.create_transaction();
+    let (first, second, dropped) = (tx.get("a"), tx.get_range(range("b", "c")), tx.get("dropped"));
+    drop(dropped);
+    tx.set("x", "");
+    rt.block_on(tx.commit()).expect("it commits");
+    assert!(first.now_or_never().is_some() && second.now_or_never().is_some());
+    let commit = &endpoint.log().commits[0];
+    assert_eq!(super::ranges_text(&commit.read_conflicts), "a..a\\x00 b..c", "one that was dropped never was");
+
+    let tx = db.create_transaction();
+    endpoint.fail_read(Code::ProcessBehind);
+    let failing = tx.get("a");
+    tx.set("x", "");
+    assert_eq!(code(rt.block_on(tx.commit())), 1037);
+    drop(failing);
+    assert_eq!(endpoint.log().commits.len(), 1);
+    // Also one that nobody looked at and that is long over.
+    tx.reset();
+    endpoint.answer_late(0);
+    endpoint.fail_read(Code::ProcessBehind);
+    drop(tx.get("a"));
+    tx.set("x", "");
+    assert_eq!(code(rt.block_on(tx.commit())), 1037);
+}
+
+#[test]
+fn a_read_only_transaction_says_so() {
+    let (db, _, _) = database();
+    let tx = db.create_transaction();
+    tx.set_option(&TransactionOption::ReadLockAware);
+    tx.set("x", "");
+    assert_eq!(code(block_on(tx.commit())), 2023);
+}
+
+/// The answer is lost; the client asks until it knows, and tells the first outcome.
+#[test]
+fn a_lost_answer_is_asked_for() {
+    for (lost, expected) in [(Lost::Done, 0), (Lost::Never, 1020), (Lost::Late, 1020)] {
+        let (db, endpoint, rt) = database();
+        endpoint.write(vec![Mutation::set("counter", vec![0])]);
+        endpoint.lose_commit(Some(lost));
+        endpoint.fail_resolve(Code::ProcessBehind);
+        endpoint.fail_resolve(Code::ConnectionFailed);
+        let tx = db.create_transaction();
+        let stamp = tx.get_versionstamp();
+        tx.atomic_op("counter", [1], MutationKind::Add);
+        assert_eq!(code(rt.block_on(tx.commit())), expected, "{lost:?}");
+        let committed = tx.get_committed_version();
+        assert_eq!(committed.is_some(), expected == 0);
+        let stamp = block_on(stamp);
+        assert_eq!(stamp.ok(), committed.map(|version| Versionstamp::new(version, 7)));
+        // A request that comes after its outcome was asked for does nothing.
+        endpoint.deliver_late();
+        assert_eq!(endpoint.rows()[0].1.as_ref(), [u8::from(expected == 0)]);
+        assert_eq!((endpoint.log().commits.len(), endpoint.log().resolves), (1, 3), "sent once, asked three times");
+        assert_eq!(db.inner.commit_ids.lowest_open(), 2, "the id is closed");
+    }
+}
+
+/// Three hundred increments through `run`, half of the answers lost in one way or another: each happens exactly once.
+#[test]
+fn a_transaction_commits_at_most_once() {
+    let (db, endpoint, rt) = database();
+    let mut random = SplitMix64::new(42);
+    for _ in 0..1000 {
+        endpoint.lose_commit(match random.below(6) {
+            0 => Some(Lost::Done),
+            1 => Some(Lost::Never),
+            2 => Some(Lost::Late),
+            _ => None,
+        });
+        if random.one_in(4) {
+            endpoint.fail_resolve(Code::ConnectionFailed);
+        }
+    }
+    for number in 0..300u32 {
+        rt.block_on(db.run(async |tx| {
+            tx.atomic_op("counter", 1u32.to_le_bytes(), MutationKind::Add);
+            Ok(())
+        }))
+        .expect("it commits in the end");
+        endpoint.deliver_late();
+        assert_eq!(endpoint.rows()[0].1.as_ref(), (number + 1).to_le_bytes());
+    }
+    let commits = endpoint.log().commits;
+    assert!(commits.len() > 350);
+    let ids: std::collections::BTreeSet<_> = commits.iter().map(|commit| commit.id).collect();
+    assert_eq!(ids.len(), commits.len(), "each attempt has an id of its own");
+    assert!(commits.windows(2).all(|pair| pair[0].lowest_unanswered < pair[1].lowest_unanswered));
+}
+
+/// Without ids the program is told that nobody knows, and `run` does not do it again.
+#[test]
+fn without_idempotency_an_unknown_outcome_is_told() {
+    let options = DatabaseOptions { automatic_idempotency: false, ..DatabaseOptions::default() };
+    let (db, endpoint, rt) = database_with(options);
+    endpoint.lose_commit(Some(Lost::Done));
+    let result = rt.block_on(db.run(async |tx| {
+        tx.atomic_op("counter", [1], MutationKind::Add);
+        Ok(())
+    }));
+    assert_eq!(code(result), 1021);
+    assert_eq!(endpoint.log().commits[0].id, None);
+    let tx = db.create_transaction();
+    tx.set_option(&TransactionOption::AutomaticIdempotency);
+    endpoint.lose_commit(Some(Lost::Done));
+    tx.set("x", "");
+    assert_eq!(code(rt.block_on(tx.commit())), 0, "the option brings them back");
+    // on_error does retry it, if a program wants that.
+    let tx = db.create_transaction();
+    assert_eq!(code(rt.block_on(tx.on_error(Code::CommitUnknownResult.into()))), 0);
+}
+
+#[test]
+fn an_outcome_that_nobody_can_tell_is_an_error() {
+    for (failure, expected) in [(Code::CommitUnknownResultFatal, 1022), (Code::IoError, 1021)] {
+        let (db, endpoint, rt) = database();
+        endpoint.lose_commit(Some(Lost::Done));
+        endpoint.fail_resolve(failure);
+        let result = rt.block_on(db.run(async |tx| {
+            tx.set("x", "");
+            Ok(())
+        }));
+        assert_eq!(code(result), expected);
+        assert_eq!(endpoint.log().commits.len(), 1);
+    }
+}
+
+/// Asking for the outcome ends with the transaction's timeout, for the caller; the client goes on asking for a while, and then stops.
+#[test]
+fn asking_for_an_outcome_is_bounded() {
+    let (db, endpoint, rt) = database();
+    endpoint.lose_commit(Some(Lost::Done));
+    for _ in 0..100 {
+        endpoint.fail_resolve(Code::ConnectionFailed);
+    }
+    let tx = db.create_transaction();
+    tx.set_option(&TransactionOption::Timeout(2000));
+    tx.set("x", "");
+    assert_eq!(code(rt.block_on(tx.commit())), 1031);
+    assert_eq!(rt.now(), Duration::from_secs(2));
+    assert_eq!(rt.tasks(), ["commit"]);
+    rt.run_for(Duration::from_secs(40));
+    assert!(rt.tasks().is_empty());
+    assert_eq!((rt.timer_count(), db.inner.commit_ids.lowest_open()), (0, 2));
+}
+
+/// Dropping the future of a commit does not stop it: the state follows.
+#[test]
+fn a_dropped_commit_goes_on() {
+    let (db, endpoint, rt) = database();
+    endpoint.answer_late(2);
+    let tx = db.create_transaction();
+    tx.set("x", "");
+    let stamp = tx.get_versionstamp();
+    drop(tx.commit());
+    assert_eq!(code(tx.get_approximate_size()), 2017, "it is in commit");
+    assert_eq!(rt.tasks(), ["commit"]);
+    assert_eq!(code(block_on(stamp)), 2017, "who used it has poisoned it");
+    rt.run_until_idle();
+    assert!(endpoint.rows().is_empty(), "it was of no more use before anything was sent");
+
+    let tx = db.create_transaction();
+    tx.set("x", "");
+    let stamp = tx.get_versionstamp();
+    drop(tx.commit());
+    rt.run_until_idle();
+    assert!(rt.tasks().is_empty());
+    assert_eq!(endpoint.rows().len(), 1);
+    assert_eq!(tx.get_committed_version(), Some(endpoint.version()));
+    assert!(block_on(stamp).is_ok());
+}
+
+/// A reset while the request is under way: the caller hears of it, the commit happens, and the new epoch knows nothing of it.
+#[test]
+fn a_commit_that_ends_after_a_reset_changes_nothing() {
+    let (db, endpoint, rt) = database();
+    let tx = db.create_transaction();
+    block_on(tx.get_read_version()).expect("it answers");
+    tx.set("x", "");
+    endpoint.set_stuck(true);
+    let mut commit = tx.commit();
+    assert!((&mut commit).now_or_never().is_none(), "the request is under way");
+    tx.reset();
+    assert_eq!(code(rt.block_on(commit)), 1025);
+    assert_eq!(rt.tasks(), ["commit"]);
+    endpoint.set_stuck(false);
+    rt.run_until_idle();
+    assert_eq!((endpoint.rows().len(), tx.get_committed_version()), (1, None));
+    tx.set("y", "");
+    rt.block_on(tx.commit()).expect("the transaction is as new");
+    assert_eq!(endpoint.rows().len(), 2);
+}
