@@ -124,6 +124,8 @@ pub(crate) enum Inspected {
     Wal,
     /// An SSTable: footer, properties, blocks, entries
     Sst,
+    /// A blob file: its header, and the large values that the tables beside it point to
+    Blob,
     /// A manifest: its edits
     Manifest,
     /// A directory: which file is what, and whether the manifest names it

@@ -54,6 +54,8 @@ impl fmt::Display for Failure {
         match self {
             Failure::Failed { what, remedy } if remedy.is_empty() => write!(f, "error: {what}"),
             Failure::Failed { what, remedy } => write!(f, "error: {what}\n  help: {remedy}"),
+            // The engine's own messages begin with the word, or name a missing file.
+            Failure::Corrupt(what) if what.starts_with("corruption in ") => f.write_str(what),
             Failure::Corrupt(what) => write!(f, "corruption: {what}"),
             Failure::OutputClosed => f.write_str("the output was closed"),
         }
@@ -89,7 +91,7 @@ mod tests {
     fn corruption_has_an_exit_code_of_its_own() {
         let corrupt = Failure::from(Error::corruption("db/000123.sst", 8192, "data block checksum"));
         assert_eq!(format!("{:?}", corrupt.report()), format!("{:?}", ExitCode::from(3)));
-        expect!["corruption: corruption in db/000123.sst at offset 8192: data block checksum; restore this file from a replica or a backup"]
+        expect!["corruption in db/000123.sst at offset 8192: data block checksum; restore this file from a replica or a backup"]
             .assert_eq(&corrupt.to_string());
 
         let refused = Failure::from(Error::io("open", "db/CURRENT", io::ErrorKind::PermissionDenied.into()));

@@ -15,6 +15,7 @@ pub(crate) fn inspect(arguments: &InspectArguments, out: impl Write) -> Result<(
     let look = match arguments.what {
         Inspected::Wal => inspect::wal,
         Inspected::Sst => inspect::sst,
+        Inspected::Blob => inspect::blob,
         Inspected::Manifest => inspect::manifest,
         Inspected::Dir => inspect::dir,
     };

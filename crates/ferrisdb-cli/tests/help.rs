@@ -62,7 +62,7 @@ fn usage_errors() {
         2,
         &expect![[r#"
         error: invalid value 'table' for '<WHAT>'
-          [possible values: wal, sst, manifest, dir]
+          [possible values: wal, sst, blob, manifest, dir]
 
         For more information, try '--help'.
     "#]],

@@ -22,14 +22,17 @@ fn json(arguments: &[&str], path: &Path) -> (i32, Value) {
     (output.status.code().unwrap(), value)
 }
 
-/// A database with two tables of 100 entries each, and a record in the WAL.
+/// A database with two tables of 100 entries each, a large value in a blob file, and a record in the WAL.
 fn database(directory: &Path) -> PathBuf {
     let path = directory.join("db");
-    let engine = Engine::open(&path, Options::default()).unwrap();
+    let engine = Engine::open(&path, Options { blob_value_bytes: Some(1000), ..Options::default() }).unwrap();
     for round in 0..2 {
         let mut batch = WriteBatch::new();
         for n in 0..100 {
             batch.put(format!("{round}/{n:03}").as_bytes(), b"value");
+        }
+        if round == 1 {
+            batch.put(b"1/large", &[b'x'; 2000]);
         }
         engine.write(batch, Durability::Buffered).unwrap();
         engine.flush().unwrap();
@@ -60,7 +63,7 @@ fn a_sound_database() {
     let database = database(directory.path());
 
     let (code, value) = json(&["verify"], &database);
-    assert_eq!((code, &value["tables"], &value["entries"]), (0, &2.into(), &200.into()), "{value}");
+    assert_eq!((code, &value["tables"], &value["entries"]), (0, &2.into(), &201.into()), "{value}");
     assert_eq!(value["problems"].as_array().unwrap().len(), 0);
 
     let (code, value) = json(&["inspect", "dir"], &database);
@@ -70,6 +73,10 @@ fn a_sound_database() {
     let (code, value) = json(&["inspect", "sst"], &file_with(&database, ".sst"));
     let entries = value["entries"].clone();
     assert_eq!((code, entries.as_array().map(Vec::len)), (0, Some(100)), "{value}");
+
+    let (code, value) = json(&["inspect", "blob"], &file_with(&database, ".blob"));
+    let records = value["records"].as_array().unwrap();
+    assert_eq!((code, records.len(), &records[0]["key"]), (0, 1, &"1/large".into()), "{value}");
 
     let (code, value) = json(&["inspect", "manifest"], &file_with(&database, "MANIFEST"));
     assert_eq!((code, value["tables"].as_array().map(Vec::len)), (0, Some(2)), "{value}");
@@ -103,6 +110,18 @@ fn a_damaged_database() {
     assert_eq!(code, 3);
     let missing = value["files"].as_array().unwrap().iter().filter(|file| file["state"] == "missing");
     assert_eq!(missing.count(), 1, "{value}");
+
+    let blob = file_with(&database, ".blob");
+    flip(&blob, 60);
+    assert_eq!(json(&["inspect", "blob"], &blob).0, 3);
+
+    // A file that is none of ours; the word is said once.
+    let output = ferrisdb(&["inspect", "sst"], &directory.path().join("text"));
+    assert_eq!(output.status.code(), Some(1));
+    std::fs::write(directory.path().join("text"), "root:x:0:0:".repeat(100)).unwrap();
+    let output = ferrisdb(&["inspect", "sst"], &directory.path().join("text"));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.starts_with("corruption in ") && message.matches("corruption").count() == 1, "{message}");
 
     let manifest = file_with(&database, "MANIFEST");
     flip(&manifest, 600);

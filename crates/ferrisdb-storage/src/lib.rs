@@ -33,6 +33,8 @@ pub mod options;
 mod planted;
 mod sync;
 pub mod table;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tombstone;
 pub mod wal;
 

@@ -43,11 +43,16 @@ pub struct Options {
     /// Bytes for data, index and filter blocks in memory. Larger: fewer reads from the file system. Default: 256 MiB.
     pub block_cache_bytes: usize,
 
+    /// Tables and blob files that are kept open, each with a file descriptor and, counted as block cache, its index and filter. Larger: fewer
+    /// files are opened again; smaller: fewer descriptors. What iterators and background jobs are reading comes on top. From 1 to 1,048,576.
+    /// Default: 512, half of the descriptors that a process has by default on Linux; with tables of 64 MiB that is 32 GiB.
+    pub max_open_files: usize,
+
     /// Keep a write-ahead log of the engine's own. Without it a write is durable only once flushed; for owners with a log of their own.
     /// Default: true.
     pub wal: bool,
 
-    /// Bytes of one WAL segment, preallocated. Larger: fewer switches; smaller: an idle engine holds less disk (two segments) and opens
+    /// Bytes of one WAL segment, preallocated. Larger: fewer switches; smaller: an idle engine holds less disk (one segment) and opens
     /// faster. From 4 KiB to 1 GiB. Default: 4 MiB.
     pub wal_segment_bytes: usize,
 
@@ -74,15 +79,16 @@ pub struct Options {
     /// to 4 GiB. Default: 64 MiB.
     pub table_bytes: u64,
 
-    /// Tables in L0 at which they are compacted into the next level. Larger: less write amplification, more tables per
-    /// read. From 1 to 100. Default: 4.
+    /// Sorted runs in L0 at which they are compacted into the next level: a run is the table of one flush, or the disjoint tables of one
+    /// ingestion. Larger: less write amplification, more tables per read. From 1 to 100. Default: 4.
     pub l0_compaction_tables: usize,
 
-    /// Tables in L0 from which on writes are slowed down, more with every table; disjoint tables that came together count once.
-    /// Default: 12.
+    /// Sorted runs in L0 (as in `l0_compaction_tables`) from which on writes are slowed down, more with every run. From
+    /// `l0_compaction_tables` to 1,000. Default: 12.
     pub l0_slowdown_tables: usize,
 
-    /// Tables in L0 at which writes stop until a compaction is done. Default: 24.
+    /// Sorted runs in L0 (as in `l0_compaction_tables`) at which writes stop until a compaction is done. Above `l0_slowdown_tables`, to
+    /// 10,000. Default: 24.
     pub l0_stop_tables: usize,
 
     /// Bytes wanted in the first level below L0 that holds data. From 4 KiB up. Default: 256 MiB.
@@ -96,6 +102,11 @@ pub struct Options {
 
     /// Bytes waiting to be compacted from which on writes are slowed down. Default: 64 GiB.
     pub pending_compaction_slowdown_bytes: u64,
+
+    /// Bytes that flushes and compactions may write per second, flushes first. Lower: reads and WAL syncs find the disk free more often; too low
+    /// for what is written, and it is not kept: while writers are slowed down or about to be stopped there is no limit. From 1 KiB up.
+    /// Default: `None`, no limit.
+    pub background_bytes_per_second: Option<u64>,
 
     /// Versions that are pinned from the start, before any job could collect them: the owner's pins from before a restart, which the
     /// engine does not remember. Each is taken back with [`Engine::unpin`](crate::Engine::unpin). Default: none.
@@ -121,6 +132,7 @@ impl Default for Options {
             write_buffer_bytes: 64 * MIB,
             write_buffers_max: 3,
             block_cache_bytes: 256 * MIB,
+            max_open_files: 512,
             wal: true,
             wal_segment_bytes: 4 * MIB,
             retention: Retention::Newest,
@@ -136,6 +148,7 @@ impl Default for Options {
             level_multiplier: 10,
             compaction_jobs: 2,
             pending_compaction_slowdown_bytes: 64 << 30,
+            background_bytes_per_second: None,
             pinned_versions: Vec::new(),
             manifest_bytes_max: crate::manifest::log::LOG_BYTES_MAX,
             job_step_entries: 4096,
@@ -177,6 +190,7 @@ impl Options {
         within("write_buffer_bytes", self.write_buffer_bytes as u64, 16 << 10, 2 << 30)?;
         within("write_buffers_max", self.write_buffers_max as u64, 2, 64)?;
         within("block_cache_bytes", self.block_cache_bytes as u64, 0, 1 << 46)?;
+        within("max_open_files", self.max_open_files as u64, 1, 1 << 20)?;
         within("wal_segment_bytes", self.wal_segment_bytes as u64, 4 << 10, 1 << 30)?;
         within("block_bytes", self.block_bytes as u64, 512, 1 << 20)?;
         within("filter_bits_per_key", u64::from(self.filter_bits_per_key), 0, 32)?;
@@ -191,6 +205,9 @@ impl Options {
         within("level_multiplier", self.level_multiplier, 2, 100)?;
         within("compaction_jobs", self.compaction_jobs as u64, 0, 64)?;
         within("pending_compaction_slowdown_bytes", self.pending_compaction_slowdown_bytes, 1, u64::MAX)?;
+        if let Some(bytes) = self.background_bytes_per_second {
+            within("background_bytes_per_second", bytes, 1 << 10, u64::MAX)?;
+        }
         within("manifest_bytes_max", self.manifest_bytes_max, 1 << 10, 1 << 30)?;
         within("job_step_entries", self.job_step_entries as u64, 1, u64::MAX)?;
         Ok(())

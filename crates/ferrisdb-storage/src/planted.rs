@@ -62,6 +62,26 @@ bugs! {
     SecondNameReused = "second-name-reused",
     /// Names in the WAL's directory that an earlier process may have left unsynced are relied upon.
     NamesFoundNotSynced = "names-found-not-synced",
+    /// A block's checksum does not know the block's place.
+    BlockPlaceIgnored = "block-place-ignored",
+    /// The last key of a range tombstone's fragment, which it does not cover, is hidden too.
+    TombstoneEndIncluded = "tombstone-end-included",
+    /// An iterator does not see the range tombstones of the levels below L0.
+    DeeperTombstoneIgnored = "deeper-tombstone-ignored",
+    /// A table under a range tombstone is dropped unread although a pinned version reads it.
+    DroppedTableIgnoresPin = "dropped-table-ignores-pin",
+    /// A compaction takes the visible version for the floor.
+    CompactionIgnoresFloor = "compaction-ignores-floor",
+    /// A blob file goes as soon as something in it is garbage.
+    BlobRemovedWhileReferenced = "blob-removed-while-referenced",
+    /// A value in a blob file is used whatever its checksum says.
+    IgnoreBlobChecksum = "ignore-blob-checksum",
+    /// The manifest names a blob file that has not been synced.
+    ForgetToSyncBlob = "forget-to-sync-blob",
+    /// A checkpoint holds an ingestion and lacks writes that came before it.
+    CheckpointAheadOfFlush = "checkpoint-ahead-of-flush",
+    /// Closing the engine does not wait for a call that works in its directory.
+    CloseIgnoresHold = "close-ignores-hold",
 }
 
 /// True if `bug` is planted in this process.

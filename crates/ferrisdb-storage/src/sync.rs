@@ -12,11 +12,11 @@
 //! large for loom. Both are needed.
 
 #[cfg(loom)]
-pub(crate) use loom::sync::{Mutex, atomic};
+pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 #[cfg(shuttle)]
-pub(crate) use shuttle::sync::{Mutex, atomic};
+pub(crate) use shuttle::sync::{Mutex, MutexGuard, atomic};
 #[cfg(not(any(loom, shuttle)))]
-pub(crate) use std::sync::{Mutex, atomic};
+pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 
 #[cfg(all(test, loom))]
 pub(crate) use loom::{sync::Arc, thread};

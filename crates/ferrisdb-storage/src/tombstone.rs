@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 
 use ferrisdb_core::Version;
 
+use crate::planted::{Bug, planted};
+
 /// One range delete as it was written: `[start, end)` at `version`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeTombstone {
@@ -147,7 +149,9 @@ impl FragmentList {
     /// The index of the first fragment whose end lies after `key`: the one that covers it, or else the next one.
     #[inline]
     pub fn first_ending_after(&self, key: &[u8]) -> usize {
-        self.fragments.partition_point(|fragment| *fragment.end <= *key)
+        self.fragments.partition_point(|fragment| {
+            *fragment.end < *key || (*fragment.end == *key && !planted(Bug::TombstoneEndIncluded))
+        })
     }
 
     /// The fragment that covers `key`.

@@ -13,15 +13,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "how many places were tried is a result")]
 
-mod support;
-
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem, Verdict};
+use ferrisdb_storage::testing::Machine;
+use ferrisdb_storage::testing::script::{Op, Promise, Script, State, check};
 use ferrisdb_storage::{Durability, Options, Retention};
-use support::{Machine, Op, Promise, Script, State, check};
 
 use Durability::{Buffered, Sync};
 use Op::{Delete, DeleteRange, Owner, Put};
@@ -120,7 +119,7 @@ impl Loop<'_> {
         let forks = record(disk, &Arc::default(), &open);
         let machine = Machine::new(disk.clone(), seed);
         self.opened += u64::from(is_new);
-        let engine = machine.open(self.options).unwrap_or_else(|error| panic!("{place}: {error}"));
+        let engine = machine.open(self.options.clone()).unwrap_or_else(|error| panic!("{place}: {error}"));
         *open.lock().unwrap() = true;
         let index = check(&engine, self.states, from, to).unwrap_or_else(|problem| panic!("{place}: {problem}"));
         machine.spawner.run_until_idle();
@@ -150,7 +149,7 @@ impl Loop<'_> {
         }
         self.opened += 1;
         let machine = Machine::new(disk.clone(), 1);
-        let engine = machine.open(self.options).unwrap_or_else(|error| panic!("{place}: {error}"));
+        let engine = machine.open(self.options.clone()).unwrap_or_else(|error| panic!("{place}: {error}"));
         let index = check(&engine, self.states, from, to).unwrap_or_else(|problem| panic!("{place}: {problem}"));
         if self.opened.is_multiple_of(16) {
             self.goes_on(&machine, engine, index, place);
@@ -169,8 +168,9 @@ impl Loop<'_> {
         let last = script.states.len() - 1;
         // Power may fail at once: what is durable now does not rest on anything that is not.
         let after = Machine::new(machine.disk.fork_crashed(CrashMode::UnsyncedLost), 3);
-        let engine =
-            after.open(self.options).unwrap_or_else(|error| panic!("{place}; then a write and a crash: {error}"));
+        let engine = after
+            .open(self.options.clone())
+            .unwrap_or_else(|error| panic!("{place}; then a write and a crash: {error}"));
         if self.options.wal {
             let checked = check(&engine, &script.states, last, last);
             checked.unwrap_or_else(|problem| panic!("{place}; then, after a write and a crash: {problem}"));
@@ -269,7 +269,7 @@ fn compaction() {
         options,
         &["Create /db/000005.sst", "Create /db/000006.sst", "Remove /db/000001.sst"],
         |script| {
-            for round in 0..4 {
+            for round in 0..5 {
                 script.write(&[Put(round, 1500), Put(round + 6, 1500), Put(23, 10)], Buffered).unwrap();
                 script.write(&[Put(round + 12, 1200), Delete(round + 5)], Sync).unwrap();
                 script.flush().unwrap();
@@ -293,7 +293,7 @@ fn manifest() {
         Options { manifest_bytes_max: 1024, compaction_jobs: 0, ..options() },
         &["Rename /db/CURRENT.tmp", "Remove /db/MANIFEST-000001", "Create /db/MANIFEST-000003"],
         |script| {
-            for round in 0..9 {
+            for round in 0..11 {
                 script.write(&[Put(round, 10), Owner], if round % 3 == 0 { Sync } else { Buffered }).unwrap();
                 script.flush().unwrap();
             }
@@ -330,7 +330,7 @@ fn reopens() {
         Options { retention: Retention::FromFloor, ..options() },
         &["Create /db/MANIFEST-000004"],
         |script| {
-            for round in 0..6 {
+            for round in 0..7 {
                 script.write(&[Put(round, 60), Delete(round + 1)], Buffered).unwrap();
                 script.write(&[Put(round + 2, 60)], Sync).unwrap();
                 script.write(&[Put(round + 3, 60), DeleteRange(0, 2)], Buffered).unwrap();

@@ -8,13 +8,14 @@
 #![expect(clippy::print_stdout, reason = "how many places were tried is a result")]
 #![expect(clippy::cast_possible_truncation, reason = "tests cast small numbers")]
 
-mod support;
-
 use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use ferrisdb_storage::fs::sim::{CrashMode, DiskError, Injection, OpKind, SimFileSystem, Verdict};
-use ferrisdb_storage::{Durability, Engine, Error, Options, WriteBatch};
-use support::{DIR, Machine, Op, Script, check, contents, key};
+use ferrisdb_storage::testing::script::{Op, Script, check, key};
+use ferrisdb_storage::testing::{DIR, Machine, contents};
+use ferrisdb_storage::{Compression, Durability, Engine, Error, Options, WriteBatch};
 
 use Durability::{Buffered, Sync};
 use Op::{Delete, DeleteRange, Owner, Put};
@@ -135,7 +136,8 @@ fn assert_recovers(script: &mut Script, place: &str) {
     for mode in [CrashMode::NothingLost, CrashMode::UnsyncedLost, CrashMode::RandomSubset { seed: 5 }] {
         let promise = script.promise();
         let machine = Machine::new(script.machine.disk.fork_crashed(mode), 3);
-        let engine = machine.open(&script.options).unwrap_or_else(|error| panic!("{place}; then {mode:?}: {error}"));
+        let engine =
+            machine.open(script.options.clone()).unwrap_or_else(|error| panic!("{place}; then {mode:?}: {error}"));
         // Power that fails takes what was only buffered.
         let from = promise.after(mode);
         let last = script.states.len() - 1;
@@ -311,7 +313,7 @@ fn lying_syncs() {
                 assert_eq!(life(&mut script, &place).failed, 0, "{place}");
                 for mode in [CrashMode::UnsyncedLost, CrashMode::RandomSubset { seed: number }] {
                     let machine = Machine::new(script.machine.disk.fork_crashed(mode), 3);
-                    match machine.open(&script.options) {
+                    match machine.open(script.options.clone()) {
                         Ok(engine) => {
                             opened += 1;
                             match contents(&engine) {
@@ -376,36 +378,64 @@ fn a_failed_read_fails_one_call() {
     script.engine().write(batch, Sync).unwrap();
 }
 
-/// A read that gets the bytes of another place, or of another file: corruption, never their contents.
+/// A read that gets a well-formed block of the same length from another place, in the same table or in another one, is corruption, never
+/// that block's contents.
 #[test]
 fn misdirected_reads_are_corruption() {
-    let script = with_tables(Options { block_cache_bytes: 0, ..options() });
+    // Blocks of equal lengths: one value each, all of one length, stored as they are. Two generations of the same keys, so that another
+    // table has blocks with the same keys and older values.
+    let options =
+        Options { block_cache_bytes: 0, compaction_jobs: 0, compression: [Compression::None; 7], ..options() };
+    let mut script = Script::new(SimFileSystem::new(), 1, options);
+    script.open().unwrap();
+    for _ in 0..2 {
+        script
+            .write(&[Put(1, 500), Put(2, 500), Put(3, 500), Put(4, 500), Put(5, 500), Put(6, 500)], Buffered)
+            .unwrap();
+        script.flush().unwrap();
+    }
+    script.close().unwrap();
+    script.open().unwrap();
     let disk = script.machine.disk.clone();
-    let tables: Vec<_> =
-        disk.files().into_iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "sst")).collect();
-    assert!(tables.len() >= 2, "{tables:?}");
-    let map = &script.states.last().unwrap().map;
-    let mut corrupt = 0;
-    for (other, len) in &tables {
-        for offset in (0..*len).step_by(256) {
-            for number in [0, 5, 10] {
-                let verdict = Verdict::Misdirect { path: other.clone(), offset };
-                disk.inject(Injection::new(&[OpKind::Read], verdict).path(".sst").once());
-                match script.engine().get(&key(number)) {
-                    Ok(found) => assert_eq!(found.as_deref(), map.get(&key(number)).map(Vec::as_slice)),
-                    Err(error @ Error::Corruption { .. }) => {
-                        corrupt += 1;
-                        assert!(error.to_string().contains(".sst"), "{error}");
-                    }
-                    // The other place is too near the end of its file.
-                    Err(Error::Io { source, .. }) => assert_eq!(source.kind(), std::io::ErrorKind::UnexpectedEof),
-                    Err(other) => panic!("{other:?}"),
-                }
-                disk.clear_injections();
+    // The blocks, as reads ask for them: scans read them all, a get reads its own.
+    let reads: Arc<Mutex<Vec<(PathBuf, u64, u64)>>> = Arc::default();
+    let watched = |read: &dyn Fn()| {
+        let seen = Arc::clone(&reads);
+        disk.set_hook(move |_, op| {
+            if op.kind == OpKind::Read && op.path.extension().is_some_and(|suffix| suffix == "sst") {
+                seen.lock().unwrap().push((op.path.to_path_buf(), op.offset, op.len));
             }
+            Verdict::Pass
+        });
+        read();
+        disk.clear_hook();
+        std::mem::take(&mut *reads.lock().unwrap())
+    };
+    let engine = script.engine();
+    drop(contents(engine).unwrap());
+    let blocks: BTreeSet<_> = watched(&|| drop(contents(engine).unwrap())).into_iter().collect();
+    let map = &script.states.last().unwrap().map;
+    let (mut same_file, mut other_file) = (0, 0);
+    for number in 1..=6 {
+        let own = watched(&|| drop(engine.get(&key(number)).unwrap()));
+        let [(file, offset, len)] = &own[..] else { panic!("a get reads one block: {own:?}") };
+        for (other, elsewhere, _) in blocks.iter().filter(|block| block.2 == *len) {
+            if (other, elsewhere) == (file, offset) {
+                continue;
+            }
+            let verdict = Verdict::Misdirect { path: other.clone(), offset: *elsewhere };
+            disk.inject(Injection::new(&[OpKind::Read], verdict).path(".sst").once());
+            match engine.get(&key(number)) {
+                Err(Error::Corruption { file: named, offset: at, .. }) => assert_eq!((&named, at), (file, *offset)),
+                other => panic!("key {number} from {elsewhere} instead of {offset}: {other:?}"),
+            }
+            *(if other == file { &mut same_file } else { &mut other_file }) += 1;
+            disk.clear_injections();
+            assert_eq!(engine.get(&key(number)).unwrap().as_deref(), map.get(&key(number)).map(Vec::as_slice));
         }
     }
-    assert!(corrupt > 20, "{corrupt}");
+    println!("{same_file} reads of a neighbour, {other_file} of another table");
+    assert!(same_file >= 20 && other_file >= 20, "{same_file} and {other_file} of {blocks:?}");
 }
 
 /// A stale read of a table, from before its bytes were written, is corruption or the right answer; also at open.
@@ -462,7 +492,7 @@ fn flipped_bits_are_corruption_or_harmless() {
             let fork = disk.fork();
             fork.flip_bit(&path, at, (at % 8) as u8);
             let machine = Machine::new(fork, 3);
-            let answer = machine.open(&script.options).and_then(|engine| {
+            let answer = machine.open(script.options.clone()).and_then(|engine| {
                 let found = contents(&engine)?;
                 Ok((engine.visible_version(), found))
             });
@@ -493,7 +523,7 @@ fn put(engine: &Engine, number: u32, len: usize) -> Result<(), Error> {
 /// On a full disk writes fail with `NoSpace`, reads and deletes go on, and everything works again once there is space.
 #[test]
 fn a_full_disk() {
-    let options = Options { compression: [ferrisdb_storage::Compression::None; 7], ..options() };
+    let options = Options { compression: [Compression::None; 7], ..options() };
     let script = with_tables(options.clone());
     let disk = script.machine.disk.clone();
     let engine = script.engine().clone();
@@ -530,7 +560,7 @@ fn a_full_disk() {
     drop(script.engine);
     engine.close().unwrap();
     let machine = Machine::new(disk.fork_crashed(CrashMode::UnsyncedLost), 4);
-    let engine = machine.open(&options).unwrap();
+    let engine = machine.open(options.clone()).unwrap();
     assert_eq!(contents(&engine).unwrap(), before);
     assert_eq!(engine.get(&key(1)).unwrap(), None);
 }
@@ -552,13 +582,13 @@ fn closing_and_opening_a_full_disk() {
     drop(script.engine);
     engine.close().expect("a full disk can be closed");
     let machine = Machine::new(disk.fork(), 4);
-    match machine.open(&options()) {
+    match machine.open(options()) {
         Ok(engine) => assert_eq!(contents(&engine).unwrap(), before),
         Err(error) => assert!(error.is_no_space(), "{error:?}"),
     }
     disk.set_capacity(1 << 30);
     let machine = Machine::new(disk.fork(), 4);
-    let engine = machine.open(&options()).unwrap();
+    let engine = machine.open(options()).unwrap();
     assert_eq!(contents(&engine).unwrap(), before);
     put(&engine, 14, 300).unwrap();
 }

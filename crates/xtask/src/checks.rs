@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use crate::{Outcome, cargo, must_succeed};
 
 /// The flag of `.cargo/config.toml`, which a `RUSTFLAGS` variable replaces rather than extends.
-const WORKSPACE_FLAGS: &str = "--cfg tokio_unstable";
+pub(crate) const WORKSPACE_FLAGS: &str = "--cfg tokio_unstable";
 
 /// Every interleaving. The test profile is optimised, without which loom is some ten times slower.
 pub(crate) fn loom(filter: Option<&str>) -> Outcome {

@@ -5,6 +5,7 @@
 
 mod checks;
 mod deps;
+mod fuzz;
 mod planted;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,9 @@ enum Task {
         /// Only this bug
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
+        /// A handful of them, in a few seconds once built
+        #[arg(long)]
+        quick: bool,
     },
     /// Runs the loom tests: every interleaving of small concurrent scenarios
     Loom {
@@ -44,6 +48,14 @@ enum Task {
         #[arg(default_value = "memtable")]
         filter: String,
     },
+    /// Fuzzes every decoder, and the engine against a model, each for a while
+    Fuzz {
+        /// Only this target
+        target: Option<String>,
+        /// Seconds for each target
+        #[arg(long, default_value_t = 20)]
+        seconds: u32,
+    },
     /// Checks that no dependency is banned or has a licence that we have not agreed to
     Deps,
 }
@@ -53,10 +65,11 @@ type Outcome = Result<(), String>;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
-        Task::PlantedBugs { only } => planted::run(only.as_deref()),
+        Task::PlantedBugs { only, quick } => planted::run(only.as_deref(), quick),
         Task::Loom { filter } => checks::loom(filter.as_deref()),
         Task::Shuttle { filter } => checks::shuttle(filter.as_deref()),
         Task::Asan { filter } => checks::asan(&filter),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Task::Deps => deps::run(),
     };
     match outcome {

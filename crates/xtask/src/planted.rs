@@ -1,15 +1,18 @@
 //! Planted bugs: each must be caught by a test that passes without it.
 //!
 //! The storage crate's `planted.rs` says what the bugs are and where they sit. Here stands which test answers for which bug.
-//! The tests are built once, with the feature `planted-bugs`; then each test runs twice in a process of its own: with no
-//! bug, and it must pass; with the bug, and it must fail by a failed assertion (a hang or a crash proves nothing).
+//! The tests are built once, with the feature `planted-bugs`; then each test runs in processes of its own: once with no
+//! bug, and it must pass; once with each of its bugs, and it must fail by a failed assertion (a hang or a crash proves nothing).
+//! As many processes run at once as the machine has processors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -34,7 +37,7 @@ const TABLE: &[Planted] = &[
     Planted {
         bug: "ignore-wal-checksum",
         target: "lib",
-        test: "wal::tests::a_flipped_bit_gives_the_right_answer_or_corruption",
+        test: "wal::tests::format::a_flipped_bit_gives_the_right_answer_or_corruption",
     },
     Planted { bug: "wrong-version-order", target: "lib", test: "key::tests::newest_first_within_a_key" },
     Planted { bug: "wrong-version-order", target: "lib", test: "engine::tests::model::the_engine_equals_the_model" },
@@ -60,7 +63,7 @@ const TABLE: &[Planted] = &[
     Planted {
         bug: "torn-tail-kept-after-hole",
         target: "lib",
-        test: "wal::tests::a_hole_in_what_was_not_synced_is_a_torn_tail",
+        test: "wal::tests::recovery::a_hole_in_what_was_not_synced_is_a_torn_tail",
     },
     Planted { bug: "retry-failed-sync", target: "disk_faults", test: "a_failed_sync_that_then_lies" },
     Planted { bug: "flush-forgets-wal-end", target: "crash_loops", test: "recycling" },
@@ -68,6 +71,66 @@ const TABLE: &[Planted] = &[
     Planted { bug: "switch-before-sync", target: "crash_loops", test: "manifest" },
     Planted { bug: "second-name-reused", target: "crash_loops", test: "mixed" },
     Planted { bug: "names-found-not-synced", target: "disk_faults", test: "every_operation_fails_at_every_place" },
+    Planted { bug: "block-place-ignored", target: "lib", test: "table::tests::faults::misplaced_blocks_are_seen" },
+    Planted { bug: "block-place-ignored", target: "disk_faults", test: "misdirected_reads_are_corruption" },
+    Planted { bug: "tombstone-end-included", target: "lib", test: "tombstone::tests::lookups_equal_the_definition" },
+    Planted { bug: "tombstone-end-included", target: "lib", test: "engine::tests::model::the_engine_equals_the_model" },
+    Planted {
+        bug: "deeper-tombstone-ignored",
+        target: "lib",
+        test: "engine::tests::model::the_engine_equals_the_model",
+    },
+    Planted {
+        bug: "dropped-table-ignores-pin",
+        target: "lib",
+        test: "compaction::retention::tests::tables_under_a_range_tombstone",
+    },
+    Planted {
+        bug: "compaction-ignores-floor",
+        target: "lib",
+        test: "engine::tests::model::the_engine_equals_the_model",
+    },
+    Planted {
+        bug: "blob-removed-while-referenced",
+        target: "lib",
+        test: "blob::garbage::tests::a_blob_file_dies_with_its_last_reference",
+    },
+    Planted { bug: "ignore-blob-checksum", target: "lib", test: "engine::tests::blobs::damage_is_told" },
+    Planted { bug: "ignore-blob-checksum", target: "robustness", test: "corruption::any_bit_of_a_blob_file" },
+    Planted { bug: "forget-to-sync-blob", target: "lib", test: "engine::tests::blobs::crashes_lose_nothing" },
+    Planted {
+        bug: "checkpoint-ahead-of-flush",
+        target: "lib",
+        test: "engine::tests::checkpoint::an_ingestion_does_not_overtake_writes",
+    },
+    Planted {
+        bug: "close-ignores-hold",
+        target: "lib",
+        test: "engine::tests::checkpoint::closing_waits_for_a_checkpoint",
+    },
+];
+
+/// What `--quick` takes: lines whose tests are unit tests of a few seconds, so that little has to be built; of every kind one. (For
+/// the first, the exhaustive loops of the WAL alone stand in for those of the engine.)
+const QUICK: &[Planted] = &[
+    Planted {
+        bug: "skip-wal-sync",
+        target: "lib",
+        test: "wal::crash_tests::crashes_at_every_operation_leave_a_prefix_with_all_that_was_synced",
+    },
+    Planted { bug: "block-place-ignored", target: "lib", test: "table::tests::faults::misplaced_blocks_are_seen" },
+    Planted {
+        bug: "ignore-wal-checksum",
+        target: "lib",
+        test: "wal::tests::format::a_flipped_bit_gives_the_right_answer_or_corruption",
+    },
+    Planted { bug: "tombstone-end-included", target: "lib", test: "tombstone::tests::lookups_equal_the_definition" },
+    Planted { bug: "forget-to-sync-blob", target: "lib", test: "engine::tests::blobs::crashes_lose_nothing" },
+    Planted {
+        bug: "checkpoint-ahead-of-flush",
+        target: "lib",
+        test: "engine::tests::checkpoint::an_ingestion_does_not_overtake_writes",
+    },
 ];
 
 /// Where the bugs are named.
@@ -86,43 +149,77 @@ enum Run {
 }
 
 /// Runs the table, prints it, and fails if a bug was missed or has no test.
-pub(crate) fn run(only: Option<&str>) -> Outcome {
+pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
     let names = bug_names();
     if let Some(only) = only.filter(|only| !names.contains(only)) {
         return Err(format!("{only} is not a planted bug; they are: {}", names.join(", ")));
     }
-    if TABLE.is_empty() {
-        eprintln!("{} bugs can be planted; none has a test in crates/xtask/src/planted.rs yet", names.len());
-        return Ok(());
-    }
-    let executables = build()?;
-    let mut clean: BTreeMap<(&str, &str), Run> = BTreeMap::new();
+    let table: &[Planted] = if quick { QUICK } else { TABLE };
+    let asked = |bug: &str| only.is_none_or(|only| only == bug);
+    let mut lines: Vec<&Planted> = table.iter().filter(|line| asked(line.bug)).collect();
+    // In the order of the list of bugs, so that the report reads like it.
+    lines.sort_by_key(|line| names.iter().position(|name| *name == line.bug));
+    let untested: Vec<&str> = match quick {
+        true => Vec::new(),
+        false => names.iter().copied().filter(|bug| asked(bug) && !lines.iter().any(|line| line.bug == *bug)).collect(),
+    };
+    let executables = build(&lines.iter().map(|line| line.target).collect())?;
+    let tests: BTreeSet<(&str, &str)> = lines.iter().map(|line| (line.target, line.test)).collect();
+    let runs: Vec<(&str, &str, Option<&str>)> = tests
+        .iter()
+        .map(|&(target, test)| (target, test, None))
+        .chain(lines.iter().map(|line| (line.target, line.test, Some(line.bug))))
+        .collect();
+    let results = run_all(&executables, &runs)?;
     let mut report = String::from("\n");
-    let mut bad = 0;
-    for bug in names.iter().filter(|bug| only.is_none_or(|only| only == **bug)) {
-        let entries: Vec<&Planted> = TABLE.iter().filter(|entry| entry.bug == *bug).collect();
-        if entries.is_empty() {
-            bad += 1;
-            add_row(&mut report, bug, "-", "MISSED: it has no test");
-        }
-        for entry in entries {
-            let Planted { target, test, .. } = *entry;
-            let executable =
-                executables.get(target).ok_or_else(|| format!("ferrisdb-storage has no test target {target}"))?;
-            let without = clean.entry((target, test)).or_insert_with(|| run_test(executable, test, None));
-            let verdict = match without {
-                Run::Passed => verdict_of(&run_test(executable, test, Some(bug))),
-                Run::Failed => Err("WRONG: the test fails without the bug".to_string()),
-                Run::Other(what) => Err(format!("WRONG: without the bug, {what}")),
-            };
-            bad += usize::from(verdict.is_err());
-            let verdict = verdict.unwrap_or_else(|wrong| wrong);
-            eprintln!("{bug}: {target}::{test}: {verdict}");
-            add_row(&mut report, bug, &format!("{target}::{test}"), &verdict);
-        }
+    for bug in &untested {
+        add_row(&mut report, bug, "-", "MISSED: it has no test");
+    }
+    let mut bad = untested.len();
+    for Planted { bug, target, test } in lines {
+        let (without, _) = &results[&(*target, *test, None)];
+        let (with, took) = &results[&(*target, *test, Some(*bug))];
+        let verdict = match without {
+            Run::Passed => verdict_of(with),
+            Run::Failed => Err("WRONG: the test fails without the bug".to_string()),
+            Run::Other(what) => Err(format!("WRONG: without the bug, {what}")),
+        };
+        bad += usize::from(verdict.is_err());
+        let verdict = verdict.unwrap_or_else(|wrong| wrong);
+        add_row(&mut report, bug, &format!("{target}::{test}"), &format!("{verdict} ({:.1} s)", took.as_secs_f64()));
     }
     eprintln!("{report}");
     if bad == 0 { Ok(()) } else { Err(format!("{bad} of the lines above are not `caught`")) }
+}
+
+type Results<'a> = BTreeMap<(&'a str, &'a str, Option<&'a str>), (Run, Duration)>;
+
+/// Carries out runs (target, test, bug) beside each other, as many at once as there are processors.
+#[expect(clippy::disallowed_methods, reason = "how long a test took is part of the report")]
+fn run_all<'a>(
+    executables: &BTreeMap<String, PathBuf>,
+    runs: &[(&'a str, &'a str, Option<&'a str>)],
+) -> Result<Results<'a>, String> {
+    if let Some((target, ..)) = runs.iter().find(|(target, ..)| !executables.contains_key(*target)) {
+        return Err(format!("ferrisdb-storage has no test target {target}"));
+    }
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Results::new());
+    let work = || {
+        while let Some(&(target, test, bug)) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let run = run_test(&executables[target], test, bug);
+            let took = start.elapsed();
+            eprintln!("{}: {target}::{test}: {run:?} ({:.1} s)", bug.unwrap_or("no bug"), took.as_secs_f64());
+            results.lock().expect("no worker panics with the lock").insert((target, test, bug), (run, took));
+        }
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        (1..workers).for_each(|_| drop(scope.spawn(work)));
+        work();
+    });
+    Ok(results.into_inner().expect("no worker panicked"))
 }
 
 /// What a run with the bug says: caught, or why not.
@@ -147,11 +244,17 @@ fn bug_names() -> Vec<&'static str> {
         .collect()
 }
 
-/// Builds the storage crate's tests with the bugs in and returns the executable of each target.
-fn build() -> Result<BTreeMap<String, PathBuf>, String> {
+/// Builds these test targets of the storage crate with the bugs in and returns the executable of each.
+fn build(targets: &BTreeSet<&str>) -> Result<BTreeMap<String, PathBuf>, String> {
     let mut command = cargo();
     command.args(["test", "--package", "ferrisdb-storage", "--features", "ferrisdb-storage/planted-bugs", "--no-run"]);
-    command.args(["--lib", "--tests", "--target-dir", "target/planted", "--message-format", "json-render-diagnostics"]);
+    for target in targets {
+        match *target {
+            "lib" => command.arg("--lib"),
+            other => command.args(["--test", other]),
+        };
+    }
+    command.args(["--target-dir", "target/planted", "--message-format", "json-render-diagnostics"]);
     let output =
         command.stderr(Stdio::inherit()).output().map_err(|error| format!("cannot start {command:?}: {error}"))?;
     if !output.status.success() {
@@ -238,8 +341,6 @@ fn judge(status: Option<ExitStatus>, output: &str) -> Run {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     /// The list in the storage crate can be read, and the table names only what is in it.
@@ -249,9 +350,13 @@ mod tests {
         assert!(names.len() >= 12, "{names:?}");
         assert!(names.contains(&"skip-wal-sync"), "{names:?}");
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "a name occurs twice: {names:?}");
-        for entry in TABLE {
+        for entry in TABLE.iter().chain(QUICK) {
             assert!(names.contains(&entry.bug), "{} is not a planted bug", entry.bug);
         }
+        for name in names {
+            assert!(TABLE.iter().any(|entry| entry.bug == name), "{name} has no test");
+        }
+        assert!(QUICK.len() >= 5 && QUICK.iter().all(|entry| entry.target == "lib"));
     }
 
     /// Only a failed assertion is a catch: no test, a crash or a hang are not.

@@ -56,8 +56,15 @@ pub(crate) fn encode_header(engine: EngineId, number: FileNumber, out: &mut Vec<
     put_u64(out, checksum);
 }
 
-/// Checks that `header` begins blob file `number` of this engine.
-pub(crate) fn check_header(header: &[u8], path: &Path, engine: EngineId, number: FileNumber) -> Result<()> {
+/// Whose file it is, as its header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) engine: EngineId,
+    pub(crate) number: FileNumber,
+}
+
+/// Proves and reads a header.
+pub(crate) fn decode_header(header: &[u8], path: &Path) -> Result<Header> {
     let bad = |what: &str| Err(Error::corruption(path, 0, what));
     let decode = || -> std::result::Result<_, DecodeError> {
         let mut decoder = Decoder::new(header);
@@ -68,10 +75,13 @@ pub(crate) fn check_header(header: &[u8], path: &Path, engine: EngineId, number:
         let magic = decoder.take(MAGIC.len(), "blob file header: magic")?;
         let version = decoder.u32("blob file header: format version")?;
         let reserved = decoder.u32("blob file header: reserved")?;
-        let id = decoder.take(16, "blob file header: engine id")?;
-        Ok((magic, xxh3_64(covered) == checksum, version, reserved, id, decoder.u64("blob file header: number")?))
+        let mut engine = [0; 16];
+        engine.copy_from_slice(decoder.take(16, "blob file header: engine id")?);
+        let number = FileNumber(decoder.u64("blob file header: number")?);
+        let header = Header { engine: EngineId(engine), number };
+        Ok((magic, xxh3_64(covered) == checksum, version, reserved, header))
     };
-    let (magic, proven, version, reserved, id, found) = decode().map_err(|error| Error::decode(path, 0, error))?;
+    let (magic, proven, version, reserved, header) = decode().map_err(|error| Error::decode(path, 0, error))?;
     if magic != MAGIC {
         return bad("blob file header: magic; this is not a blob file, or its beginning is lost");
     }
@@ -84,11 +94,17 @@ pub(crate) fn check_header(header: &[u8], path: &Path, engine: EngineId, number:
     if version == 0 || reserved != 0 {
         return bad("blob file header: format version or reserved bytes");
     }
-    if id != engine.0 {
-        return bad("blob file header: this is another engine's file");
+    Ok(header)
+}
+
+/// Checks that `header` begins blob file `number` of this engine.
+pub(crate) fn check_header(header: &[u8], path: &Path, engine: EngineId, number: FileNumber) -> Result<()> {
+    let found = decode_header(header, path)?;
+    if found.engine != engine {
+        return Err(Error::corruption(path, 0, "blob file header: this is another engine's file"));
     }
-    if found != number.0 {
-        let what = format!("this is blob file {found}, not {}: the file was put in its place", number.0);
+    if found.number != number {
+        let what = format!("this is blob file {}, not {}: the file was put in its place", found.number.0, number.0);
         return Err(Error::corruption(path, 0, what));
     }
     Ok(())

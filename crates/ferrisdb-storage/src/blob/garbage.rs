@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use super::record_bytes;
 use crate::manifest::{FileNumber, ManifestEdit, ManifestState, TableMeta};
+use crate::planted::{Bug, planted};
 
 /// Completes `edit` with the garbage that it makes, and with the removal of blob files in which nothing is referred to afterwards.
 /// `state` is what the edit will be applied to: the caller holds the manifest.
@@ -38,7 +39,7 @@ pub(crate) fn settle(state: &ManifestState, edit: &mut ManifestEdit) {
     for (number, bytes) in freed.into_iter().filter(|(_, bytes)| *bytes > 0) {
         let live =
             state.blobs.get(&number).expect("what a table refers to is live, and a run refers to all that it wrote");
-        if live.garbage_bytes + bytes >= record_bytes(&live.meta) {
+        if live.garbage_bytes + bytes >= record_bytes(&live.meta) || planted(Bug::BlobRemovedWhileReferenced) {
             edit.removed_blobs.push(number);
         } else {
             edit.blob_garbage.push((number, bytes));

@@ -30,13 +30,15 @@
 pub(crate) mod format;
 pub(crate) mod garbage;
 pub(crate) mod reader;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod survive;
 pub(crate) mod writer;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use format::BlobPointer;
-pub(crate) use reader::BlobReader;
+pub(crate) use reader::{BlobReader, cached_value};
 pub(crate) use writer::BlobWriter;
 
 use crate::manifest::BlobMeta;

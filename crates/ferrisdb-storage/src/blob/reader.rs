@@ -35,12 +35,24 @@ impl BlobReader {
     /// # Errors
     /// [`Error::MissingFile`], [`Error::Corruption`] (wrong length, another engine's or another blob file), [`Error::FormatTooNew`],
     /// [`Error::Io`].
+    #[cfg(test)]
     pub(crate) fn open(
         fs: &dyn FileSystem,
         path: &Path,
         meta: BlobMeta,
         engine: EngineId,
         cache: &Arc<BlockCache>,
+    ) -> Result<BlobReader> {
+        BlobReader::open_cached(fs, path, meta, engine, (cache, cache.new_id()))
+    }
+
+    /// As [`BlobReader::open`], of a file whose values may be in the cache under an id from an earlier time that it was open.
+    pub(crate) fn open_cached(
+        fs: &dyn FileSystem,
+        path: &Path,
+        meta: BlobMeta,
+        engine: EngineId,
+        (cache, cache_id): (&Arc<BlockCache>, CacheId),
     ) -> Result<BlobReader> {
         let file = fs.open(path, OpenMode::Read).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::MissingFile { file: path.into() },
@@ -51,7 +63,6 @@ impl BlobReader {
             let what = format!("the file has {len} bytes, not the {} that the manifest says", meta.file_bytes);
             return Err(Error::corruption(path, len.min(meta.file_bytes), what));
         }
-        let cache_id = cache.new_id();
         let reader = BlobReader { file, path: path.to_path_buf(), meta, engine, cache: Arc::clone(cache), cache_id };
         reader.check_header()?;
         Ok(reader)
@@ -67,22 +78,19 @@ impl BlobReader {
     ///
     /// # Errors
     /// [`Error::Corruption`], [`Error::Io`], and in [`ReadMode::MemoryOnly`] [`Error::WouldRead`].
+    #[cfg(test)]
     pub(crate) fn read(&self, pointer: &BlobPointer, mode: ReadMode) -> Result<Arc<[u8]>> {
-        debug_assert_eq!(pointer.number, self.meta.number, "the pointer is into this file");
-        // The bound comes first: an offset in the cache's key is one of a record of this file.
-        if pointer.end() > self.meta.file_bytes {
-            return Err(Error::corruption(&self.path, pointer.offset, "a blob pointer leads past the end of the file"));
+        match cached_value(&self.cache, self.cache_id, &self.path, &self.meta, pointer, mode)? {
+            Some(value) => Ok(value),
+            None => self.read_value(pointer, mode),
         }
-        let cacheable = pointer.value_bytes <= CACHED_VALUE_BYTES_MAX && mode != ReadMode::Compaction;
-        if cacheable && let Some(CachedBlock::Blob(value)) = self.cache.get(self.cache_id, pointer.offset) {
-            return Ok(value);
-        }
-        if mode == ReadMode::MemoryOnly {
-            return Err(Error::WouldRead);
-        }
+    }
+
+    /// The same for one that is not cached, as [`cached_value`] has said.
+    pub(crate) fn read_value(&self, pointer: &BlobPointer, mode: ReadMode) -> Result<Arc<[u8]>> {
         let record = self.read_range(pointer.offset, pointer.record_bytes)?;
         let value = open_record(&record, pointer).map_err(|error| Error::decode(&self.path, pointer.offset, error))?;
-        if cacheable {
+        if is_cacheable(pointer, mode) {
             self.cache.insert(self.cache_id, pointer.offset, CachedBlock::Blob(Arc::clone(&value)));
         }
         Ok(value)
@@ -100,4 +108,33 @@ impl BlobReader {
             Err(error) => Err(Error::io("read", &self.path, error)),
         }
     }
+}
+
+fn is_cacheable(pointer: &BlobPointer, mode: ReadMode) -> bool {
+    pointer.value_bytes <= CACHED_VALUE_BYTES_MAX && mode != ReadMode::Compaction
+}
+
+/// The value that `pointer` points to, if it is cached: the file need not be open. `None` says that it must be read.
+///
+/// # Errors
+/// [`Error::Corruption`], and in [`ReadMode::MemoryOnly`] [`Error::WouldRead`] if it is not cached.
+pub(crate) fn cached_value(
+    cache: &BlockCache,
+    cache_id: CacheId,
+    path: &Path,
+    meta: &BlobMeta,
+    pointer: &BlobPointer,
+    mode: ReadMode,
+) -> Result<Option<Arc<[u8]>>> {
+    debug_assert_eq!(pointer.number, meta.number, "the pointer is into this file");
+    // The bound comes first: an offset in the cache's key is one of a record of this file.
+    if pointer.end() > meta.file_bytes {
+        return Err(Error::corruption(path, pointer.offset, "a blob pointer leads past the end of the file"));
+    }
+    if is_cacheable(pointer, mode)
+        && let Some(CachedBlock::Blob(value)) = cache.get(cache_id, pointer.offset)
+    {
+        return Ok(Some(value));
+    }
+    if mode == ReadMode::MemoryOnly { Err(Error::WouldRead) } else { Ok(None) }
 }

@@ -8,6 +8,7 @@ use super::format::{append_record, encode_header};
 use crate::error::{Error, Result};
 use crate::fs::{File, write_all_at};
 use crate::manifest::{BlobMeta, EngineId, FileNumber};
+use crate::planted::{Bug, planted};
 use crate::table::{Compression, Compressor};
 
 /// Records are collected up to this many bytes before they are written: large enough that a call costs little beside the copy.
@@ -64,7 +65,9 @@ impl BlobWriter {
     /// Writes the rest and syncs the file. The caller syncs the directory.
     pub(crate) fn finish(mut self) -> Result<BlobMeta> {
         self.write()?;
-        self.file.sync_all().map_err(|error| Error::io("sync", &self.path, error))?;
+        if !planted(Bug::ForgetToSyncBlob) {
+            self.file.sync_all().map_err(|error| Error::io("sync", &self.path, error))?;
+        }
         Ok(BlobMeta { number: self.number, file_bytes: self.written })
     }
 }

@@ -13,8 +13,10 @@
 //!    busy engine always has a level above its target, and a queue at the front of a busy engine must not become ever slower.
 //! 3. The level with the highest score, and the next if it is blocked: L0 (sorted runs against `l0_runs`, bytes against
 //!    `base_bytes`), levels above target, levels above the base that are to be emptied.
-//!    L0 goes to the base level; while that is blocked, an L0 far above its trigger is merged within itself.
-//! 4. Tables that consist largely of tombstones: one level down, or rewritten where they are if nothing older is below and every
+//!    L0 goes to the base level; while that is blocked, an L0 far above its trigger is merged within itself, and so are its newest
+//!    runs where all of L0 is small against what it would have rewritten of the base level.
+//! 4. Tables that consist largely of tombstones, if these are many in comparison with what they would be merged with: one level
+//!    down, or rewritten where they are if nothing older is below and every
 //!    tombstone in them can go (so that no table is rewritten twice for this).
 //! 5. Tables that keep a blob file alive that is mostly garbage. With more garbage than values in all blob files together, this comes
 //!    before 3, unless L0 is far behind: in a busy engine 3 always has something, and the space would never come back.
@@ -44,6 +46,11 @@ const BOTTOM: usize = LEVELS - 1;
 /// Scores are in thousandths: at this one a level is due.
 const DUE: u64 = 1000;
 
+/// What an L0 that is due only because it has many small runs may have rewritten of the base level, per byte of its own. Beyond,
+/// its newest runs are merged within L0, which costs no more than their own bytes. RocksDB has no such bound: four flushes of a few
+/// KiB rewrite the whole base level.
+const BASE_BYTES_PER_L0_BYTE_MAX: u64 = 4;
+
 /// What shapes the tree. `docs/decisions/0005-manifest-and-compaction.md` has the arithmetic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PickerOptions {
@@ -64,7 +71,8 @@ pub struct PickerOptions {
     pub intra_l0_runs_min: u64,
     /// An output overlaps at most this many bytes of the level below it.
     pub grandparent_bytes_max: u64,
-    /// The share of tombstones among its entries, in percent, from which on a table is compacted because of them.
+    /// The share of tombstones among its entries, in percent, from which on a table is compacted because of them; and that of its
+    /// tombstones in the number of entries that they would be merged with, which they must exceed.
     pub tombstone_percent: u64,
     /// Fewer tombstones than this do not make a table slow to scan.
     pub tombstones_min: u64,
@@ -207,6 +215,8 @@ pub struct ManualRange {
     pub end: Option<Box<[u8]>>,
     /// The next file number when it was asked for: tables from this one on need not be rewritten again at the bottom.
     pub began: FileNumber,
+    /// But for these: outputs of plans that ran already, and decided by an older floor what had to stay.
+    pub stale: BTreeSet<FileNumber>,
 }
 
 /// What [`compact_range_step`] found.
@@ -247,7 +257,8 @@ pub fn compact_range_step<T: TableLike>(
         // Tables in turn, so that each step is of a bounded size and other work finds gaps.
         return step(tables.iter().find_map(|table| picker.down(level, table, Reason::Manual)));
     }
-    let old: Vec<&Arc<T>> = inside(last).into_iter().filter(|table| table.meta().number < range.began).collect();
+    let is_old = |number: FileNumber| number < range.began || range.stale.contains(&number);
+    let old: Vec<&Arc<T>> = inside(last).into_iter().filter(|table| is_old(table.meta().number)).collect();
     if old.is_empty() {
         return ManualStep::Done;
     }
@@ -316,9 +327,18 @@ impl<'a, T: TableLike> Picker<'a, T> {
     /// A compaction that makes a level smaller.
     fn level(&self, level: usize) -> Option<CompactionPlan> {
         if level == 0 {
+            // A few small flushes are no reason to rewrite a large base: merged with each other they are one run again.
+            if !self.l0_is_worth_going_down()
+                && let Some(plan) = self.intra_l0(0, 2)
+            {
+                return Some(plan);
+            }
             let tables = self.levels.level(0).tables();
             let down = tables.iter().rev().filter(|table| self.is_idle(table));
-            return down.into_iter().find_map(|table| self.l0_down(table, Reason::L0)).or_else(|| self.intra_l0());
+            return down.into_iter().find_map(|table| self.l0_down(table, Reason::L0)).or_else(|| {
+                // Two runs of slack, so that a short wait for the base level does not cost a rewrite.
+                self.intra_l0(2, self.options.intra_l0_runs_min)
+            });
         }
         let reason = if self.targets.bytes[level] == 0 { Reason::Drain } else { Reason::LevelSize };
         let mut candidates: Vec<(u128, FileNumber, &Arc<T>)> = self
@@ -372,10 +392,27 @@ impl<'a, T: TableLike> Picker<'a, T> {
         self.plan(reason, vec![(0, chosen)], self.targets.base)
     }
 
-    /// The newest idle sorted runs of L0 into one.
-    fn intra_l0(&self) -> Option<CompactionPlan> {
-        // Two runs of slack, so that a short wait for the base level does not cost a rewrite.
-        if l0_runs(self.levels) < self.options.l0_runs + 2 {
+    /// False if L0 is due by the number of its runs alone, and a byte of it would have more than
+    /// [`BASE_BYTES_PER_L0_BYTE_MAX`] of the base level rewritten.
+    fn l0_is_worth_going_down(&self) -> bool {
+        let bytes = self.idle_bytes(0);
+        if bytes >= self.options.base_bytes {
+            return true;
+        }
+        let idle = self.levels.level(0).tables().iter().filter(|table| self.is_idle(table));
+        let Some(span) = KeySpan::around(idle.map(|table| table.meta())) else { return true };
+        let base = self.levels.overlapping(self.targets.base, span.start(), span.end());
+        // A table of the base between two of L0 is not rewritten.
+        let rewritten = base.filter(|table| {
+            let span = KeySpan::of(table.meta());
+            self.levels.overlapping(0, span.start(), span.end()).next().is_some()
+        });
+        rewritten.map(|table| table.meta().file_bytes).sum::<u64>() <= bytes.saturating_mul(BASE_BYTES_PER_L0_BYTE_MAX)
+    }
+
+    /// The newest idle sorted runs of L0 into one: at least `runs_min`, and if there are `slack` more than make L0 due.
+    fn intra_l0(&self, slack: u64, runs_min: u64) -> Option<CompactionPlan> {
+        if l0_runs(self.levels) < self.options.l0_runs + slack {
             return None;
         }
         let runs: Vec<&[Arc<T>]> =
@@ -397,7 +434,7 @@ impl<'a, T: TableLike> Picker<'a, T> {
             }
             (bytes, per_removed, count) = (next, next_per_removed, index + 1);
         }
-        if (count as u64) < self.options.intra_l0_runs_min {
+        if (count as u64) < runs_min {
             return None;
         }
         self.plan(Reason::IntraL0, vec![(0, idle[..count].iter().copied().flatten().collect())], 0)
@@ -480,8 +517,23 @@ impl<'a, T: TableLike> Picker<'a, T> {
                 && u128::from(meta.tombstones) * 100
                     >= u128::from(meta.entries) * u128::from(self.options.tombstone_percent)
         };
-        let mut tables: Vec<(usize, &Arc<T>)> =
-            self.levels.tables().filter(|(_, table)| self.is_idle(table) && is_dense(table.meta())).collect();
+        // What they would be merged with must be of their size: a memtable of deletes all over the data is all tombstones, too, but its way
+        // down rewrites everything to remove a little.
+        let is_worth_it = |level: usize, meta: &TableMeta| {
+            let output = if level == 0 { self.targets.base } else { (level + 1).min(BOTTOM) };
+            let span = KeySpan::of(meta);
+            let below = self.levels.overlapping(output, span.start(), span.end());
+            let entries: u64 =
+                below.filter(|table| table.meta().number != meta.number).map(|it| it.meta().entries).sum();
+            entries == 0
+                || u128::from(meta.tombstones) * 100 > u128::from(entries) * u128::from(self.options.tombstone_percent)
+        };
+        let mut tables: Vec<(usize, &Arc<T>)> = self
+            .levels
+            .tables()
+            .filter(|(_, table)| self.is_idle(table) && is_dense(table.meta()))
+            .filter(|(level, table)| is_worth_it(*level, table.meta()))
+            .collect();
         tables.sort_by_key(|(_, table)| (std::cmp::Reverse(table.meta().tombstones), table.meta().number));
         tables.into_iter().find_map(|(level, table)| self.tombstones_down(level, table, Reason::TombstoneDensity))
     }

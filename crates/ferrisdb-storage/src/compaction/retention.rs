@@ -130,6 +130,9 @@ impl Retention {
     pub fn hides_table(&self, tombstone: Version, smallest: Version, largest: Version) -> bool {
         // From the tombstone on, everything in the table is hidden, and whatever the table itself hides. Before the table's oldest
         // version none of it is seen. In between a reader could tell.
+        if planted(Bug::DroppedTableIgnoresPin) {
+            return tombstone > largest && tombstone <= self.floor();
+        }
         tombstone > largest && !self.any_readable_in(smallest, tombstone)
     }
 

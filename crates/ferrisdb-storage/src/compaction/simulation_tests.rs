@@ -259,6 +259,8 @@ impl Engine {
             start: Some([a.min(b)].into()),
             end: Some([a.max(b) + 1].into()),
             began: FileNumber(self.next_number),
+            // What runs already has the same retention.
+            stale: BTreeSet::new(),
         };
         for _ in 0..200 {
             let busy: Vec<CompactionPlan> = self.running.iter().map(|(plan, _)| plan.clone()).collect();

@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::files;
+use super::table_cache::Closable;
 use super::view::TableContext;
-use crate::blob::{BlobPointer, BlobReader, GARBAGE_PERCENT_MAX, record_bytes};
+use crate::blob::{BlobPointer, BlobReader, GARBAGE_PERCENT_MAX, cached_value, record_bytes};
+use crate::cache::CacheId;
 use crate::error::{Error, Result};
 use crate::manifest::{BlobMeta, FileNumber, LiveBlob, ManifestEdit, ManifestState};
 use crate::table::ReadMode;
@@ -22,16 +24,22 @@ pub(crate) struct Blobs {
     context: Arc<TableContext>,
 }
 
-/// A live blob file: its reader once it was needed, and its file's end.
+/// A live blob file: its reader while it is open, and its file's end.
 pub(crate) struct Blob {
     pub(crate) meta: BlobMeta,
     pub(crate) path: PathBuf,
     /// As the manifest says. Only for choosing what to collect and for statistics: a reader may find it a moment behind.
     garbage_bytes: AtomicU64,
-    reader: OnceLock<BlobReader>,
+    /// Locked for a few instructions, and only for values that are not cached.
+    reader: Mutex<Option<Arc<BlobReader>>>,
+    /// Used since the table cache last looked.
+    used: AtomicBool,
+    cache_id: CacheId,
     /// Set when the manifest no longer names the file; the last handle then queues it for removal.
     obsolete: AtomicBool,
     context: Arc<TableContext>,
+    /// This handle, for the table cache.
+    me: Weak<Blob>,
 }
 
 /// What the blob files hold.
@@ -65,7 +73,7 @@ impl Blobs {
                 let what = format!("the file has {found} bytes, but the manifest says {}", live.meta.file_bytes);
                 return Err(Error::corruption(&blob.path, found.min(live.meta.file_bytes), what));
             }
-            blobs.files.insert(live.meta.number, Arc::new(blob));
+            blobs.files.insert(live.meta.number, blob);
         }
         Ok(blobs)
     }
@@ -82,7 +90,7 @@ impl Blobs {
         let mut files = self.files.clone();
         for meta in &edit.added_blobs {
             let live = LiveBlob { meta: *meta, garbage_bytes: 0 };
-            files.insert(meta.number, Arc::new(Blob::new(live, &self.context)));
+            files.insert(meta.number, Blob::new(live, &self.context));
         }
         for number in &edit.removed_blobs {
             let gone = files.remove(number).expect("an edit removes live files");
@@ -106,7 +114,7 @@ impl Blobs {
                 "a table points into this blob file, which is not live",
             ));
         };
-        blob.reader(mode)?.read(&pointer, mode)
+        blob.read(&pointer, mode)
     }
 
     /// Decodes the value of an entry of kind `BlobPointer`.
@@ -148,42 +156,73 @@ impl Blobs {
 }
 
 impl Blob {
-    fn new(live: LiveBlob, context: &Arc<TableContext>) -> Blob {
-        Blob {
+    fn new(live: LiveBlob, context: &Arc<TableContext>) -> Arc<Blob> {
+        Arc::new_cyclic(|me| Blob {
             meta: live.meta,
             path: files::blob_path(&context.dir, live.meta.number),
             garbage_bytes: AtomicU64::new(live.garbage_bytes),
-            reader: OnceLock::new(),
+            reader: Mutex::new(None),
+            used: AtomicBool::new(false),
+            cache_id: context.cache.new_id(),
             obsolete: AtomicBool::new(false),
             context: Arc::clone(context),
-        }
+            me: me.clone(),
+        })
     }
 
     fn garbage_bytes(&self) -> u64 {
         self.garbage_bytes.load(Ordering::Relaxed)
     }
 
-    /// The open reader; with [`ReadMode::MemoryOnly`] only if it is open already.
-    #[inline]
-    pub(crate) fn reader(&self, mode: ReadMode) -> Result<&BlobReader> {
-        match (self.reader.get(), mode) {
-            (Some(reader), _) => Ok(reader),
-            (None, ReadMode::MemoryOnly) => Err(Error::WouldRead),
-            (None, _) => self.open(),
+    /// The value that a pointer into this file points to. The file is opened only if the value is not cached.
+    fn read(&self, pointer: &BlobPointer, mode: ReadMode) -> Result<Arc<[u8]>> {
+        match cached_value(&self.context.cache, self.cache_id, &self.path, &self.meta, pointer, mode)? {
+            Some(value) => Ok(value),
+            None => self.reader()?.read_value(pointer, mode),
         }
     }
 
-    #[cold]
-    fn open(&self) -> Result<&BlobReader> {
-        let TableContext { fs, cache, engine_id, .. } = &*self.context;
-        let reader = BlobReader::open(&**fs, &self.path, self.meta, *engine_id, cache)?;
+    /// The reader.
+    pub(crate) fn reader(&self) -> Result<Arc<BlobReader>> {
+        self.used.store(true, Ordering::Relaxed);
+        if let Some(reader) = &*self.open_reader() {
+            return Ok(Arc::clone(reader));
+        }
+        let TableContext { fs, cache, engine_id, open_files, .. } = &*self.context;
+        let opened = BlobReader::open_cached(&**fs, &self.path, self.meta, *engine_id, (cache, self.cache_id))?;
+        let mut reader = self.open_reader();
         // Two threads may open at once; one reader wins and the other is dropped.
-        Ok(self.reader.get_or_init(|| reader))
+        if let Some(reader) = &*reader {
+            return Ok(Arc::clone(reader));
+        }
+        let opened = Arc::clone(reader.insert(Arc::new(opened)));
+        drop(reader);
+        let me: Weak<Blob> = self.me.clone();
+        open_files.opened(me);
+        Ok(opened)
+    }
+
+    fn open_reader(&self) -> MutexGuard<'_, Option<Arc<BlobReader>>> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Closable for Blob {
+    fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    fn close(&self) {
+        let closed = self.open_reader().take();
+        if closed.is_some() {
+            self.context.open_files.closed();
+        }
     }
 }
 
 impl Drop for Blob {
     fn drop(&mut self) {
+        self.close();
         if self.obsolete.load(Ordering::Acquire) {
             self.context.obsolete.push(std::mem::take(&mut self.path));
         }

@@ -7,6 +7,7 @@
 //! - A plan is made, and registered as busy, under one lock, from the levels as they are then; it is taken off the list after its edit has been
 //!   published. So no two running plans touch the same tables or write overlapping ranges of one level.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::Core;
 use super::blobs::{Blobs, Dirty};
 use super::events::{Compaction, Event};
 use super::merge_run::{MergeRun, Target};
+use super::pace::Writer;
 use super::sources::{LevelIterator, Source};
 use super::view::Table;
 use crate::compaction::picker::{self, ManualRange, ManualStep, SkippedRange};
@@ -58,6 +60,8 @@ struct State {
 struct Running {
     plan: CompactionPlan,
     retention: Retention,
+    /// Requests by hand with this id or a later one came after it was picked, so its outputs keep what they need not.
+    first_manual_after: u64,
     /// When it was picked.
     began: Duration,
     progress: Mutex<Progress>,
@@ -77,6 +81,12 @@ struct Progress {
 impl Compactions {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many plans are being carried out.
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
+        self.state().running.len()
     }
 
     /// An iterator passed over many entries between two keys.
@@ -148,7 +158,8 @@ impl Core {
         let id = state.next_manual;
         state.next_manual += 1;
         let bound = |key: Option<&[u8]>| key.map(Box::from);
-        let range = ManualRange { start: bound(start), end: bound(end), began: self.next_file_number() };
+        let began = self.next_file_number();
+        let range = ManualRange { start: bound(start), end: bound(end), began, stale: BTreeSet::new() };
         state.manual.push((id, range));
         drop(state);
         self.jobs.wake_compactions();
@@ -227,6 +238,13 @@ impl State {
         Ok(plan.map(|plan| (plan, retention, dirty.files)))
     }
 
+    /// To be called before the outputs of a plan can be seen: requests that came while it ran rewrite them.
+    fn mark_stale(&mut self, first_manual_after: u64, outputs: &[TableMeta]) {
+        for (_, range) in self.manual.iter_mut().filter(|(id, _)| *id >= first_manual_after) {
+            range.stale.extend(outputs.iter().map(|meta| meta.number));
+        }
+    }
+
     fn remove(&mut self, running: &Arc<Running>) {
         let index = self.running.iter().position(|other| Arc::ptr_eq(other, running));
         if let Some(index) = index {
@@ -254,7 +272,7 @@ fn dirty_blobs(blobs: &Blobs, bytes_max: u64) -> Dirty {
 fn range_tombstones(levels: &Levels<Table>) -> Result<Vec<RangeTombstone>> {
     let mut found = Vec::new();
     for (_, table) in levels.tables().filter(|(_, table)| table.meta.range_tombstones > 0) {
-        let list = table.reader()?.range_tombstones();
+        let list = table.range_tombstones(ReadMode::Blocking)?;
         found.extend(list.tombstones().map(|(start, end, version)| RangeTombstone::new(start, end, version)));
         if found.len() >= RANGE_TOMBSTONES_MAX {
             break;
@@ -293,7 +311,11 @@ impl CompactionJob {
             self.part = None;
             return Ok(Step::Again);
         }
+        if let Some(wait) = core.wait_for_pace(Writer::Compaction) {
+            return Ok(wait);
+        }
         let stepped = run.step(core.options.job_step_entries);
+        core.pay_for_pace(Writer::Compaction, run.take_progress());
         match stepped {
             Ok(false) => Ok(Step::Again),
             Ok(true) => {
@@ -328,7 +350,8 @@ impl CompactionJob {
         let divided = parts.len() > 1;
         let progress = Progress { unfinished: parts.len(), waiting: parts, ..Progress::default() };
         let began = core.env.clock.now();
-        let running = Arc::new(Running { plan, retention, began, progress: Mutex::new(progress) });
+        let first_manual_after = state.next_manual;
+        let running = Arc::new(Running { plan, retention, first_manual_after, began, progress: Mutex::new(progress) });
         state.busy.push(running.plan.clone());
         state.running.push(Arc::clone(&running));
         let part = running.progress().waiting.pop();
@@ -379,6 +402,7 @@ impl Running {
         let outputs: Vec<TableMeta> = finished.iter().flat_map(|run| run.outputs().iter().cloned()).collect();
         let written: u64 = finished.iter().map(MergeRun::written_bytes).sum();
         let relocated: u64 = finished.iter().map(MergeRun::relocated_bytes).sum();
+        core.jobs.compaction.state().mark_stale(self.first_manual_after, &outputs);
         let mut edit = self.plan.edit(&core.levels(), outputs);
         edit.added_blobs = finished.iter().flat_map(|run| run.blob_outputs().iter().copied()).collect();
         if self.plan.action != Action::Move {
@@ -437,7 +461,7 @@ fn parts_of(
     let mut lists: Vec<&FragmentList> = Vec::new();
     for (_, tables) in &inputs {
         for table in tables.iter().filter(|table| table.meta.range_tombstones > 0) {
-            lists.push(table.reader()?.range_tombstones());
+            lists.push(table.range_tombstones(ReadMode::Blocking)?);
         }
     }
     let tombstones = FragmentList::new(lists.into_iter().flat_map(FragmentList::tombstones));
@@ -448,8 +472,7 @@ fn parts_of(
         for (level, tables) in &inputs {
             if *level == 0 {
                 for table in tables {
-                    let reader = Arc::clone(table.reader()?);
-                    sources.push(Source::Table(TableIterator::new(reader, ReadMode::Compaction)));
+                    sources.push(Source::Table(TableIterator::new(table.reader()?, ReadMode::Compaction)));
                 }
             } else {
                 let run = Arc::new(Level::sorted_run(tables.clone()));

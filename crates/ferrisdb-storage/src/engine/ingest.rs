@@ -369,7 +369,7 @@ impl Ingestion {
             {
                 return Ok(Some(Newer { what: "a range tombstone", key, version }));
             }
-            let mut iter = TableIterator::new(Arc::clone(reader), ReadMode::Blocking);
+            let mut iter = TableIterator::new(reader, ReadMode::Blocking);
             if let Some(newer) = self.find_newer_entry(core, &mut iter, span)? {
                 return Ok(Some(newer));
             }
@@ -410,7 +410,7 @@ impl Ingestion {
         self.first_key = None;
         let copied = old.into_iter().try_for_each(|(summary, number)| {
             let table = core.table_handle(&meta_of(summary, number, 0, Vec::new()));
-            let mut iter = TableIterator::new(Arc::clone(table.reader()?), ReadMode::Compaction);
+            let mut iter = TableIterator::new(table.reader()?, ReadMode::Compaction);
             iter.seek_to_first()?;
             while iter.valid() {
                 self.write(iter.key().user_key, iter.value())?;

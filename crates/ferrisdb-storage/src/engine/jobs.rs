@@ -12,7 +12,8 @@
 //! could not write now it could not write later either, and a failed sync must not be tried again. A panic poisons too.
 //!
 //! # Ending
-//! A job that is told to stop ends at its next step; a run that was under way is dropped, and its files are removed at the next open.
+//! A job that is told to stop ends at its next step. A run that was under way is dropped, and its files are queued for removal: the keeper removes
+//! those that it comes to before it ends too, and the next open the rest.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,6 +28,7 @@ use super::Core;
 use super::compact::{CompactionJob, Compactions};
 use super::events::Event;
 use super::merge_run::{MergeRun, Target};
+use super::pace::Writer;
 use super::sources::Source;
 use super::view::LiveMemtable;
 use crate::compaction::{KeySpan, Retention};
@@ -62,6 +64,8 @@ pub(super) struct Jobs {
     pub(super) failed_flushes: Mutex<(u64, Option<Error>)>,
     /// Entries that iterators passed over in long runs since the active memtable was last looked at for it.
     passed: AtomicU64,
+    /// The listener knows that the engine is poisoned.
+    told_poison: AtomicBool,
     /// Where the WAL may be purged up to.
     purge_below: Mutex<Option<WalPosition>>,
 }
@@ -121,7 +125,7 @@ impl Core {
             wal.set_sync_waker(waker.clone());
             core.jobs.wal.set(waker).expect("jobs are started once");
         }
-        let keeper = spawn("keeper", Box::<Keeper>::default());
+        let keeper = spawn("keeper", Box::new(Keeper));
         if let Some(wal) = &core.wal {
             wal.set_prepare_waker(keeper.clone());
         }
@@ -155,7 +159,7 @@ impl Core {
 
     /// True once none runs; then the directory is free.
     fn have_jobs_stopped(&self) -> bool {
-        let stopped = self.jobs.running.load(Ordering::Acquire) == 0;
+        let stopped = self.jobs.running.load(Ordering::Acquire) == 0 || planted(Bug::CloseIgnoresHold);
         if stopped {
             self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
@@ -413,7 +417,9 @@ impl Drop for Guarded {
 struct Idle;
 
 impl Work for Idle {
-    fn step(&mut self, _core: &Arc<Core>) -> Result<Step> {
+    fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        // It may stand in for the keeper.
+        core.tell_poison();
         Ok(Step::Wait)
     }
 }
@@ -433,32 +439,23 @@ impl Work for WalSync {
     }
 }
 
-#[derive(Default)]
-struct Keeper {
-    /// The listener knows that the engine is poisoned.
-    told_poison: bool,
-}
+struct Keeper;
 
 impl Work for Keeper {
     fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
-        if let Some(reason) = core.poison.get().filter(|_| !std::mem::replace(&mut self.told_poison, true)) {
-            core.tell(|| Event::Poisoned { reason });
-        }
+        core.tell_poison();
         if let Some(wal) = &core.wal {
             if wal.prepare_step()? == PrepareStep::Again {
                 return Ok(Step::Again);
             }
             let below = core.jobs.purge_below.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(below) = below {
-                // A segment goes only when the header of the next is durable, which buffered writes alone never make it.
-                if wal.sync()?.is_none() {
-                    core.jobs.purge_wal_below(below);
-                    return Ok(Step::WaitFor(RECLAIM_AFTER));
-                }
-                wal.purge(below)?;
+                // The manifest names this position, durably. Without space it is tried again.
+                wal.purge_stored(below).inspect_err(|_| core.jobs.purge_wal_below(below))?;
                 if below >= wal.last_position() {
                     // Everything is in tables and nobody writes: give the space back.
-                    wal.trim(1)?;
+                    wal.trim(0)?;
+                    core.memtable_memory.clear();
                 }
                 return Ok(Step::Again);
             }
@@ -484,6 +481,13 @@ fn remove(core: &Core, path: &std::path::Path) {
 }
 
 impl Core {
+    /// Tells the listener, once, that the engine is poisoned, if it is.
+    fn tell_poison(&self) {
+        if let Some(reason) = self.poison.get().filter(|_| !self.jobs.told_poison.swap(true, Ordering::AcqRel)) {
+            self.tell(|| Event::Poisoned { reason });
+        }
+    }
+
     /// False while an older manifest could still be what a crash leaves, which then names files that look obsolete now.
     fn may_remove_files(&self) -> Result<bool> {
         let mut manifest = self.manifest();
@@ -535,7 +539,12 @@ impl Flush {
             self.run = Some((flush_run(core, &memtable), memtable, core.env.clock.now()));
             return Ok(Step::Again);
         };
-        if !run.step(core.options.job_step_entries)? {
+        if let Some(wait) = core.wait_for_pace(Writer::Flush) {
+            return Ok(wait);
+        }
+        let done = run.step(core.options.job_step_entries)?;
+        core.pay_for_pace(Writer::Flush, run.take_progress());
+        if !done {
             return Ok(Step::Again);
         }
         let mut edit = flush_edit(run, memtable);

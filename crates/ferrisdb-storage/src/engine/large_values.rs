@@ -156,6 +156,11 @@ impl LargeValues {
         &self.finished
     }
 
+    /// Bytes of the file that is being written.
+    pub(super) fn unfinished_bytes(&self) -> u64 {
+        self.writer.as_ref().map_or(0, BlobWriter::file_bytes)
+    }
+
     /// Bytes of the records that were written anew because their file is to be emptied.
     pub(super) fn relocated_bytes(&self) -> u64 {
         self.relocated_bytes

@@ -69,6 +69,8 @@ pub(super) struct MergeRun {
     fragment: usize,
     started: bool,
     installed: bool,
+    /// What [`MergeRun::take_progress`] has said in all.
+    told_bytes: u64,
 }
 
 /// A table that is being written.
@@ -108,6 +110,7 @@ impl MergeRun {
             fragment: 0,
             started: false,
             installed: false,
+            told_bytes: 0,
             target,
         }
     }
@@ -145,6 +148,16 @@ impl MergeRun {
     pub(super) fn written_bytes(&self) -> u64 {
         let tables: u64 = self.outputs.iter().map(|meta| meta.file_bytes).sum();
         tables + self.large_values.outputs().iter().map(|blob| blob.file_bytes).sum::<u64>()
+    }
+
+    /// About how many bytes were written since this was last asked.
+    pub(super) fn take_progress(&mut self) -> u64 {
+        let current = self.builder.as_ref().map_or(0, |output| output.builder.estimated_bytes());
+        let all = self.written_bytes() + current + self.large_values.unfinished_bytes();
+        // An estimate may shrink when the table is finished.
+        let more = all.saturating_sub(self.told_bytes);
+        self.told_bytes += more;
+        more
     }
 
     /// Bytes of records that were moved from one blob file to another.

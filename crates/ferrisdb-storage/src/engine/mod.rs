@@ -11,6 +11,8 @@
 //! stall        when writes slow down                                  files       names, and removing obsolete files
 //! ingest       sorted data past the WAL and the memtable         checkpoint   a copy made of hard links
 //! sizes        how large a range is, and where to cut it         events       telling the owner what happens
+//! table_cache  which tables and blob files are open              pace         how fast background jobs may write
+//! multi_get    several keys at once
 //! ```
 //!
 //! # Locks, in the order in which they are taken
@@ -29,13 +31,16 @@ mod iter;
 mod jobs;
 mod large_values;
 mod merge_run;
+mod multi_get;
 mod open;
+mod pace;
 mod read;
 mod signal;
 mod sizes;
 mod sources;
 mod stall;
 mod stats;
+mod table_cache;
 mod value;
 mod verify;
 mod versions;
@@ -73,11 +78,13 @@ use crate::error::{Error, Result};
 use crate::iter::visible::VisibleIterator;
 use crate::levels::Levels;
 use crate::manifest::{FileNumber, Manifest, ManifestEdit};
+use crate::memtable::MemoryPool;
 use crate::options::{Options, WriteOptions};
 use crate::table::ReadMode;
 use crate::wal::Wal;
 use files::ObsoleteFiles;
 use jobs::Jobs;
+use pace::Pace;
 use signal::Signal;
 use sources::Source;
 use stall::Stall;
@@ -126,8 +133,10 @@ pub(crate) struct Core {
     tables: Arc<TableContext>,
     obsolete: Arc<ObsoleteFiles>,
     cache: Arc<BlockCache>,
+    memtable_memory: Arc<MemoryPool>,
     jobs: Jobs,
     stall: Stall,
+    pace: Pace,
     /// Flushes, compactions, errors, the end of a job: whoever waits for one of them looks again.
     progress: Signal,
     poison: OnceLock<Arc<str>>,
@@ -255,15 +264,13 @@ impl Engine {
         self.core().get(key, version, ReadMode::MemoryOnly)
     }
 
-    /// The values of several keys, all as of one version: the given one, or the newest visible.
+    /// The values of several keys, in their order, all as of one version: the given one, or the newest visible. Cheaper than as many calls of
+    /// [`Engine::get`]: keys that lie near each other share the work.
     ///
     /// # Errors
     /// As [`Engine::get_at`].
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K], version: Option<Version>) -> Result<Vec<Option<Value>>> {
-        let core = self.core();
-        let view = core.view.read();
-        let at = core.read_version(version)?;
-        keys.iter().map(|key| read::get_in(&view, key.as_ref(), at, ReadMode::Blocking)).collect()
+        self.core().multi_get(keys, version)
     }
 
     /// A cursor over keys in order.
@@ -513,7 +520,7 @@ impl Core {
     /// The handle of a table in a changed set of levels; one that only moves keeps its open reader.
     fn table_handle(&self, meta: &crate::manifest::TableMeta) -> Arc<Table> {
         let path = files::table_path(&self.dir, meta.number);
-        Arc::new(Table::new(meta.clone(), path, Arc::clone(&self.tables)))
+        Table::new(meta.clone(), path, Arc::clone(&self.tables))
     }
 
     /// Makes an edit durable and publishes it, with the flushed memtables gone from the view.

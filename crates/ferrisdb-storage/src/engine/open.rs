@@ -16,9 +16,11 @@ use ferrisdb_core::Version;
 use super::blobs::Blobs;
 use super::files::{self, FileKind, LOCK, OPTIONS, ObsoleteFiles, WAL_DIR};
 use super::jobs::Jobs;
+use super::pace::Pace;
 use super::signal::Signal;
 use super::stall::Stall;
 use super::stats::Counters;
+use super::table_cache::TableCache;
 use super::versions::ReadableVersions;
 use super::view::{LiveMemtable, Table, TableContext, View};
 use super::visibility::Visibility;
@@ -27,13 +29,13 @@ use super::{Core, Engine, Handle};
 use crate::batch::{BatchRecord, Operation};
 use crate::cache::BlockCache;
 use crate::env::Env;
-use crate::epoch::EpochCell;
+use crate::epoch::{Epoch, EpochCell};
 use crate::error::{Error, Result};
 use crate::fs::{FileLock, FileSystem, OpenMode, write_all_at};
 use crate::levels::Levels;
 use crate::manifest::log::Found;
 use crate::manifest::{EngineId, Manifest, ManifestState};
-use crate::memtable::{Inserter, Memtable};
+use crate::memtable::{Inserter, MemoryPool, Memtable};
 use crate::options::{Options, Retention};
 use crate::wal::{Wal, WalOptions, WalPosition, WalReader};
 
@@ -43,12 +45,16 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
     prepare_directory(&*fs, dir, &options, read_only)?;
     let lock = lock_directory(&*fs, dir, read_only)?;
     let mut manifest = match find_engine(&*fs, dir, &options, read_only)? {
-        Found::Nothing => Manifest::create(Arc::clone(&fs), dir, EngineId(env.entropy.unique_bytes()))?,
+        Found::Nothing => {
+            sync_parents(&*fs, dir)?;
+            Manifest::create(Arc::clone(&fs), dir, EngineId(env.entropy.unique_bytes()))?
+        }
         Found::Engine => Manifest::open_read_only(Arc::clone(&fs), dir)?,
     };
     let state = manifest.state().clone();
 
     let cache = Arc::new(BlockCache::new(options.block_cache_bytes as u64));
+    let epoch = Arc::new(Epoch::new());
     let obsolete = Arc::new(ObsoleteFiles::default());
     let tables = Arc::new(TableContext {
         dir: dir.to_path_buf(),
@@ -56,12 +62,16 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         fs: Arc::clone(&fs),
         cache: Arc::clone(&cache),
         obsolete: Arc::clone(&obsolete),
+        open_files: TableCache::new(options.max_open_files),
+        epoch: Arc::clone(&epoch),
     });
     let levels = live_tables(dir, &state, &tables)?;
     let blobs = Arc::new(Blobs::open(&state, &tables)?);
     let leftovers = check_directory(&*fs, dir, &state)?;
 
-    let mut replay = Replay::new(&options, state.flushed.max(state.last_version), state.flushed);
+    let memtable_memory = Arc::<MemoryPool>::default();
+    let last_version = state.flushed.max(state.last_version);
+    let mut replay = Replay::new(&options, &memtable_memory, shared_prefix(&levels), last_version, state.flushed);
     let wal_options = wal_options(&state, &options);
     replay_wal(&fs, dir, (&state, manifest.number()), &wal_options, &mut replay)?;
     let last_version = replay.last_version;
@@ -88,7 +98,7 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         write.last_record = position;
     }
     let core = Arc::new(Core {
-        view: EpochCell::new(Arc::new(View::new(replay.into_memtables(), levels, blobs))),
+        view: EpochCell::with_epoch(Arc::new(View::new(replay.into_memtables(), levels, blobs)), epoch),
         view_lock: Mutex::new(()),
         visibility: Visibility::new(last_version),
         versions: ReadableVersions::new(options.retention, floor, &options.pinned_versions),
@@ -100,8 +110,10 @@ pub(super) fn open(env: Env, dir: &Path, options: Options, read_only: bool) -> R
         tables,
         obsolete,
         cache,
+        memtable_memory,
         jobs: Jobs::default(),
         stall: Stall::default(),
+        pace: Pace::new(options.background_bytes_per_second),
         progress: Signal::default(),
         poison: OnceLock::new(),
         closed: AtomicBool::new(false),
@@ -133,11 +145,20 @@ fn prepare_directory(fs: &dyn FileSystem, dir: &Path, options: &Options, read_on
     if read_only || !options.create_if_missing {
         return Err(Error::NotAnEngine { directory: dir.to_path_buf(), reason: "it does not exist".to_owned() });
     }
-    fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))?;
-    match dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => fs.sync_dir(parent).map_err(|error| Error::io("sync", parent, error)),
-        None => Ok(()),
+    fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))
+}
+
+/// Makes the directory's own name durable, and the names of those above it, before an engine is created in it: whatever is then acknowledged
+/// cannot be lost with them. Not only those that this open has made: one before it may have failed between making and syncing them.
+fn sync_parents(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
+    for parent in dir.ancestors().skip(1) {
+        match fs.sync_dir(parent) {
+            // Nobody of ours has made a directory that we may not open.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            result => result.map_err(|error| Error::io("sync", parent, error))?,
+        }
     }
+    Ok(())
 }
 
 fn lock_directory(fs: &dyn FileSystem, dir: &Path, read_only: bool) -> Result<Option<Box<dyn FileLock>>> {
@@ -186,7 +207,7 @@ fn live_tables(dir: &Path, state: &ManifestState, context: &Arc<TableContext>) -
             let what = format!("the file has {found} bytes, but the manifest says {}", meta.file_bytes);
             return Err(Error::corruption(path, found, what));
         }
-        live.push((*level, Arc::new(Table::new((**meta).clone(), path, Arc::clone(context)))));
+        live.push((*level, Table::new((**meta).clone(), path, Arc::clone(context))));
     }
     Ok(Levels::new(live))
 }
@@ -220,6 +241,8 @@ fn wal_options(state: &ManifestState, options: &Options) -> WalOptions {
     WalOptions {
         segment_bytes,
         reserve_bytes: (segment_bytes / 16).min(1 << 20),
+        // Three quarters of a segment are time enough to create the next, and an engine that writes little holds one only.
+        prepare_from: segment_bytes / 4,
         // All that a full set of memtables needs: a steady load then never creates a segment. An idle engine trims them.
         recycle_max: options.write_buffers_max * options.write_buffer_bytes / options.wal_segment_bytes + 2,
         identity: state.engine_id.wal_identity(),
@@ -249,7 +272,7 @@ fn replay_wal(
             // The WAL alone cannot tell that its last segments are gone, with the marks in them. What a close left in the manifest can.
             let what =
                 format!("the WAL ends at {}, but it was synced up to {synced}: its end is missing", recovery.end);
-            return Err(Error::corruption(path, 0, what));
+            return Err(Error::corruption(segment_of(&path, synced), u64::from(synced.offset()), what));
         }
         replay.run(&path, &mut reader)?;
     } else if options.required_from.max(synced) > WalPosition::ZERO {
@@ -258,25 +281,49 @@ fn replay_wal(
     Ok(())
 }
 
+/// What all keys in tables begin with: the guess for the first memtable of an engine.
+pub(super) fn shared_prefix(levels: &Levels<Table>) -> Vec<u8> {
+    let smallest = levels.tables().map(|(_, table)| &*table.meta.smallest).min().unwrap_or_default();
+    let largest = levels.tables().map(|(_, table)| &*table.meta.largest).max().unwrap_or_default();
+    smallest.iter().zip(largest).take_while(|(a, b)| a == b).map(|(byte, _)| *byte).collect()
+}
+
+/// The file in which a position of the WAL lies.
+fn segment_of(wal_dir: &Path, position: WalPosition) -> std::path::PathBuf {
+    wal_dir.join(crate::wal::segment_file_name(position.segment()))
+}
+
 /// Memtables that are filled from the WAL.
 struct Replay {
     flushed: Version,
     last_version: Version,
     last_record: Option<WalPosition>,
     capacity: usize,
+    memory: Arc<MemoryPool>,
+    /// What most keys begin with, as far as the tables tell.
+    prefix: Vec<u8>,
     /// Newest last, unlike in a view.
     memtables: Vec<LiveMemtable>,
     inserter: Inserter,
 }
 
 impl Replay {
-    fn new(options: &Options, last_version: Version, flushed: Version) -> Replay {
+    fn new(
+        options: &Options,
+        memory: &Arc<MemoryPool>,
+        prefix: Vec<u8>,
+        last_version: Version,
+        flushed: Version,
+    ) -> Replay {
+        let first = LiveMemtable::new(Memtable::in_pool(options.write_buffer_bytes, &prefix, memory));
         Replay {
             flushed,
             last_version,
             last_record: None,
             capacity: options.write_buffer_bytes,
-            memtables: vec![LiveMemtable::new(options.write_buffer_bytes)],
+            memory: Arc::clone(memory),
+            prefix,
+            memtables: vec![first],
             inserter: Inserter::new(),
         }
     }
@@ -286,10 +333,11 @@ impl Replay {
         while reader.advance()? {
             let record = reader.record();
             let offset = u64::from(record.position.offset());
-            let batch = BatchRecord::decode(record.payload, wal_dir, offset)?;
+            let file = reader.segment_path().unwrap_or(wal_dir);
+            let batch = BatchRecord::decode(record.payload, file, offset)?;
             if batch.version <= previous {
                 let what = format!("WAL record of version {} behind one of version {previous}", batch.version);
-                return Err(Error::corruption(wal_dir, offset, what));
+                return Err(Error::corruption(file, offset, what));
             }
             previous = batch.version;
             self.last_record = Some(record.position);
@@ -311,7 +359,8 @@ impl Replay {
             .sum();
         let active = self.memtables.last().expect("there is always one");
         if !active.entries.try_reserve(needed, &mut self.inserter) {
-            let fresh = LiveMemtable::new(self.capacity.max(Memtable::capacity_for(needed)));
+            let capacity = self.capacity.max(Memtable::capacity_for(needed));
+            let fresh = LiveMemtable::new(Memtable::in_pool(capacity, &self.prefix, &self.memory));
             if active.is_idle() {
                 self.memtables.pop();
             } else {

@@ -11,7 +11,9 @@ use crate::iter::cover::{Cover, RangeCover, Span, look_up_within};
 use crate::key::InternalKey;
 use crate::levels::{LEVELS, Level};
 use crate::memtable::OwnedMemtableIterator;
+use crate::planted::{Bug, planted};
 use crate::table::{ReadMode, TableIterator, TableReader};
+use crate::tombstone::FragmentList;
 
 /// One sorted source of point entries. An enum, because a call through a table costs more than a predicted branch.
 pub(crate) enum Source {
@@ -90,18 +92,18 @@ pub(crate) fn sources_of(view: &View, at: Version, mode: ReadMode) -> Result<Vec
     for table in view.levels.level(0).tables() {
         let reader = reader_of(table, mode)?;
         let cover = (!reader.range_tombstones().is_empty())
-            .then(|| Arc::new(TableCover(Arc::clone(reader))) as Arc<dyn RangeCover>);
-        sources.push((Source::Table(TableIterator::new(Arc::clone(reader), mode)), Cover::new(cover, at)));
+            .then(|| Arc::new(TableCover(Arc::clone(reader.range_tombstones()))) as Arc<dyn RangeCover>);
+        sources.push((Source::Table(TableIterator::new(reader, mode)), Cover::new(cover, at)));
     }
     for level in 1..LEVELS {
         let tables = view.levels.level_handle(level);
         if tables.tables().is_empty() {
             continue;
         }
-        let cover = if view.range_tombstones[level] {
-            // The cover answers without I/O, so its tables are opened here.
+        let cover = if view.range_tombstones[level] && !planted(Bug::DeeperTombstoneIgnored) {
+            // The cover answers without I/O, so its range tombstones are read here.
             for table in tables.tables().iter().filter(|table| table.meta.range_tombstones > 0) {
-                reader_of(table, mode)?;
+                table.range_tombstones(mode)?;
             }
             Some(Arc::new(LevelCover(Arc::clone(tables))) as Arc<dyn RangeCover>)
         } else {
@@ -113,25 +115,23 @@ pub(crate) fn sources_of(view: &View, at: Version, mode: ReadMode) -> Result<Vec
 }
 
 /// A table's reader; with [`ReadMode::MemoryOnly`] only if it is open.
-#[inline]
-pub(crate) fn reader_of(table: &Table, mode: ReadMode) -> Result<&Arc<TableReader>> {
-    match (table.open_reader(), mode) {
-        (Some(reader), _) => Ok(reader),
-        (None, ReadMode::MemoryOnly) => Err(Error::WouldRead),
-        (None, _) => table.reader(),
+pub(crate) fn reader_of(table: &Table, mode: ReadMode) -> Result<Arc<TableReader>> {
+    match mode {
+        ReadMode::MemoryOnly => table.open_reader().ok_or(Error::WouldRead),
+        _ => table.reader(),
     }
 }
 
 /// The range tombstones of one table.
-struct TableCover(Arc<TableReader>);
+struct TableCover(Arc<FragmentList>);
 
 impl RangeCover for TableCover {
     fn look_up(&self, key: &[u8], at: Version) -> (Option<Version>, Span) {
-        self.0.range_tombstones().look_up(key, at)
+        self.0.look_up(key, at)
     }
 }
 
-/// The range tombstones of all tables of a sorted level. Those that have any are open.
+/// The range tombstones of all tables of a sorted level. Those that have any were open.
 struct LevelCover(Arc<Level<Table>>);
 
 impl RangeCover for LevelCover {
@@ -142,8 +142,8 @@ impl RangeCover for LevelCover {
         if let Some(table) = table.filter(|table| *table.meta.smallest <= *key) {
             // An inclusive end is a point entry's key, over which this table has no tombstone: leaving it out of the span is right.
             let (start, end) = (&*table.meta.smallest, &*table.meta.largest);
-            return match table.open_reader() {
-                Some(reader) => look_up_within(reader.range_tombstones(), key, at, Some(start), Some(end)),
+            return match table.known_range_tombstones() {
+                Some(list) => look_up_within(list, key, at, Some(start), Some(end)),
                 None => (None, Span { start: Some(start.to_vec()), end: Some(end.to_vec()) }),
             };
         }
@@ -181,7 +181,7 @@ impl LevelIterator {
         }
         self.current = None;
         let Some(table) = self.level.tables().get(index) else { return Ok(false) };
-        let reader = Arc::clone(reader_of(table, self.mode)?);
+        let reader = reader_of(table, self.mode)?;
         self.current = Some(TableIterator::new(reader, self.mode));
         self.index = index;
         Ok(true)

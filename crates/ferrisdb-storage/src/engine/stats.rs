@@ -81,6 +81,8 @@ pub struct Statistics {
     pub unremoved_files: u64,
     /// Why writes are refused, if they are.
     pub poisoned: Option<String>,
+    /// Tables and blob files that are open.
+    pub open_files: usize,
     /// The block cache.
     pub cache: CacheStatistics,
     /// The levels.
@@ -180,6 +182,10 @@ impl Counters {
         self.pending_compaction_bytes.store(bytes, Ordering::Relaxed);
     }
 
+    pub(super) fn pending(&self) -> u64 {
+        self.pending_compaction_bytes.load(Ordering::Relaxed)
+    }
+
     pub(super) fn delayed(&self, delay: Duration) {
         add(&self.delayed_writes, 1);
         add(&self.delayed_nanos, nanos(delay));
@@ -253,6 +259,7 @@ impl Core {
             background_retries: get(&counters.background_retries),
             unremoved_files: get(&counters.unremoved_files),
             poisoned: self.poison.get().map(|reason| reason.to_string()),
+            open_files: self.tables.open_files.open_files(),
             cache: self.cache.statistics(),
             levels,
         }

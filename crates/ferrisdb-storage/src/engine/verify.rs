@@ -17,7 +17,7 @@ use super::files::{self, FileKind};
 use super::merge_run::meta_of;
 use super::sources::{LevelIterator, Source};
 use super::view::Table;
-use crate::blob::{BlobReader, garbage};
+use crate::blob::garbage;
 use crate::error::{Error, Result};
 use crate::iter::PointIterator;
 use crate::iter::merging::MergingIterator;
@@ -85,7 +85,7 @@ pub(super) fn verify(core: &Arc<Core>) -> Result<VerifyReport> {
 fn verify_table(table: &Table, blobs: &Blobs, report: &mut VerifyReport) -> Result<u64> {
     let reader = table.reader()?;
     let verified = reader.verify()?;
-    let references = verify_blob_values(reader, blobs, report)?;
+    let references = verify_blob_values(&reader, blobs, report)?;
     let meta = meta_of(reader.summary(), table.meta.number, table.meta.l0_rank, references);
     if meta != table.meta {
         let what = format!("the table says {meta:?}, but the manifest {:?}", table.meta);
@@ -131,7 +131,7 @@ fn verify_blob_values(
 fn verify_blob_files(core: &Core, blobs: &Blobs, report: &mut VerifyReport) -> Result<()> {
     for blob in blobs.files() {
         report.blob_files += 1;
-        match blob.reader(ReadMode::Blocking).and_then(BlobReader::check_header) {
+        match blob.reader().and_then(|reader| reader.check_header()) {
             Ok(()) => {}
             Err(error) if error.is_corruption() => report.problems.push(error.to_string()),
             Err(error) => return Err(error),
@@ -146,7 +146,7 @@ fn verify_version_order(levels: &Levels<Table>, report: &mut VerifyReport) -> Re
     let mut sources = Vec::new();
     let mut names = Vec::new();
     for table in levels.level(0).tables() {
-        sources.push(Source::Table(TableIterator::new(Arc::clone(table.reader()?), ReadMode::Compaction)));
+        sources.push(Source::Table(TableIterator::new(table.reader()?, ReadMode::Compaction)));
         names.push(format!("L0 {}", table.path.display()));
     }
     for level in 1..LEVELS {

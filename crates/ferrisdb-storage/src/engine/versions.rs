@@ -20,6 +20,7 @@ use ferrisdb_core::Version;
 
 use crate::error::{Error, Result};
 use crate::options::Retention;
+use crate::planted::{Bug, planted};
 
 pub(crate) struct ReadableVersions {
     retention: Retention,
@@ -50,6 +51,9 @@ impl ReadableVersions {
         let pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         if self.retention == Retention::Newest {
             self.raise_floor(visible());
+        } else if planted(Bug::CompactionIgnoresFloor) {
+            let visible = visible();
+            return (visible, pins.range(..visible).map(|(&version, _)| version).collect());
         }
         let floor = self.floor();
         (floor, pins.range(..floor).map(|(&version, _)| version).collect())

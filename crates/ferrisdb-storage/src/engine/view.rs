@@ -10,19 +10,22 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use ferrisdb_core::Version;
 
 use super::blobs::Blobs;
 use super::files::ObsoleteFiles;
-use crate::cache::BlockCache;
-use crate::error::Result;
+use super::table_cache::{Closable, TableCache};
+use crate::cache::{BlockCache, CacheId};
+use crate::epoch::{Epoch, EpochGuard, EpochSlot};
+use crate::error::{Error, Result};
 use crate::fs::FileSystem;
 use crate::levels::{Levels, TableLike};
 use crate::manifest::{EngineId, TableMeta};
 use crate::memtable::Memtable;
-use crate::table::{TableId, TableReader};
+use crate::table::{ReadMode, TableId, TableReader};
+use crate::tombstone::FragmentList;
 use crate::wal::WalPosition;
 
 /// What a read looks through.
@@ -65,9 +68,9 @@ pub(crate) struct LiveMemtable {
 }
 
 impl LiveMemtable {
-    pub(crate) fn new(capacity: usize) -> LiveMemtable {
+    pub(crate) fn new(entries: Memtable) -> LiveMemtable {
         LiveMemtable {
-            entries: Arc::new(Memtable::new(capacity)),
+            entries: Arc::new(entries),
             sealed_at: OnceLock::new(),
             wal_end: OnceLock::new(),
             owner_state: Mutex::new(None),
@@ -95,50 +98,109 @@ pub(crate) struct TableContext {
     pub(crate) fs: Arc<dyn FileSystem>,
     pub(crate) cache: Arc<BlockCache>,
     pub(crate) obsolete: Arc<ObsoleteFiles>,
+    pub(crate) open_files: TableCache,
+    /// Of the view's readers, who also borrow tables' readers.
+    pub(crate) epoch: Arc<Epoch>,
 }
 
-/// A live table: its meta, its reader once it was needed, and its file's end.
+/// A live table: its meta, its reader while the file is open, and its file's end.
 pub(crate) struct Table {
     pub(crate) meta: TableMeta,
     pub(crate) path: PathBuf,
-    reader: OnceLock<Arc<TableReader>>,
+    reader: EpochSlot<TableReader>,
+    /// Used since the table cache last looked.
+    used: AtomicBool,
+    cache_id: CacheId,
+    /// Once the file was open for the first time: iterators ask them without I/O, also when it is closed. Their memory is counted with
+    /// an open reader's only; lists that are worth counting are those of a few tables.
+    range_tombstones: OnceLock<Arc<FragmentList>>,
     /// Set when the manifest no longer names the file; the last handle then queues it for removal.
     obsolete: AtomicBool,
     context: Arc<TableContext>,
+    /// This handle, for the table cache.
+    me: Weak<Table>,
 }
 
 impl Table {
-    pub(crate) fn new(meta: TableMeta, path: PathBuf, context: Arc<TableContext>) -> Table {
-        Table { meta, path, reader: OnceLock::new(), obsolete: AtomicBool::new(false), context }
+    pub(crate) fn new(meta: TableMeta, path: PathBuf, context: Arc<TableContext>) -> Arc<Table> {
+        Arc::new_cyclic(|me| Table {
+            meta,
+            path,
+            reader: EpochSlot::new(Arc::clone(&context.epoch)),
+            used: AtomicBool::new(false),
+            cache_id: context.cache.new_id(),
+            range_tombstones: OnceLock::new(),
+            obsolete: AtomicBool::new(false),
+            context,
+            me: me.clone(),
+        })
     }
 
-    /// The open reader. Opening reads the table's index, filter and properties.
-    #[inline]
-    pub(crate) fn reader(&self) -> Result<&Arc<TableReader>> {
-        match self.reader.get() {
+    /// The reader. Opening the file reads the table's index, filter and properties.
+    pub(crate) fn reader(&self) -> Result<Arc<TableReader>> {
+        match self.open_reader() {
             Some(reader) => Ok(reader),
             None => self.open(),
         }
     }
 
-    /// The reader if it is open already.
+    /// The reader if the file is open.
+    pub(crate) fn open_reader(&self) -> Option<Arc<TableReader>> {
+        self.note_use();
+        self.reader.load()
+    }
+
+    /// The reader if the file is open, for as long as the guard lives. Costs no reference count.
     #[inline]
-    pub(crate) fn open_reader(&self) -> Option<&Arc<TableReader>> {
-        self.reader.get()
+    pub(crate) fn borrow_reader<'a>(&'a self, guard: &'a EpochGuard<'_, View>) -> Option<&'a TableReader> {
+        self.note_use();
+        self.reader.borrow(guard)
+    }
+
+    /// The range tombstones; with [`ReadMode::MemoryOnly`] only if the file was open before.
+    pub(crate) fn range_tombstones(&self, mode: ReadMode) -> Result<&FragmentList> {
+        if self.range_tombstones.get().is_none() {
+            if mode == ReadMode::MemoryOnly {
+                return Err(Error::WouldRead);
+            }
+            self.reader()?;
+        }
+        Ok(self.range_tombstones.get().expect("set when the file is opened"))
+    }
+
+    /// The range tombstones, if the file was open before.
+    pub(crate) fn known_range_tombstones(&self) -> Option<&Arc<FragmentList>> {
+        self.range_tombstones.get()
+    }
+
+    #[inline]
+    fn note_use(&self) {
+        // Nearly always set: then the line stays in every core's cache.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
     }
 
     #[cold]
-    fn open(&self) -> Result<&Arc<TableReader>> {
+    fn open(&self) -> Result<Arc<TableReader>> {
         let context = &self.context;
-        let reader = TableReader::open(
+        // What was closed while somebody read it may be closable now.
+        context.epoch.reclaim();
+        let reader = TableReader::open_cached(
             &*context.fs,
             &self.path,
             TableId(self.meta.number.0),
             self.meta.file_bytes,
-            &context.cache,
+            (&context.cache, self.cache_id),
         )?;
+        self.range_tombstones.get_or_init(|| Arc::clone(reader.range_tombstones()));
         // Two threads may open at once; one reader wins and the other is dropped.
-        Ok(self.reader.get_or_init(|| Arc::new(reader)))
+        let (reader, is_ours) = self.reader.put(Arc::new(reader));
+        if is_ours {
+            let me: Weak<Table> = self.me.clone();
+            context.open_files.opened(me);
+        }
+        Ok(reader)
     }
 
     /// The manifest no longer names the file.
@@ -147,8 +209,24 @@ impl Table {
     }
 }
 
+impl Closable for Table {
+    fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    fn close(&self) {
+        if self.reader.take() {
+            self.context.open_files.closed();
+        }
+    }
+}
+
 impl Drop for Table {
     fn drop(&mut self) {
+        // Nobody borrows from a handle that is dropped.
+        if self.reader.is_full() {
+            self.context.open_files.closed();
+        }
         if self.obsolete.load(Ordering::Acquire) {
             self.context.obsolete.push(std::mem::take(&mut self.path));
         }

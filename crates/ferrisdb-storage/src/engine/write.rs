@@ -24,6 +24,7 @@ use ferrisdb_core::Version;
 
 use super::Core;
 use super::events::Event;
+use super::open::shared_prefix;
 use super::view::{LiveMemtable, View};
 use super::visibility;
 use crate::batch::{BatchRecord, Operation, WriteBatch};
@@ -276,7 +277,12 @@ impl Core {
     }
 
     pub(super) fn fresh_memtable(&self, needed: usize) -> Arc<LiveMemtable> {
-        Arc::new(LiveMemtable::new(self.options.write_buffer_bytes.max(Memtable::capacity_for(needed))))
+        let view = self.view.read();
+        // The newest memtable with enough entries to tell; a wrong guess costs time only.
+        let known = view.memtables.iter().map(|memtable| memtable.entries.common_prefix()).find(|it| !it.is_empty());
+        let prefix = known.map_or_else(|| shared_prefix(&view.levels), <[u8]>::to_vec);
+        let capacity = self.options.write_buffer_bytes.max(Memtable::capacity_for(needed));
+        Arc::new(LiveMemtable::new(Memtable::in_pool(capacity, &prefix, &self.memtable_memory)))
     }
 
     fn finish_write(&self, written: Written) -> Result<Version> {

@@ -1,8 +1,9 @@
 //! The operating system's files: [`RealFileSystem`], the only module that touches `std::fs`.
 //!
-//! Every call is one system call, or a few. Nothing is retried, save `fallocate` after a signal, since it starts over:
-//! [`read_exact_at`](super::read_exact_at) and [`write_all_at`] go on after short transfers and interruptions. In
-//! particular no sync is retried: after a failed one Linux marks the lost pages clean, and the next sync of the same
+//! Every call is one system call, or a few. What a signal interrupted is tried again (some network and user-space file systems let signals
+//! through): calls by name here, opening by the standard library; [`read_exact_at`](super::read_exact_at) and [`write_all_at`] go on after short
+//! transfers and interruptions. A name may have been changed by the interrupted call all the same: then the second says that there is nothing left
+//! to remove or rename, or that the name is taken, and that is what the caller gets. Nothing else is retried, and no sync that failed: after a failed one Linux marks the lost pages clean, and the next sync of the same
 //! descriptor succeeds without them. The descriptor stays open after a failed sync; who closes and reopens it loses the
 //! error.
 
@@ -39,42 +40,45 @@ impl FileSystem for RealFileSystem {
         options.read(true).write(mode != OpenMode::Read).create_new(mode == OpenMode::CreateNew);
         let file = options.open(path)?;
         // A directory can be opened for reading, and fails only later and elsewhere.
-        if mode == OpenMode::Read && file.metadata()?.is_dir() {
+        if mode == OpenMode::Read && uninterrupted(|| file.metadata())?.is_dir() {
             return Err(Errno::ISDIR.into());
         }
         Ok(Arc::new(RealFile { file, path: path.to_path_buf() }))
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
+        uninterrupted(|| fs::remove_file(path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
+        uninterrupted(|| fs::rename(from, to))
     }
 
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::hard_link(from, to)
+        uninterrupted(|| fs::hard_link(from, to))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path)
+        // Directories that the interrupted call has made are found to exist.
+        uninterrupted(|| fs::create_dir_all(path))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(directory(path))?;
-        let mut names = entries.map(|entry| Ok(entry?.file_name().into())).collect::<io::Result<Vec<PathBuf>>>()?;
+        let mut names = uninterrupted(|| {
+            let entries = fs::read_dir(directory(path))?;
+            entries.map(|entry| Ok(entry?.file_name().into())).collect::<io::Result<Vec<PathBuf>>>()
+        })?;
         names.sort_unstable();
         Ok(names)
     }
 
     fn len(&self, path: &Path) -> io::Result<u64> {
-        let metadata = fs::metadata(path)?;
+        let metadata = uninterrupted(|| fs::metadata(path))?;
         if metadata.is_dir() { Err(Errno::ISDIR.into()) } else { Ok(metadata.len()) }
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        match path.try_exists() {
+        match uninterrupted(|| path.try_exists()) {
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
             result => result,
         }
@@ -82,7 +86,7 @@ impl FileSystem for RealFileSystem {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let directory = fs::File::open(directory(path))?;
-        if !directory.metadata()?.is_dir() {
+        if !uninterrupted(|| directory.metadata())?.is_dir() {
             return Err(Errno::NOTDIR.into());
         }
         directory.sync_all()
@@ -92,7 +96,7 @@ impl FileSystem for RealFileSystem {
     fn lock(&self, path: &Path, holder: &str) -> io::Result<Box<dyn FileLock>> {
         // Not truncated at opening: until the lock is ours the text is another's.
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        uninterrupted(|| Ok(rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?))?;
         let lock = RealFile { file, path: path.to_path_buf() };
         lock.set_len(0)?;
         write_all_at(&lock, holder.as_bytes(), 0)?;
@@ -100,8 +104,18 @@ impl FileSystem for RealFileSystem {
     }
 
     fn available_space(&self, path: &Path) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(directory(path))?;
+        let stat = uninterrupted(|| Ok(rustix::fs::statvfs(directory(path))?))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Makes a call until no signal interrupts it. Not for a sync.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 
@@ -168,7 +182,7 @@ impl File for RealFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        Ok(uninterrupted(|| self.file.metadata())?.len())
     }
 }
 
@@ -196,6 +210,21 @@ mod tests {
 
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
+    }
+
+    /// An interruption is no error; any other failure is told at once.
+    #[test]
+    fn an_interrupted_call_is_made_again() {
+        let run = |failures: &[Errno]| {
+            let mut calls = 0;
+            let result = uninterrupted(|| {
+                calls += 1;
+                failures.get(calls - 1).map_or(Ok(()), |errno| Err((*errno).into()))
+            });
+            (calls, result.map_err(|error| error.raw_os_error()))
+        };
+        assert_eq!(run(&[Errno::INTR, Errno::INTR]), (3, Ok(())));
+        assert_eq!(run(&[Errno::INTR, Errno::IO]), (2, Err(Some(Errno::IO.raw_os_error()))));
     }
 
     /// A second lock on the same file fails while the first is held, though the process is the same, and the loser can

@@ -191,6 +191,11 @@ impl SimFileSystem {
         self.state().used_bytes()
     }
 
+    /// Handles that are open now: what file descriptors are on a real disk. Locks are not counted.
+    pub fn open_handles(&self) -> usize {
+        self.state().open.values().map(|handles| usize::try_from(*handles).unwrap_or(usize::MAX)).sum()
+    }
+
     /// What was asked of this disk so far. Forks begin at zero.
     pub fn counts(&self) -> OpCounts {
         self.state().counts

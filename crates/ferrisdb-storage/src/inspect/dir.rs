@@ -60,6 +60,7 @@ pub fn dir(fs: &dyn FileSystem, path: &Path, sink: &mut dyn Sink) -> Result<()> 
 
     if let Some(state) = state {
         levels(state, sink)?;
+        blob_files(state, sink)?;
     }
     recovered?;
     damage.map_or(Ok(()), Err)
@@ -188,6 +189,28 @@ fn levels(state: &ManifestState, sink: &mut dyn Sink) -> Result<()> {
             Cell::Number(tables.iter().map(|meta| meta.entries).sum()),
             smallest.into(),
             largest.into(),
+        ])?;
+    }
+    Ok(())
+}
+
+/// What is in each live blob file, if there are any.
+fn blob_files(state: &ManifestState, sink: &mut dyn Sink) -> Result<()> {
+    if state.blobs.is_empty() {
+        return Ok(());
+    }
+    sink.table("blob_files", &["blob_file", "file_bytes", "referenced_bytes", "garbage_bytes", "tables"])?;
+    for (number, blob) in &state.blobs {
+        let references = || {
+            let tables = state.tables.values().flat_map(|(_, meta)| &meta.blob_references);
+            tables.filter(|(to, _)| to == number)
+        };
+        sink.row(&[
+            number.0.into(),
+            blob.meta.file_bytes.into(),
+            references().map(|(_, bytes)| *bytes).sum::<u64>().into(),
+            blob.garbage_bytes.into(),
+            references().count().into(),
         ])?;
     }
     Ok(())

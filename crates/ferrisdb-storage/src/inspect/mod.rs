@@ -1,12 +1,13 @@
-//! What is inside a file, said row by row: [`wal`], [`sst`], [`manifest`], [`dir`]; and whether all of it holds: [`verify`].
+//! What is inside a file, said row by row: [`wal`], [`sst`], [`blob`], [`manifest`], [`dir`]; and whether all of it holds: [`verify`].
 //!
 //! An inspection walks one file (or a directory) and tells a [`Sink`] what it finds: first some fields about the whole,
 //! then rows of named tables. Entries and records are told as they are read, so that a WAL or table of any size can be looked at.
 //! How it looks (text, JSON) is the sink's affair.
 //!
 //! Nothing is created or changed. A damaged file is told as far as it can be read, and what is wrong with it comes as the error at the end.
-//! The four inspections take no lock: of an engine that is open they show files at slightly different moments.
+//! The inspections of files take no lock: of an engine that is open they show files at slightly different moments.
 
+mod blob;
 mod dir;
 mod manifest;
 mod sst;
@@ -21,6 +22,7 @@ use std::path::Path;
 
 use ferrisdb_core::Version;
 
+pub use blob::blob;
 pub use dir::dir;
 pub use manifest::manifest;
 pub use sst::sst;

@@ -153,7 +153,6 @@ fn a_directory() {
               OPTIONS | options | live | 10 | - | - | - | -
               notes.txt | not ours | - | 17 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
               0 | 2 | 1964 | 14 | key00 | key11
         "#]],
@@ -190,7 +189,6 @@ fn a_damaged_directory() {
               MANIFEST-000001 | manifest | live | 2560 | - | - | - | -
               OPTIONS | options | live | 10 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
               0 | 2 | 1964 | 14 | key00 | key11
             error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1624; restore this file from a replica or a backup
@@ -208,7 +206,6 @@ fn a_damaged_directory() {
               MANIFEST-000001 | manifest | - | 2560 | - | - | - | -
               OPTIONS | options | live | 10 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-              wal/0000000002.wal | WAL segment | spare | 16384 | - | - | - | -
             error: corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
         "#]],
     );
@@ -398,6 +395,131 @@ fn a_damaged_table() {
             "error: corruption in /db/000077.sst at offset 1624: this is table 1, not table 000077: the file was put in its place; restore this file from a replica or a backup"
         ],
     );
+}
+
+/// A disk with an engine whose values of 64 bytes or more lie in a blob file: three live ones and one that is garbage.
+fn disk_with_blobs() -> SimFileSystem {
+    let disk = SimFileSystem::new();
+    let options = Options { blob_value_bytes: Some(64), ..Options::tiny() };
+    let engine = Engine::open_in(Env::sim(disk.clone()), DIR, options).unwrap();
+    for (n, key) in [b"key0", b"key1", b"key2", b"key3"].into_iter().enumerate() {
+        let mut batch = WriteBatch::new();
+        batch.put(
+            key,
+            &if n == 2 { vec![b'z'; 400] } else { (0..70).map(|at| b'a' + (at % 26 * 7 + n as u8) % 26).collect() },
+        );
+        engine.write(batch, Durability::Sync).unwrap();
+    }
+    engine.flush().unwrap();
+    let mut batch = WriteBatch::new();
+    batch.delete(b"key1").put(b"small", b"in the table");
+    engine.write(batch, Durability::Sync).unwrap();
+    engine.compact_range(None, None).unwrap();
+    engine.close().unwrap();
+    disk.write_raw("/db/LOCK", b"process 1");
+    disk.write_raw("/db/OPTIONS", b"for people");
+    disk.sync_everything();
+    disk
+}
+
+/// A blob file: its header, and its values with the entries that they belong to; whole, damaged, copied elsewhere and swapped.
+#[test]
+fn a_blob_file() {
+    let disk = disk_with_blobs();
+    let path = file_named(&disk, ".blob");
+    check(
+        &inspected(&disk, blob, &path),
+        &expect![[r#"
+        file: /db/000001.blob
+        file_bytes: 216
+        blob_file: 1
+        format_version: 1
+        engine: afcd1d7b39a820e2f465b9a16a9e786e
+        state: live
+        garbage_bytes: 48
+        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+          48 | 48 | lz4 | yes | 4 | key0 | 0 | 70 | ahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelsz
+          144 | 24 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
+          168 | 48 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
+    "#]],
+    );
+    let table = inspected(&disk, dir, DIR);
+    check(
+        &table[table.find("levels (").unwrap()..],
+        &expect![[r#"
+        levels (level, tables, file_bytes, entries, smallest, largest)
+          6 | 1 | 350 | 4 | key0 | small
+        blob_files (blob_file, file_bytes, referenced_bytes, garbage_bytes, tables)
+          1 | 216 | 120 | 48 | 1
+    "#]],
+    );
+
+    let copy = Path::new("/elsewhere.blob");
+    disk.write_raw(copy, &disk.read_raw(&path).unwrap());
+    check(
+        &inspected(&disk, blob, copy),
+        &expect![[r#"
+        file: /elsewhere.blob
+        file_bytes: 216
+        blob_file: 1
+        format_version: 1
+        engine: afcd1d7b39a820e2f465b9a16a9e786e
+        state: -
+        garbage_bytes: -
+        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+    "#]],
+    );
+
+    let swapped = files::blob_path(Path::new(DIR), FileNumber(77));
+    disk.write_raw(&swapped, &disk.read_raw(&path).unwrap());
+    check(
+        inspected(&disk, blob, &swapped).lines().last().unwrap(),
+        &expect![
+            "error: corruption in /db/000077.blob at offset 0: this is blob file 1, not 000077: the file was put in its place; restore this file from a replica or a backup"
+        ],
+    );
+
+    disk.flip_bit(&path, 60, 1);
+    check(
+        &inspected(&disk, blob, &path),
+        &expect![[r#"
+        file: /db/000001.blob
+        file_bytes: 216
+        blob_file: 1
+        format_version: 1
+        engine: afcd1d7b39a820e2f465b9a16a9e786e
+        state: live
+        garbage_bytes: 48
+        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+          48 | 48 | lz4 | no | 4 | key0 | 0 | 70 | -
+          144 | 24 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
+          168 | 48 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
+        error: corruption in /db/000001.blob at offset 48: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+    "#]],
+    );
+    disk.flip_bit(&path, 20, 1);
+    check(
+        inspected(&disk, blob, &path).lines().last().unwrap(),
+        &expect![
+            "error: corruption in /db/000001.blob at offset 0: blob file header: checksum; restore this file from a replica or a backup"
+        ],
+    );
+}
+
+/// A table that cannot be read hides from the engine that the end of the WAL is gone too; verification finds both.
+#[test]
+fn the_missing_end_of_a_wal_is_found_beside_other_damage() {
+    let disk = disk();
+    disk.truncate_raw(&tables(&disk)[0], 100);
+    for (path, _) in disk.files() {
+        if path.extension().is_some_and(|suffix| suffix == "wal") {
+            // The records behind the flushed version, and all that say that they were synced.
+            let bytes = disk.read_raw(&path).unwrap();
+            disk.write_raw(&path, &bytes[..bytes.len().min(1760)]);
+        }
+    }
+    let (problems, text) = verified(&disk);
+    assert!(text.contains("its end is missing") && text.contains("000001.sst"), "{problems}: {text}");
 }
 
 /// A segment: its records, and the operations in them; and one that is not used yet.

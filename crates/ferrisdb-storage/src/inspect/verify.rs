@@ -21,7 +21,7 @@ use crate::manifest::log::{self, Found};
 use crate::manifest::{Manifest, ManifestState};
 use crate::options::Options;
 use crate::table::{TableId, TableReader};
-use crate::wal::{Wal, WalOptions, WalPosition, inspect_segment};
+use crate::wal::{Wal, WalOptions, WalPosition, inspect_segment, segment_file_name};
 
 /// What was found so far.
 #[derive(Default)]
@@ -146,16 +146,24 @@ impl Findings {
         let options = WalOptions { identity, required_from, ..WalOptions::default() };
         let opened = Wal::read_only(Arc::clone(fs), &wal_dir, &options);
         let Some((mut reader, recovery)) = self.note(opened)? else { return Ok(()) };
+        let synced = state.and_then(|state| state.wal_synced).map_or(WalPosition::ZERO, WalPosition::from_u64);
+        if recovery.end < synced {
+            let what =
+                format!("the WAL ends at {}, but it was synced up to {synced}: its end is missing", recovery.end);
+            let segment = wal_dir.join(segment_file_name(synced.segment()));
+            self.note(Err::<(), _>(Error::corruption(segment, u64::from(synced.offset()), what)))?;
+        }
         self.wal_torn = recovery.torn.map(|torn| format!("{} at {}: {}", torn.file.display(), torn.offset, torn.what));
         let mut previous = Version::ZERO;
         while let Some(true) = self.note(reader.advance())? {
             self.wal_records += 1;
             let record = reader.record();
             let offset = u64::from(record.position.offset());
-            let Some(batch) = self.note(BatchRecord::decode(record.payload, &wal_dir, offset))? else { continue };
+            let file = reader.segment_path().unwrap_or(&wal_dir);
+            let Some(batch) = self.note(BatchRecord::decode(record.payload, file, offset))? else { continue };
             if batch.version <= previous {
                 let what = format!("WAL record of version {} behind one of version {previous}", batch.version);
-                self.note(Err::<(), _>(Error::corruption(&wal_dir, offset, what)))?;
+                self.note(Err::<(), _>(Error::corruption(file, offset, what)))?;
             }
             previous = previous.max(batch.version);
         }

@@ -225,7 +225,7 @@ fn decode_sector(manifest: u64, index: u64, sector: &[u8]) -> Sector<'_> {
     if known { Sector::Good(kind, &sector[PAYLOAD_AT..PAYLOAD_AT + len]) } else { Sector::Bad }
 }
 
-fn sector_checksum(manifest: u64, index: u64, sector: &[u8]) -> u32 {
+pub(super) fn sector_checksum(manifest: u64, index: u64, sector: &[u8]) -> u32 {
     let mut place = [0; 16 + SECTOR_BYTES - 4];
     place[..8].copy_from_slice(&manifest.to_le_bytes());
     place[8..16].copy_from_slice(&index.to_le_bytes());

@@ -19,8 +19,8 @@
 //! # When the disk fails
 //! | where | what happened | what we do |
 //! |---|---|---|
-//! | append: write, no space | the record is incomplete: the edit did not happen | fail; switch at the next edit |
-//! | append: write, other error; sync, any error | unknown | poison |
+//! | append: write, no space | unknown; cut off durably, it did not happen | fail; switch at the next edit |
+//! | append: write, other error; sync or cutting off, any error | unknown | poison |
 //! | switch 1, 2, 5: any error; 3, 4, 6: no space | nothing names the new manifest: the edit did not happen | fail; try again with another number at the next edit |
 //! | switch 3, 4, 6: other errors | the edit did not happen, but a failed sync is final | poison |
 //! | switch 7, 8: any error | unknown which one is in force | poison |
@@ -312,9 +312,17 @@ impl Manifest {
         let record = frame::encode_record(log.number, log.end, &edit.encode());
         if let Err(error) = write_all_at(&*log.file, &record, log.end) {
             let error = Error::io("append to", &log.path, error);
-            // The bytes that did get into the file are no whole record, and nothing may be written behind them.
-            self.log = None;
-            return if error.is_no_space() { Err(error) } else { self.poison(&error) };
+            // What did get into the file may be the whole record, and nothing may be written behind it.
+            let log = self.log.take().expect("it is being appended to");
+            if !error.is_no_space() {
+                return self.poison(&error);
+            }
+            // The caller will believe that the edit did not happen, and delete the files that it adds.
+            let cut = log.file.set_len(log.end).and_then(|()| log.file.sync_data());
+            return match cut.map_err(|error| Error::io("cut", &log.path, error)) {
+                Ok(()) => Err(error),
+                Err(error) => self.poison(&error),
+            };
         }
         if !planted(Bug::ManifestNotSynced)
             && let Err(error) = log.file.sync_data()

@@ -17,11 +17,13 @@
 //!
 //! The reasons for this design are in `docs/decisions/0005-manifest-and-compaction.md`.
 
-mod current;
+pub(crate) mod current;
 pub mod edit;
 mod frame;
 pub mod log;
 pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod survive;
 
 pub use edit::{BlobMeta, EngineId, FileNumber, ManifestEdit, TableMeta};
 pub use log::{Manifest, Recovered};

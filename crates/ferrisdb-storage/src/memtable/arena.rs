@@ -20,6 +20,7 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -57,12 +58,87 @@ impl Reserved {
     }
 }
 
-/// See the module.
+/// A piece of memory of fixed size.
 #[derive(Debug)]
-pub(super) struct Arena {
+struct Memory {
     /// Invariant: the start of an allocation of `capacity` bytes that lives as long as this value.
     base: NonNull<u8>,
     capacity: usize,
+}
+
+// SAFETY: it owns its memory and nothing in it is tied to a thread.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    fn new(capacity: usize) -> Memory {
+        let layout = Memory::layout(capacity);
+        // Not `alloc_zeroed`: every byte is written before it is published, and clearing would touch every page when the allocator
+        // hands out memory that it had before.
+        // SAFETY: the layout has a size above zero, as `Arena::new` asserts.
+        let base = unsafe { alloc(layout) };
+        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
+        ask_for_huge_pages(base, capacity);
+        Memory { base, capacity }
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        let align = if capacity >= HUGE_PAGES_FROM { HUGE_PAGE_BYTES } else { ALIGN };
+        Layout::from_size_align(capacity, align).expect("a capacity below 4 GiB is a valid size")
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `base` came from `alloc` with this layout, and nobody can hold a reference into it any more.
+        unsafe { dealloc(self.base.as_ptr(), Memory::layout(self.capacity)) }
+    }
+}
+
+/// The memory of the last dropped memtable, for the next one: the operating system clears every page that it gives, which costs
+/// a sequential load a seventh of its processor time. At most one piece is kept, so memtables and this together never take more than the
+/// memtables alone have taken. Share it by `Arc` among the memtables of one engine.
+#[derive(Debug, Default)]
+pub struct MemoryPool {
+    spare: Mutex<Option<Memory>>,
+}
+
+impl MemoryPool {
+    /// Gives what is kept back to the operating system.
+    pub fn clear(&self) {
+        drop(self.lock().take());
+    }
+
+    /// Bytes kept.
+    pub fn spare_bytes(&self) -> usize {
+        self.lock().as_ref().map_or(0, |memory| memory.capacity)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Memory>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, capacity: usize) -> Option<Memory> {
+        let mut spare = self.lock();
+        spare.take_if(|memory| memory.capacity == capacity)
+    }
+
+    fn give(&self, memory: Memory) {
+        // What was there is freed outside the lock: a system call for many pages.
+        let replaced = self.lock().replace(memory);
+        drop(replaced);
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Arena {
+    /// `None` only while it is being dropped.
+    memory: Option<Memory>,
+    /// Invariant: that of `memory`.
+    base: NonNull<u8>,
+    capacity: usize,
+    /// Where the memory goes in the end.
+    pool: Option<Arc<MemoryPool>>,
     // Both are u64 so that no number of refused attempts could make them wrap.
     reserved: AtomicU64,
     allocated: AtomicU64,
@@ -96,37 +172,29 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// An arena of `capacity` bytes.
+    /// An arena of `capacity` bytes, in memory from `pool` and back to it, if there is one.
     ///
     /// # Panics
     /// If `capacity` is not a multiple of [`ALIGN`], is zero, or is above [`ARENA_BYTES_MAX`]. Aborts like `Vec` if the
     /// operating system refuses the address space.
-    pub(super) fn new(capacity: usize) -> Arena {
+    pub(super) fn new(capacity: usize, pool: Option<Arc<MemoryPool>>) -> Arena {
         assert!(
             (ALIGN..=ARENA_BYTES_MAX).contains(&capacity) && capacity.is_multiple_of(ALIGN),
             "an arena of {capacity} bytes is outside its limits"
         );
-        let layout = Arena::layout(capacity);
-        // Not `alloc_zeroed`: every byte is written before it is published, and clearing would touch every page when the allocator
-        // hands out memory that it had before.
-        // SAFETY: the layout has a size above zero, as asserted.
-        let base = unsafe { alloc(layout) };
-        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
-        ask_for_huge_pages(base, capacity);
+        let spare = pool.as_ref().and_then(|pool| pool.take(capacity));
+        let memory = spare.unwrap_or_else(|| Memory::new(capacity));
         Arena {
-            base,
+            base: memory.base,
+            memory: Some(memory),
             capacity,
+            pool,
             // The first bytes are never handed out, so that offset 0 is free to mean "none".
             reserved: AtomicU64::new(ALIGN as u64),
             allocated: AtomicU64::new(ALIGN as u64),
             #[cfg(any(loom, shuttle))]
             model: super::arena_model::Model::new(capacity),
         }
-    }
-
-    fn layout(capacity: usize) -> Layout {
-        let align = if capacity >= HUGE_PAGES_FROM { HUGE_PAGE_BYTES } else { ALIGN };
-        Layout::from_size_align(capacity, align).expect("a capacity below 4 GiB is a valid size")
     }
 
     /// Bytes in all.
@@ -292,7 +360,8 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc` with this layout, and nobody can hold a reference into it any more.
-        unsafe { dealloc(self.base.as_ptr(), Arena::layout(self.capacity)) }
+        if let (Some(pool), Some(memory)) = (&self.pool, self.memory.take()) {
+            pool.give(memory);
+        }
     }
 }

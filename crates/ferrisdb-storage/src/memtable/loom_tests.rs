@@ -29,7 +29,7 @@ fn explore(plant: Plant, scenario: fn(Plant)) {
 }
 
 fn list(plant: Plant) -> Arc<SkipList> {
-    let mut list = SkipList::new(LIST_BYTES_MIN + 4 * node_bytes(HEIGHT_MAX, 1, 1), b"");
+    let mut list = SkipList::new(LIST_BYTES_MIN + 4 * node_bytes(HEIGHT_MAX, 1, 1), b"", None);
     list.plant = plant;
     Arc::new(list)
 }
@@ -198,7 +198,7 @@ fn stale_splice(plant: Plant) {
 #[test]
 fn reservations_are_exclusive() {
     loom::model(|| {
-        let arena = Arc::new(Arena::new(32));
+        let arena = Arc::new(Arena::new(32, None));
         let other = Arc::clone(&arena);
         let take = |arena: &Arena| arena.try_reserve(16).map(|mut reserved| arena.allocate(&mut reserved, 16));
         let other = thread::spawn(move || take(&other));

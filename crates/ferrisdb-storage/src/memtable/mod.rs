@@ -57,6 +57,7 @@ use ferrisdb_core::Version;
 use crate::key::{InternalKey, Trailer, ValueKind};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tombstone::{FragmentList, RangeTombstone};
+pub use arena::MemoryPool;
 use arena::{ALIGN, ARENA_BYTES_MAX, Reserved};
 pub use cursor::{Cursor, MemtableIterator, OwnedMemtableIterator};
 use filter::Filter;
@@ -148,9 +149,19 @@ impl Memtable {
     /// [`CAPACITY_BYTES_MAX`]. Memory is used as it fills. Operations are faster if most keys begin with `prefix`; take
     /// [`Self::common_prefix`] of the memtable before. Any other key is as welcome.
     pub fn with_prefix(capacity_bytes: usize, prefix: &[u8]) -> Memtable {
+        Memtable::make(capacity_bytes, prefix, None)
+    }
+
+    /// As [`Self::with_prefix`], in memory that another memtable left in `pool`, if there is a piece of this size; when it is dropped the
+    /// memory goes there.
+    pub fn in_pool(capacity_bytes: usize, prefix: &[u8], pool: &Arc<MemoryPool>) -> Memtable {
+        Memtable::make(capacity_bytes, prefix, Some(Arc::clone(pool)))
+    }
+
+    fn make(capacity_bytes: usize, prefix: &[u8], pool: Option<Arc<MemoryPool>>) -> Memtable {
         let capacity = capacity_bytes.clamp(CAPACITY_BYTES_MIN, CAPACITY_BYTES_MAX) / ALIGN * ALIGN;
         Memtable {
-            list: SkipList::new(capacity, prefix),
+            list: SkipList::new(capacity, prefix, pool),
             filter: Filter::new(capacity),
             range_tombstones: RangeTombstones::new(),
             entry_count: AtomicU64::new(0),

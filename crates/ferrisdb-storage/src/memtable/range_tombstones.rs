@@ -16,16 +16,17 @@
 //! - A published set of runs never changes.
 //!
 //! # Concurrency
-//! Readers take no lock: they reach the runs over an epoch-protected pointer, and without any tombstone they read one flag. Insertions
-//! queue on a mutex; range deletes are rare.
+//! Readers take no lock: they reach the runs over an [`EpochCell`], and without any tombstone they read one flag. Insertions
+//! queue on a mutex; range deletes are rare. The cell, with its counters of 8 KiB, is made by the first of them: most memtables never
+//! have one.
 
 use std::sync::{Arc, OnceLock};
 
-use crossbeam_epoch::{self as epoch, Atomic, Owned};
 use ferrisdb_core::Version;
 
+use crate::epoch::EpochCell;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::tombstone::{FragmentList, RangeTombstone};
 
 /// What is published: unchanging but for the merged list, which is made when somebody first asks.
@@ -84,36 +85,28 @@ impl Runs {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub(super) struct RangeTombstones {
-    /// Set after the first insertion. Its owner publishes a version after inserting its tombstones, and a reader asks at a published
-    /// version, so a reader that finds it unset may not see any tombstone.
-    any: AtomicBool,
-    /// Invariant: never null. Behind an `Arc`, so that a reader can leave the epoch before it does long work.
-    runs: Atomic<Arc<Runs>>,
+    /// Set by the first insertion, and never empty of tombstones. Its owner publishes a version after inserting its tombstones, and a
+    /// reader asks at a published version, so a reader that finds it unset may not see any tombstone.
+    runs: OnceLock<EpochCell<Runs>>,
     memory_bytes: AtomicUsize,
     inserting: Mutex<()>,
 }
 
 impl RangeTombstones {
     pub(super) fn new() -> RangeTombstones {
-        RangeTombstones {
-            any: AtomicBool::new(false),
-            runs: Atomic::new(Arc::default()),
-            memory_bytes: AtomicUsize::new(0),
-            inserting: Mutex::new(()),
-        }
+        RangeTombstones { runs: OnceLock::new(), memory_bytes: AtomicUsize::new(0), inserting: Mutex::new(()) }
     }
 
     /// True before the first insertion.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        !self.any.load(Ordering::Acquire)
+        self.runs.get().is_none()
     }
 
     /// How many were inserted.
     pub(super) fn count(&self) -> usize {
-        if self.is_empty() { 0 } else { self.load().count() }
+        self.runs.get().map_or(0, |runs| runs.read().count())
     }
 
     /// Bytes of memory that the fragments take.
@@ -123,63 +116,44 @@ impl RangeTombstones {
 
     pub(super) fn insert(&self, tombstone: &RangeTombstone) {
         let _inserting = self.inserting.lock().expect("no insertion panics: it only allocates and compares");
-        let runs = self.load().with(tombstone);
+        let cell = self.runs.get();
+        let runs = cell.map_or_else(Arc::default, EpochCell::load).with(tombstone);
         if cfg!(debug_assertions) {
             runs.check();
         }
         self.memory_bytes.store(runs.memory_bytes(), Ordering::Relaxed);
-        let guard = epoch::pin();
-        let old = self.runs.swap(Owned::new(Arc::new(runs)), Ordering::AcqRel, &guard);
-        // SAFETY: `old` was replaced, so no new reader can reach it; those that have are pinned, and the destruction waits for them.
-        // Only this swap ever takes a pointer out, so it is destroyed once.
-        unsafe { guard.defer_destroy(old) };
-        drop(guard);
-        self.any.store(true, Ordering::Release);
+        match cell {
+            Some(cell) => cell.replace(Arc::new(runs)),
+            None => {
+                self.runs.get_or_init(|| EpochCell::new(Arc::new(runs)));
+            }
+        }
     }
 
     /// The newest tombstone over `user_key` that a reader at `at` sees.
     #[inline]
     pub(super) fn newest_covering(&self, user_key: &[u8], at: Version) -> Option<Version> {
-        if self.is_empty() {
-            return None;
-        }
-        let guard = epoch::pin();
-        let runs = self.runs.load(Ordering::Acquire, &guard);
-        // SAFETY: never null, and what the pointer leads to is not destroyed while `guard` lives.
-        let runs = unsafe { runs.deref() };
+        let runs = self.runs.get()?.read();
         runs.runs.iter().filter_map(|run| run.fragments.newest_covering(user_key, at)).max()
     }
 
     /// All of them in one list; `None` without any. Made once per insertion that is followed by a call: O(n log n).
     pub(super) fn merged(&self) -> Option<Arc<FragmentList>> {
-        if self.is_empty() { None } else { Some(Arc::clone(self.load().merged())) }
+        // With a count of its own: a guard would delay reclamation for as long as the merge takes.
+        Some(Arc::clone(self.runs.get()?.load().merged()))
     }
 
     /// All of them in O(log n) lists, without work.
     pub(super) fn runs(&self) -> Vec<Arc<FragmentList>> {
-        if self.is_empty() {
-            return Vec::new();
-        }
-        self.load().runs.iter().map(|run| Arc::clone(&run.fragments)).collect()
-    }
-
-    fn load(&self) -> Arc<Runs> {
-        let guard = epoch::pin();
-        let runs = self.runs.load(Ordering::Acquire, &guard);
-        // SAFETY: as in `newest_covering`; the clone outlives the guard on its own count.
-        Arc::clone(unsafe { runs.deref() })
+        let Some(cell) = self.runs.get() else { return Vec::new() };
+        cell.read().runs.iter().map(|run| Arc::clone(&run.fragments)).collect()
     }
 
     pub(super) fn check(&self) {
-        let runs = self.load();
-        runs.check();
-        assert_eq!(self.is_empty(), runs.runs.is_empty(), "the flag is set by the first insertion");
-    }
-}
-
-impl Drop for RangeTombstones {
-    fn drop(&mut self) {
-        // SAFETY: `&mut self` means that no reader is left, so the last runs can go at once.
-        drop(unsafe { std::mem::replace(&mut self.runs, Atomic::null()).into_owned() });
+        if let Some(cell) = self.runs.get() {
+            let runs = cell.read();
+            runs.check();
+            assert!(!runs.runs.is_empty(), "the cell is made by the first insertion");
+        }
     }
 }

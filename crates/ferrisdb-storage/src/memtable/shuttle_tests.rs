@@ -49,7 +49,8 @@ fn scan(list: &SkipList, forward: bool) -> Vec<(u8, std::cmp::Reverse<u64>)> {
 /// Writers with a splice each insert few keys in many versions; two readers scan, one in each direction. Scans are sorted and grow; an entry
 /// whose insertion a thread has seen end is found; nothing is missing in the end.
 fn writers_and_readers(plant: Plant, seed: u64) {
-    let mut list = SkipList::new(LIST_BYTES_MIN + (WRITERS * INSERTS) as usize * node_bytes(HEIGHT_MAX, 1, 8), b"");
+    let mut list =
+        SkipList::new(LIST_BYTES_MIN + (WRITERS * INSERTS) as usize * node_bytes(HEIGHT_MAX, 1, 8), b"", None);
     list.plant = plant;
     let list = Arc::new(list);
     let writers: Vec<_> = (0..WRITERS)

@@ -48,11 +48,12 @@
 //!
 //! *Height* of the list is advice: one that is too small costs time, one that is too large meets empty levels.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64 as StdAtomicU64;
 
 use ferrisdb_core::Version;
 
-use super::arena::{ALIGN, Arena, Reserved};
+use super::arena::{ALIGN, Arena, MemoryPool, Reserved};
 use crate::key::{InternalKey, KEY_BYTES_MAX, Trailer, key_head};
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -196,10 +197,10 @@ pub(super) struct SkipList {
 impl SkipList {
     /// An empty list in an arena of `capacity` bytes, at least [`LIST_BYTES_MIN`]. Fastest if most keys begin with `prefix` and
     /// differ soon after.
-    pub(super) fn new(capacity: usize, prefix: &[u8]) -> SkipList {
+    pub(super) fn new(capacity: usize, prefix: &[u8], pool: Option<Arc<MemoryPool>>) -> SkipList {
         // An identity, not a decision: its value shows nowhere, so the standard library's atomic does even under a model checker.
         static NEXT_ID: StdAtomicU64 = StdAtomicU64::new(1);
-        let arena = Arena::new(capacity);
+        let arena = Arena::new(capacity, pool);
         let mut reserved = arena.try_reserve(node_bytes(HEIGHT_MAX, 0, 0)).expect("the capacity covers the first node");
         let head = arena.allocate(&mut reserved, node_bytes(HEIGHT_MAX, 0, 0));
         assert_eq!(head, HEAD.0, "the first allocation is the first node");

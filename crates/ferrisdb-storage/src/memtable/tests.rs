@@ -527,3 +527,38 @@ fn speed() {
         }
     });
 }
+
+/// The memory of a dropped memtable goes to the next one of its size, which starts empty; one piece is kept, and can be given back.
+#[test]
+fn memory_is_used_again() {
+    const BYTES: usize = 1 << 20;
+    let pool = Arc::<MemoryPool>::default();
+    let make = |bytes| Memtable::in_pool(bytes, b"", &pool);
+    let fill = |memtable: &Memtable| {
+        let mut inserter = Inserter::new();
+        let mut count = 0;
+        while memtable
+            .insert(format!("{count:08}").as_bytes(), v(1), ValueKind::Value, &[7; 100], &mut inserter)
+            .is_ok()
+        {
+            count += 1;
+        }
+        memtable.check();
+        count
+    };
+    let (first, second) = (make(BYTES), make(BYTES));
+    let count = fill(&first);
+    drop(first);
+    drop(second);
+    assert_eq!(pool.spare_bytes(), BYTES, "one piece of the two");
+    let other_size = make(BYTES / 2);
+    assert_eq!(pool.spare_bytes(), BYTES, "it is not for memtables of other sizes");
+    let third = make(BYTES);
+    assert_eq!(pool.spare_bytes(), 0, "it is in use");
+    assert!(third.is_empty() && third.get(b"00000000", v(9)).is_none());
+    assert_eq!(fill(&third), count);
+    drop((third, other_size));
+    assert_eq!(pool.spare_bytes(), BYTES / 2, "the last dropped stays");
+    pool.clear();
+    assert_eq!(pool.spare_bytes(), 0);
+}

@@ -38,6 +38,8 @@ mod index;
 mod iterator;
 mod properties;
 mod reader;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod survive;
 mod tombstone_block;
 mod verify;
 
@@ -48,11 +50,14 @@ pub use block::Block;
 pub use builder::{TableBuilder, TableSummary};
 pub use footer::FORMAT_VERSION;
 pub use frame::BlockHandle;
-pub(crate) use frame::{Compressor, FRAME_TRAILER_BYTES, open_frame_shared};
+pub(crate) use frame::{Compressor, FRAME_TRAILER_BYTES, compression_name, open_frame_shared};
 pub use index::Index;
 pub use iterator::TableIterator;
 pub use properties::Properties;
+pub(crate) use reader::LastBlock;
 pub use reader::{Found, TableReader, TableValue};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use survive::{Parts, put_together, sealed_frame, take_apart};
 pub use verify::{BlockEntry, BlockSummary, FooterSummary, Verified};
 
 use crate::error::{Error, Result};

@@ -7,6 +7,7 @@
 //! # Concurrency
 //! Immutable once open; any number of threads.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
@@ -42,7 +43,7 @@ pub struct TableReader {
     index: Index,
     partitioned: bool,
     filter: Option<Filter>,
-    tombstones: FragmentList,
+    tombstones: Arc<FragmentList>,
     properties: Properties,
     _pinned: CacheReservation,
 }
@@ -107,6 +108,15 @@ pub struct Found {
     pub value: TableValue,
 }
 
+/// What [`TableReader::get_in_order`] has looked up last, in one table.
+#[derive(Default)]
+pub(crate) struct LastBlock {
+    /// Which index partition, in a table that has any.
+    partition: Option<(usize, Arc<Index>)>,
+    /// The data block, and where it lies.
+    block: Option<(u64, Arc<Block>)>,
+}
+
 /// A value that lies in a block, and keeps the block in memory.
 #[derive(Clone)]
 pub struct TableValue {
@@ -151,6 +161,17 @@ impl TableReader {
         file_bytes: u64,
         cache: &Arc<BlockCache>,
     ) -> Result<TableReader> {
+        TableReader::open_cached(fs, path, id, file_bytes, (cache, cache.new_id()))
+    }
+
+    /// As [`TableReader::open`], of a table whose blocks may be in the cache under an id from an earlier time that it was open.
+    pub(crate) fn open_cached(
+        fs: &dyn FileSystem,
+        path: &Path,
+        id: TableId,
+        file_bytes: u64,
+        (cache, cache_id): (&Arc<BlockCache>, CacheId),
+    ) -> Result<TableReader> {
         let file = fs.open(path, OpenMode::Read).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::MissingFile { file: path.into() },
             _ => Error::io("open", path, error),
@@ -171,11 +192,11 @@ impl TableReader {
             file_bytes,
             data_end: footer.data_end,
             cache: Arc::clone(cache),
-            cache_id: cache.new_id(),
+            cache_id,
             index,
             partitioned: footer.index_levels == 2,
             filter,
-            tombstones,
+            tombstones: Arc::new(tombstones),
             properties,
             _pinned: cache.reserve(pinned),
             file,
@@ -203,7 +224,7 @@ impl TableReader {
     }
 
     /// The range tombstones.
-    pub fn range_tombstones(&self) -> &FragmentList {
+    pub fn range_tombstones(&self) -> &Arc<FragmentList> {
         &self.tombstones
     }
 
@@ -256,6 +277,50 @@ impl TableReader {
             Err(error) => return Err(bad_block(&self.path, handle.offset, error)),
         };
         Ok(Some(Found { version, kind, value: TableValue { block, start, end } }))
+    }
+
+    /// As [`TableReader::get`], for keys asked in ascending order: neither partition nor block that answered for the key before is looked
+    /// up again.
+    pub(crate) fn get_in_order(
+        &self,
+        user_key: &[u8],
+        key_hash: u64,
+        at: Version,
+        mode: ReadMode,
+        last: &mut LastBlock,
+    ) -> Result<Option<Found>> {
+        if !self.may_contain(key_hash) {
+            return Ok(None);
+        }
+        let target = InternalKey::seek(user_key, at);
+        let mut ordinal = self.index.find(target);
+        if ordinal == self.index.len() {
+            return Ok(None);
+        }
+        let index = if self.partitioned {
+            if last.partition.as_ref().is_none_or(|(held, _)| *held != ordinal) {
+                last.partition = Some((ordinal, self.partition(ordinal, mode)?));
+            }
+            let (_, partition) = last.partition.as_ref().expect("just loaded");
+            ordinal = partition.find(target);
+            &**partition
+        } else {
+            &self.index
+        };
+        if ordinal >= index.len() {
+            return Ok(None);
+        }
+        let handle = index.handle(ordinal);
+        if last.block.as_ref().is_none_or(|(offset, _)| *offset != handle.offset) {
+            last.block = Some((handle.offset, self.data_block(handle, mode)?));
+        }
+        let (_, block) = last.block.as_ref().expect("just loaded");
+        let (version, kind, (start, end)) = match block.seek(target) {
+            Ok(Some(found)) if found.same_user_key => (found.trailer.version(), found.kind, found.value_range()),
+            Ok(_) => return Ok(None),
+            Err(error) => return Err(bad_block(&self.path, handle.offset, error)),
+        };
+        Ok(Some(Found { version, kind, value: TableValue { block: Arc::clone(block), start, end } }))
     }
 
     /// The data block that holds `target`, if any does.
@@ -338,8 +403,9 @@ impl TableReader {
 
     #[cold]
     fn read_data_block(&self, handle: BlockHandle, mode: ReadMode) -> Result<Arc<Block>> {
-        let frame = self.read(handle.offset, handle.len)?;
-        let block = Arc::new(self.decode_data_block(&frame, handle.offset)?);
+        let block = Arc::new(with_range(&*self.file, &self.path, handle.offset, handle.len, |frame| {
+            self.decode_data_block(frame, handle.offset)
+        })?);
         if mode == ReadMode::Blocking {
             self.cache.insert(self.cache_id, handle.offset, CachedBlock::Data(Arc::clone(&block)));
         }
@@ -371,7 +437,7 @@ impl TableReader {
     /// Reads the pinned blocks once more: they may have gone bad since they were read.
     pub(super) fn reload_rear(&self) -> Result<()> {
         let rear = Rear::load(&*self.file, &self.path, self.id, self.file_bytes)?;
-        if rear.properties != self.properties || rear.tombstones != self.tombstones {
+        if rear.properties != self.properties || rear.tombstones != *self.tombstones {
             return Err(Error::corruption(
                 &self.path,
                 rear.footer.properties.offset,
@@ -395,12 +461,43 @@ fn bad_block(path: &Path, offset: u64, error: DecodeError) -> Error {
     Error::decode(path, offset, error)
 }
 
+/// As [`read_range`], into a buffer that the thread keeps: a block read from the page cache costs so little that allocating and
+/// clearing memory for its compressed form would show.
+fn with_range<T>(
+    file: &dyn File,
+    path: &Path,
+    offset: u64,
+    len: u64,
+    use_bytes: impl FnOnce(&[u8]) -> Result<T>,
+) -> Result<T> {
+    /// What a thread keeps at most: blocks are larger only where a value is.
+    const KEPT_BYTES_MAX: usize = 64 << 10;
+    thread_local! {
+        static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    let Some(fits) = usize::try_from(len).ok().filter(|&len| len <= KEPT_BYTES_MAX) else {
+        return use_bytes(&read_range(file, path, offset, len)?);
+    };
+    // Taken while in use, so that a nested call would find an empty one and not this.
+    let mut buffer = BUFFER.take();
+    if buffer.len() < fits {
+        buffer.resize(fits, 0);
+    }
+    let result = fill(file, path, offset, &mut buffer[..fits]).and_then(|()| use_bytes(&buffer[..fits]));
+    BUFFER.set(buffer);
+    result
+}
+
 /// Reads exactly `len` bytes; they lie within the file, as was checked, so an end before them is corruption.
 pub(super) fn read_range(file: &dyn File, path: &Path, offset: u64, len: u64) -> Result<Vec<u8>> {
     let len = usize::try_from(len).map_err(|_| Error::corruption(path, offset, "block: length"))?;
     let mut bytes = vec![0; len];
-    match read_exact_at(file, &mut bytes, offset) {
-        Ok(()) => Ok(bytes),
+    fill(file, path, offset, &mut bytes).map(|()| bytes)
+}
+
+fn fill(file: &dyn File, path: &Path, offset: u64, bytes: &mut [u8]) -> Result<()> {
+    match read_exact_at(file, bytes, offset) {
+        Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             Err(Error::corruption(path, offset, "the file ends before the block does"))
         }

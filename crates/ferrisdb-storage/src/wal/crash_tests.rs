@@ -310,3 +310,69 @@ fn failed_writes_leave_nothing_that_is_read() {
         }
     }
 }
+
+/// An owner that stores the position from which it needs records, and only then has the rest purged, synced or not: at every crash the
+/// log opens, and what is there from that position on is a prefix with all that was synced. What is appended afterwards stays.
+#[test]
+fn crashes_while_unsynced_segments_are_purged() {
+    let open = |fs: &TestFs, required_from| {
+        let options = WalOptions { required_from, recycle_max: 3, ..options() };
+        let (wal, recovery) = Wal::open(fs.arc(), Path::new(DIR), options)?;
+        let mut reader = wal.subscribe(recovery.replay_from, ReadUpTo::Appended)?;
+        let mut found = Vec::new();
+        while let Some(record) = reader.next()? {
+            found.push(u64::from_le_bytes(record.payload[..8].try_into().unwrap()));
+        }
+        Ok::<_, Error>((wal, found))
+    };
+    let mut purges_of_unsynced = 0;
+    for seed in 1..=12 {
+        let mut random = SplitMix64::new(seed);
+        let mut script = Script::new(TestFs::new());
+        let mut required = vec![(0, WalPosition::ZERO); script.expects.len()];
+        for _ in 0..50 {
+            let mut needed = *required.last().unwrap();
+            match random.below(12) {
+                0 => script.sync(),
+                1 => script.prepare(),
+                2..=3 if script.now.lists[0].len() > needed.0 as usize + 6 => {
+                    let list = &script.now.lists[0];
+                    let index = needed.0 + random.below(list.len() as u64 - needed.0);
+                    needed = (index, script.positions[&list[index as usize]]);
+                    // Stored from here on.
+                    script.noted();
+                    required.resize(script.expects.len(), needed);
+                    purges_of_unsynced += u64::from(script.now.synced < index as usize);
+                    assert!(script.wal.purge_stored(needed.1).unwrap() <= needed.1);
+                }
+                _ => script.append(&[8 + random.below(300) as usize]),
+            }
+            required.resize(script.expects.len(), needed);
+        }
+        for (op, (disk, note)) in script.fs.snapshots().into_iter().enumerate() {
+            let (expect, (first, from)) = (&script.expects[note], required[note]);
+            for index in 0..MODES {
+                let what = format!("seed {seed}: crash at operation {op}, mode {index}");
+                let fs = TestFs::on(disk.crash(mode(index, seed + op as u64)));
+                let (wal, mut found) = open(&fs, from).unwrap_or_else(|error| panic!("{what}: {error}"));
+                let first = first as usize;
+                let end = first + found.len();
+                let fits = |list: &Vec<u64>| list.get(first..end) == Some(&found[..]) && end >= expect.synced;
+                let lost_all = found.is_empty() && expect.synced <= first;
+                assert!(
+                    lost_all || expect.lists.iter().any(fits),
+                    "{what}: found {found:?}, expected {expect:?} from {first}"
+                );
+                for id in 2_000_000..2_000_008 {
+                    wal.append(&[&payload(id, 200)]).unwrap();
+                    found.push(id);
+                }
+                wal.sync().unwrap();
+                drop(wal);
+                let (_, again) = open(&TestFs::on(fs.disk().crash(Crash::LoseAll)), from).unwrap();
+                assert_eq!(again, found, "{what}: after going on");
+            }
+        }
+    }
+    assert!(purges_of_unsynced > 25, "only {purges_of_unsynced} purges met segments that were not synced");
+}

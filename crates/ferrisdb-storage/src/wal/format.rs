@@ -258,7 +258,7 @@ fn header_crc(place: Place, offset: u32, header: &[u8; RECORD_HEADER_LEN as usiz
 }
 
 /// The file name of a segment.
-pub(super) fn segment_file_name(number: u32) -> String {
+pub(crate) fn segment_file_name(number: u32) -> String {
     format!("{number:010}.wal")
 }
 

@@ -30,7 +30,7 @@ const REWRITE_BYTES: u32 = 1 << 20;
 pub enum PrepareStep {
     /// Call again.
     Again,
-    /// A segment is ready; nothing to do until the waker given to [`Wal::set_prepare_waker`] is woken.
+    /// A segment is ready, or it is early for one ([`WalOptions::prepare_from`]); nothing to do until the waker given to [`Wal::set_prepare_waker`] is woken.
     Idle,
 }
 
@@ -128,6 +128,7 @@ pub(super) fn open(fs: Arc<dyn FileSystem>, dir: &Path, options: WalOptions) -> 
         header_written: true,
         generation: generation.unwrap_or(0),
         must_switch: generation.is_none(),
+        prepare_asked: false,
         buffer: Vec::new(),
         ready,
         passed_over: Vec::new(),
@@ -143,6 +144,7 @@ pub(super) fn open(fs: Arc<dyn FileSystem>, dir: &Path, options: WalOptions) -> 
         writer: Mutex::new(writer),
         chain: Mutex::new(chain),
         sync: Mutex::new(Waiters::default()),
+        file_sync: Mutex::new(()),
         appended: AtomicU64::new(end),
         synced: AtomicU64::new(end),
         poisoned: OnceLock::new(),
@@ -329,6 +331,15 @@ impl Wal {
         Ok(self.first_position())
     }
 
+    /// [`purge`](Self::purge) for an owner that has durably stored `below`, or a later position, as its
+    /// [`required_from`](WalOptions::required_from): then nothing before it matters to any later open, so the segments go whether they
+    /// were ever synced or not, all with one sync of the directory. What a buffered load has appended and flushed elsewhere need
+    /// so never be written to disk: a recycled segment is overwritten in memory.
+    pub fn purge_stored(&self, below: WalPosition) -> Result<WalPosition> {
+        self.inner.purge_stored(below)?;
+        Ok(self.first_position())
+    }
+
     /// Removes segments that wait to be used, prepared or recycled, down to `keep`: for a log that nobody is writing to, whose space
     /// is better spent on data. They come back as they are needed.
     pub fn trim(&self, keep: usize) -> Result<()> {
@@ -402,7 +413,11 @@ impl Inner {
             maintenance.filling = Some((ready, filled + if written.is_ok() { step } else { 0 }));
             return written.map(|()| PrepareStep::Again);
         }
-        if self.collect_passed_over(&mut maintenance, 0) || self.ready_from_spare(&mut maintenance, 0)? {
+        let early = self.options.prepare_from > 0 && !self.writer().prepare_asked;
+        if self.collect_passed_over(&mut maintenance, 0) || early {
+            return Ok(PrepareStep::Idle);
+        }
+        if self.ready_from_spare(&mut maintenance, 0)? {
             return Ok(PrepareStep::Idle);
         }
         let ready = create(self.fs.as_ref(), &self.dir, self.options.segment_bytes, &mut maintenance)?;
@@ -465,7 +480,7 @@ impl Inner {
                 }
                 Arc::clone(front)
             };
-            let ready = self.recycle(&mut maintenance, &segment)?;
+            let ready = self.recycle(&mut maintenance, &segment, 0)?;
             self.sync_names()?;
             self.chain().pop_front();
             segment.retired.store(true, SeqCst);
@@ -476,6 +491,51 @@ impl Inner {
         }
     }
 
+    fn purge_stored(&self, below: WalPosition) -> Result<()> {
+        let mut maintenance = self.maintenance();
+        self.check_poisoned()?;
+        self.discard_cut_off(&mut maintenance)?;
+        let (segments, first) = {
+            let chain = self.chain();
+            let appended = self.appended();
+            // A segment that has been switched to has no header before its first record.
+            let may_be_first = |segment: &&Arc<Segment>| segment.previous_end <= below && segment.start() < appended;
+            let Some(first) = chain.iter().rev().find(may_be_first) else { return Ok(()) };
+            let before = chain.iter().take_while(|segment| segment.number < first.number);
+            (before.map(Arc::clone).collect::<Vec<_>>(), Arc::clone(first))
+        };
+        if segments.is_empty() {
+            return Ok(());
+        }
+        if !first.header_durable.load(SeqCst) {
+            // Not those before it: whoever opens begins here. Nor does this say anything of what lies behind its header, so the
+            // synced position stays.
+            self.sync_file_of(&first)?;
+        }
+        let mut recycled = Vec::new();
+        let mut result = Ok(());
+        for segment in &segments {
+            match self.recycle(&mut maintenance, segment, recycled.len()) {
+                Ok(ready) => recycled.push((segment, ready)),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        // Until the names are durable a file may come back under its old one, so none is used before.
+        self.sync_names()?;
+        for (segment, ready) in recycled {
+            self.chain().pop_front();
+            segment.retired.store(true, SeqCst);
+            self.writer().unsynced.retain(|unsynced| unsynced.number != segment.number);
+            if let Some(ready) = ready {
+                self.publish(ready);
+            }
+        }
+        result
+    }
+
     fn trim(&self, keep: usize) -> Result<()> {
         let mut maintenance = self.maintenance();
         self.check_poisoned()?;
@@ -484,6 +544,7 @@ impl Inner {
         let mut writer = self.writer();
         let at = keep.min(writer.ready.len());
         unneeded.extend(writer.ready.drain(at..));
+        writer.prepare_asked = false;
         drop(writer);
         let mut result = Ok(());
         for file in unneeded {
@@ -494,10 +555,12 @@ impl Inner {
         result
     }
 
-    /// Renames a segment that left the log, to be used again, or removes it. Durable with the next sync of the directory.
-    fn recycle(&self, maintenance: &mut Maintenance, segment: &Segment) -> Result<Option<Ready>> {
+    /// Renames a segment that left the log, to be used again, or removes it. Durable with the next sync of the directory. `unpublished`
+    /// others have been renamed before it.
+    fn recycle(&self, maintenance: &mut Maintenance, segment: &Segment, unpublished: usize) -> Result<Option<Ready>> {
         let Segment { number, path, file, capacity, .. } = segment;
-        let kept = self.writer().ready.len() + maintenance.spares.len() + usize::from(maintenance.filling.is_some());
+        let waiting = self.writer().ready.len() + unpublished;
+        let kept = waiting + maintenance.spares.len() + usize::from(maintenance.filling.is_some());
         // While one is being filled its number is taken, and the queue of ready segments must stay in order.
         let in_order = maintenance.filling.is_none();
         if kept < self.options.recycle_max && *capacity == self.options.segment_bytes && in_order {
@@ -511,7 +574,7 @@ impl Inner {
     /// Gets rid of the segments behind a truncation.
     fn discard_cut_off(&self, maintenance: &mut Maintenance) -> Result<()> {
         while let Some(segment) = maintenance.cut_off.last().map(Arc::clone) {
-            let ready = self.recycle(maintenance, &segment)?;
+            let ready = self.recycle(maintenance, &segment, 0)?;
             maintenance.cut_off.pop();
             self.sync_names()?;
             if let Some(ready) = ready {
@@ -577,6 +640,7 @@ impl Inner {
         writer.header_written = false;
         writer.generation = 0;
         writer.must_switch = false;
+        writer.prepare_asked = false;
         (cut_off, files)
     }
 

@@ -24,14 +24,15 @@
 //!   open, the generation in the record headers grows, and a record of a lower one does not follow one of a higher.
 //! - A segment's name and length are durable before its first record, so that an append's `fdatasync` changes no metadata, and
 //!   so that a missing name is a lost file and not a crash.
-//! - Segments leave from the front, oldest first, each durably before the next, and only when [`Wal::purge`] says so.
-//! - `first <= synced <= appended`; each of them only grows, but for `appended` in [`Wal::truncate_from`], which moves the
-//!   end to a new, higher segment.
+//! - Segments leave from the front, oldest first, and only when the owner says so: with [`Wal::purge`] each durably before the next;
+//!   with [`Wal::purge_stored`] in any order, because an open needs nothing before the position that the owner has stored.
+//! - `synced <= appended` and `first <= appended`; each of them only grows, but for `appended` in [`Wal::truncate_from`], which moves the
+//!   end to a new, higher segment. `first` passes `synced` only in [`Wal::purge_stored`].
 //!
 //! # Concurrency
 //! Everything is callable from any thread. Locks, in the order in which they may be taken: `maintenance` (held across I/O; taken
-//! by preparing, purging and truncating, and by an append only when no segment is ready), `writer` (held for one write),
-//! `chain`, `sync` (held for a few instructions). None of the last three is ever held across a sync.
+//! by preparing, purging and truncating, and by an append only when no segment is ready), `file_sync` (held for the sync of one file),
+//! `writer` (held for one write), `chain`, `sync` (held for a few instructions). None of the last three is ever held across a sync.
 //! There is no condition variable: who waits holds a future, see the head of `sync.rs`. Wakers must not call back into the WAL: after a
 //! failure they may be woken with a lock held.
 
@@ -41,6 +42,8 @@ mod maintain;
 mod reader;
 mod recover;
 mod scan;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod survive;
 mod sync;
 
 #[cfg(test)]
@@ -58,6 +61,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::Waker;
 
+pub(crate) use format::segment_file_name;
 pub use format::{RECORD_PAYLOAD_MAX, RecordKind, SegmentHeader, WalPosition};
 pub use inspect::{RecordInfo, SegmentInspection, inspect_segment};
 pub use maintain::PrepareStep;
@@ -88,6 +92,9 @@ pub struct WalOptions {
     /// The last bytes of the last segment that has no successor yet, kept for records appended with [`Space::Reserve`]
     /// when the disk is full. At most half a segment.
     pub reserve_bytes: u32,
+    /// How far into the current segment, in bytes, the next one is prepared by [`Wal::prepare_step`]. Later: an idle log holds less disk;
+    /// earlier: appends never wait for a file.
+    pub prepare_from: u32,
     /// Write zeros over a fresh segment while it is prepared, so that syncs need not convert unwritten extents. Costs one
     /// more write of each fresh (not recycled) segment, in the background only.
     pub fill: bool,
@@ -106,6 +113,7 @@ impl Default for WalOptions {
             segment_bytes: 64 << 20,
             recycle_max: 4,
             reserve_bytes: 1 << 20,
+            prepare_from: 0,
             fill: false,
             identity: 0,
             required_from: WalPosition::ZERO,
@@ -177,6 +185,8 @@ struct Inner {
     /// The segments of the log, oldest first, the last one being the writer's. Never empty.
     chain: Mutex<VecDeque<Arc<Segment>>>,
     sync: Mutex<Waiters>,
+    /// Held while a segment is synced and until a failure of that is known to all, see [`Inner::sync_file_of`].
+    file_sync: Mutex<()>,
     /// Just behind the last record. Stored by the writer after its write.
     appended: AtomicU64,
     /// Just behind the last synced record. Invariant: `synced <= appended`, and everything before it is durable.
@@ -228,6 +238,8 @@ struct Writer {
     generation: u16,
     /// The next record opens a new segment: generations are used up, or the owner replays from above this place.
     must_switch: bool,
+    /// The current segment is so full, and has been written to since the last [`Wal::trim`], that the next one is wanted.
+    prepare_asked: bool,
     /// Frames of the append at hand; kept so that appends do not allocate.
     buffer: Vec<u8>,
     /// Segments to go on with, numbers increasing and above the current one's.
@@ -263,10 +275,16 @@ impl Wal {
         maintain::open(fs, dir, options)
     }
 
-    /// Reads the log in `dir` without changing anything: what [`open`](Self::open) would recover, as it is now.
+    /// Reads the log in `dir` without changing anything: what [`open`](Self::open) would recover, as it is now, from the first segment on
+    /// that holds anything at or above [`required_from`](WalOptions::required_from).
     pub fn read_only(fs: Arc<dyn FileSystem>, dir: &Path, options: &WalOptions) -> Result<(WalReader, Recovery)> {
         let survey = recover::survey(fs.as_ref(), dir, options.identity, options.required_from)?;
-        Ok((WalReader::detached(survey.chain, options.identity), survey.recovery))
+        let mut chain = survey.chain;
+        // What is before may have been let go without ever being synced.
+        let unneeded =
+            chain.iter().skip(1).take_while(|next| next.header.previous_end <= options.required_from).count();
+        drop(chain.drain(..unneeded));
+        Ok((WalReader::detached(chain, options.identity), survey.recovery))
     }
 
     /// Appends one record, whose payload is `parts` one after another, and returns its position. Not synced.
@@ -458,12 +476,18 @@ impl Inner {
             self.write_buffer(&mut writer)?;
             writer.offset = offset + len;
             writer.check();
+            let from = self.options.prepare_from;
+            let prepare = from > 0 && writer.offset >= from && !writer.prepare_asked;
+            writer.prepare_asked |= prepare;
             if writer.buffer.capacity() > BUFFER_KEEP_BYTES {
                 writer.buffer = Vec::new();
             }
             let end = WalPosition::new(place.segment, writer.offset);
             self.appended.store(end.to_u64(), SeqCst);
             drop(writer);
+            if prepare {
+                self.wake_preparer();
+            }
             self.wake_readers();
             return Ok(WalPosition::new(place.segment, offset));
         }
@@ -521,6 +545,7 @@ impl Inner {
         writer.header_written = false;
         writer.generation = 0;
         writer.must_switch = false;
+        writer.prepare_asked = false;
         writer.check();
         self.wake_preparer();
     }

@@ -6,6 +6,7 @@
 //! it gets an error, never other records.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::task::{Poll, Waker};
@@ -93,6 +94,11 @@ impl Wal {
 }
 
 impl WalReader {
+    /// The file of the record that the reader is on.
+    pub(crate) fn segment_path(&self) -> Option<&Path> {
+        self.segment.as_ref().map(|segment| segment.path.as_path())
+    }
+
     fn new(source: Source, identity: u64) -> WalReader {
         WalReader {
             source,

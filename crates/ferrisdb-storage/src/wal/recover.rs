@@ -7,12 +7,14 @@
 //! The intact segment header with the highest number is the head. Each header names the segment before it and the offset at
 //! which the log leaves that segment, so the log is the chain from the head backwards. Whatever is not on the chain was
 //! prepared but never used, lost its header before that was synced, or was cut off; none of its records count.
-//! A chain that ends at a file that does not exist ends at the purge point, for segments are purged from the front, one
-//! durable step after another.
+//! A chain that ends at a file that does not exist ends at the purge point, for segments are purged from the front, one durable step
+//! after another. Before the position from which the owner needs records everything may be missing or lost in any order
+//! ([`Wal::purge_stored`](super::Wal::purge_stored)): there the chain goes back as far as it can, so that an open discards nothing that
+//! an owner whose own position is not yet durable could ask for again, and nothing there is looked at.
 //!
 //! # Where it ends
 //! The chain is walked from the segment that holds the head's synced mark (all before that is known to be whole and is checked
-//! when it is read). The first place that holds no intact record, short of where the chain says to go on, is the end, provided that no
+//! when it is read), or from the first that holds what the owner needs, if that is later. The first place that holds no intact record, short of where the chain says to go on, is the end, provided that no
 //! header anywhere behind it, of a record or a segment, says that the WAL was synced beyond it. If one does, something
 //! that was durable is gone, and that is [`Error::Corruption`]: nothing is cut. Otherwise a crash tore the tail, and all behind
 //! the place is discarded, intact or not, because a record without the one before it is a hole.
@@ -95,9 +97,9 @@ const UNUSED_SEARCH_BYTES: u64 = 1 << 20;
 /// Reads the directory and decides. A file that cannot be read is an error, never a torn tail.
 pub(super) fn survey(fs: &dyn FileSystem, dir: &Path, identity: u64, required_from: WalPosition) -> Result<Survey> {
     let files = read_headers(fs, dir, identity)?;
-    let chain = files.find_chain(dir)?;
+    let chain = files.find_chain(dir, required_from)?;
     files.check_required(dir, &chain, required_from)?;
-    let mut survey = files.find_end(chain)?;
+    let mut survey = files.find_end(chain, required_from)?;
     let end_of = |segment: &ChainSegment| WalPosition::new(segment.header.number, segment.end);
     let recovery = &mut survey.recovery;
     if let Some(segment) = survey.chain.iter().find(|segment| end_of(segment) >= required_from) {
@@ -199,13 +201,14 @@ impl Files {
     }
 
     /// The numbers of the segments that form the log, oldest first; empty if there is no intact header.
-    fn find_chain(&self, dir: &Path) -> Result<Vec<u32>> {
+    fn find_chain(&self, dir: &Path, required_from: WalPosition) -> Result<Vec<u32>> {
         let intact = || self.by_number.iter().filter(|(_, file)| file.header.is_some()).map(|(&number, _)| number);
         'head: for head in intact().rev() {
             let mut chain = vec![head];
             let mut first = head;
             loop {
-                let previous = self.header(first).expect("only intact headers are on the chain").previous_end.segment();
+                let previous_end = self.header(first).expect("only intact headers are on the chain").previous_end;
+                let previous = previous_end.segment();
                 if previous == 0 {
                     break;
                 }
@@ -213,6 +216,10 @@ impl Files {
                     chain.push(previous);
                     first = previous;
                     continue;
+                }
+                if previous_end <= required_from {
+                    // What the owner no longer needs may be purged in any order, and need never have been synced.
+                    break;
                 }
                 if self.by_number.contains_key(&previous) {
                     // Its header was lost: before it was synced, and then all behind it is void; or afterwards.
@@ -250,14 +257,17 @@ impl Files {
         }
     }
 
-    fn find_end(self, mut numbers: Vec<u32>) -> Result<Survey> {
+    fn find_end(self, mut numbers: Vec<u32>, required_from: WalPosition) -> Result<Survey> {
         let headers: Vec<SegmentHeader> = numbers.iter().filter_map(|&number| self.header(number)).collect();
         let known_synced = headers.last().map_or(WalPosition::ZERO, |header| header.synced);
         let ends: Vec<u32> = headers.iter().skip(1).map(|header| header.previous_end.offset()).collect();
         let mut torn = None;
         let mut next_generation = None;
         let mut last_end = 0;
-        let start = numbers.partition_point(|&number| number < known_synced.segment());
+        let synced = numbers.partition_point(|&number| number < known_synced.segment());
+        // Segments that the owner no longer needs may have been let go without a sync: a tear there is not the end of the log.
+        let unneeded = headers.iter().skip(1).take_while(|next| next.previous_end <= required_from).count();
+        let start = synced.max(unneeded);
         for index in start..numbers.len() {
             let walk = walk(&mut self.scan(numbers[index]), ends.get(index).copied())?;
             if walk.bad.is_none() && index + 1 < numbers.len() {

@@ -233,18 +233,26 @@ impl Drop for SyncClaim {
 impl Inner {
     /// Syncs files in order; the first failure poisons.
     pub(super) fn sync_files(&self, files: &[Arc<Segment>]) -> Result<()> {
-        for segment in files {
-            let mut synced = segment.file.sync_data();
-            if planted(Bug::RetryFailedSync) && synced.is_err() {
-                synced = segment.file.sync_data();
-            }
-            if let Err(error) = synced {
-                let reason = Error::io("sync", &segment.path, error).to_string();
-                return Err(self.poison(&reason));
-            }
-            // Whatever is in the list has been written to, and the first write carries the header.
-            segment.header_durable.store(true, SeqCst);
+        files.iter().try_for_each(|segment| self.sync_file_of(segment))
+    }
+
+    /// Syncs one segment that has been written to; a failure poisons.
+    ///
+    /// The operating system reports a failure once for a file: of two syncs at a time one could be told that all is well although what
+    /// it covers is lost. So there is one at a time, and none after a failure.
+    pub(super) fn sync_file_of(&self, segment: &Segment) -> Result<()> {
+        let _one_at_a_time = self.file_sync.lock().unwrap_or_else(|poison| poison.into_inner());
+        self.check_poisoned()?;
+        let mut synced = segment.file.sync_data();
+        if planted(Bug::RetryFailedSync) && synced.is_err() {
+            synced = segment.file.sync_data();
         }
+        if let Err(error) = synced {
+            let reason = Error::io("sync", &segment.path, error).to_string();
+            return Err(self.poison(&reason));
+        }
+        // The first write carries the header.
+        segment.header_durable.store(true, SeqCst);
         Ok(())
     }
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use ferrisdb_storage::{Engine, Error};
+use ferrisdb_storage::{Engine, Error, Options};
 
-use crate::support::{History, Machine, closed_engine, file_of, small};
+use crate::support::{History, Machine, closed_engine, closed_engine_with, file_of, small};
 
 /// What became of a flip.
 #[derive(Debug, Default)]
@@ -62,6 +62,16 @@ fn any_bit_of_a_table() {
     let (machine, history) = closed_engine(14, 2, 40);
     let tally = flip_all(&machine, &history, ".sst", false);
     assert!(tally.flips > 2000 && tally.harmless == 0, "{tally:?}");
+}
+
+/// Every byte of every blob file too, and of the tables that point into them.
+#[test]
+fn any_bit_of_a_blob_file() {
+    let (machine, history) = closed_engine_with(Options { blob_value_bytes: Some(64), ..small() }, 8, 2, 70);
+    let tally = flip_all(&machine, &history, ".blob", false);
+    assert!(tally.flips > 1500 && tally.harmless == 0, "{tally:?}");
+    let tally = flip_all(&machine, &history, ".sst", false);
+    assert!(tally.flips > 1000 && tally.harmless == 0, "{tally:?}");
 }
 
 /// CURRENT and the manifest are under checksums from the first byte to the last, and no flip in them looks like a torn tail.

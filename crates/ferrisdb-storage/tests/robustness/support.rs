@@ -1,63 +1,15 @@
-//! A simulated machine, and a history of writes that knows what must be read at each version.
+//! A history of writes that knows what must be read at each version.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use ferrisdb_core::{ManualClock, Version};
-use ferrisdb_storage::env::SeededEntropy;
-use ferrisdb_storage::env::steps::StepSpawner;
+use ferrisdb_core::Version;
 use ferrisdb_storage::fs::sim::SimFileSystem;
-use ferrisdb_storage::{
-    Durability, Engine, Env, Error, IterOptions, Options, Result, Retention, WriteBatch, WriteOptions,
-};
-
-pub(crate) const DIR: &str = "/db";
+pub(crate) use ferrisdb_storage::testing::{DIR, Machine, scan};
+use ferrisdb_storage::{Durability, Engine, Error, IterOptions, Options, Result, Retention, WriteBatch, WriteOptions};
 
 pub(crate) fn v(number: u64) -> Version {
     Version::from_u64(number)
-}
-
-/// A simulated disk, and jobs whose order a seed decides.
-pub(crate) struct Machine {
-    pub(crate) disk: SimFileSystem,
-    pub(crate) spawner: Arc<StepSpawner>,
-    pub(crate) env: Env,
-}
-
-impl Machine {
-    pub(crate) fn new(disk: SimFileSystem, seed: u64) -> Machine {
-        let clock = Arc::new(ManualClock::new());
-        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
-        let env = Env {
-            fs: Arc::new(disk.clone()),
-            clock,
-            spawner: Arc::clone(&spawner) as _,
-            entropy: Arc::new(SeededEntropy::new(seed)),
-        };
-        Machine { disk, spawner, env }
-    }
-
-    pub(crate) fn open(&self, options: Options) -> Result<Engine> {
-        Engine::open_in(self.env.clone(), Path::new(DIR), options)
-    }
-
-    pub(crate) fn open_read_only(&self, options: Options) -> Result<Engine> {
-        Engine::open_read_only(self.env.clone(), Path::new(DIR), options)
-    }
-
-    /// The files below the engine's directory whose path contains `part`.
-    pub(crate) fn files(&self, part: &str) -> Vec<PathBuf> {
-        let all = self.disk.files().into_iter().map(|(path, _)| path);
-        all.filter(|path| path.to_str().unwrap().contains(part)).collect()
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // Jobs hold the environment, and the environment the spawner.
-        self.spawner.drop_jobs();
-    }
 }
 
 /// Small buffers, and every version readable.
@@ -158,17 +110,6 @@ pub(crate) fn batch(changes: &[Change]) -> WriteBatch {
     batch
 }
 
-pub(crate) fn scan(engine: &Engine, options: IterOptions) -> Result<Contents> {
-    let mut iter = engine.iter(options)?;
-    iter.seek_to_first()?;
-    let mut all = Contents::new();
-    while iter.valid() {
-        all.insert(iter.key().to_vec(), iter.value().to_vec());
-        iter.next()?;
-    }
-    Ok(all)
-}
-
 pub(crate) fn put_batch(key: &str, value: &str) -> WriteBatch {
     let mut batch = WriteBatch::new();
     batch.put(key.as_bytes(), value.as_bytes());
@@ -204,8 +145,18 @@ pub(crate) fn noise(number: u64, len: usize) -> Vec<u8> {
 /// A closed engine on a simulated disk: tables in L0 and below, range tombstones, deletes, old versions, and a WAL of several segments
 /// that holds the newest versions.
 pub(crate) fn closed_engine(per_table: u64, in_wal: u64, value_bytes: usize) -> (Machine, History) {
+    closed_engine_with(small(), per_table, in_wal, value_bytes)
+}
+
+/// The same with other options.
+pub(crate) fn closed_engine_with(
+    options: Options,
+    per_table: u64,
+    in_wal: u64,
+    value_bytes: usize,
+) -> (Machine, History) {
     let machine = Machine::new(SimFileSystem::new(), 1);
-    let engine = machine.open(small()).unwrap();
+    let engine = machine.open(options).unwrap();
     let mut history = History::default();
     let mut next = 0;
     let mut write_some = |history: &mut History, count: u64| {

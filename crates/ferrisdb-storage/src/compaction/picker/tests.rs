@@ -107,6 +107,31 @@ fn l0_goes_to_the_base_level() {
     );
 }
 
+/// Many small runs over a large base are merged with each other, newest first, as long as each run removed costs no more than the
+/// one before; once they amount to a quarter of what they would have rewritten, they go down.
+#[test]
+fn small_runs_do_not_rewrite_a_large_base() {
+    assert_plans(
+        "L0: 9:a-z 1 8:a-z 1 7:a-z 1 6:a-z 20\nL6: 1:a-f 60 2:g-m 60",
+        &expect![[r#"
+            intra-L0: rewrite L0 [9 8 7] → L0
+        "#]],
+    );
+    assert_plans(
+        "L0: 9:a-z 1 8:a-z 1 7:a-z 1 6:a-z 27\nL6: 1:a-f 60 2:g-m 60",
+        &expect![[r#"
+            L0: rewrite L0 [9 8 7 6] + L6 [1 2] → L6, bottom, 2 parts, split at g
+        "#]],
+    );
+    // Only what they overlap counts.
+    assert_plans(
+        "L0: 9:a-c 1 8:a-c 1 7:a-c 1 6:a-c 1\nL6: 1:a-f 16 2:g-m 60",
+        &expect![[r#"
+            L0: rewrite L0 [9 8 7 6] + L6 [1] → L6, bottom
+        "#]],
+    );
+}
+
 /// Tables that come in key order move down without a byte being copied.
 #[test]
 fn sorted_loads_are_moved() {
@@ -156,7 +181,6 @@ fn the_cheapest_table_goes_down() {
         &format!("L5: 1:a-e 64 t=100 2:f-g 64 3:h-i 64 4:k-l 64 t=40 5:y-z 64\n{below}"),
         &expect![[r#"
         level size: rewrite L5 [4] + L6 [13] → L6, bottom, 2 parts, split at k
-        tombstone density: rewrite L5 [1] + L6 [10 11] → L6, bottom, 2 parts, split at d
     "#]],
     );
 }
@@ -265,14 +289,21 @@ fn running_plans_keep_their_place() {
     assert_eq!(targets(&draw("L6: 1:a-b 10"), &options(), &[running]).base, 4);
 }
 
-/// A table that is half tombstones goes down although its level is small; at the bottom it is rewritten where it is, but only when
+/// A table that is half tombstones, and not outnumbered by what is below, goes down although its level is small; at the bottom it is rewritten where it is, but only when
 /// all its tombstones can go.
 #[test]
 fn dense_tables_are_compacted() {
     assert_plans(
-        "L5: 2:a-c 10 t=50\nL6: 1:a-z 300",
+        "L5: 2:a-c 10 t=51\nL6: 1:a-z 300",
         &expect![[r#"
         tombstone density: rewrite L5 [2] + L6 [1] → L6, bottom, 2 parts
+    "#]],
+    );
+    // Over twice as many entries it would rewrite much to remove little.
+    assert_plans(
+        "L5: 2:a-z 10 t=90\nL6: 1:a-m 300 3:n-z 300",
+        &expect![[r#"
+        nothing
     "#]],
     );
     assert_plans(
@@ -355,7 +386,12 @@ fn a_range_is_compacted_by_hand() {
          L5: 2:a-c 10 3:e-f 10 4:w-z 10
          L6: 5:a-d 100 6:e-z 100",
     );
-    let range = ManualRange { start: Some((*b"a").into()), end: Some((*b"g").into()), began: FileNumber(20) };
+    let range = ManualRange {
+        start: Some((*b"a").into()),
+        end: Some((*b"g").into()),
+        began: FileNumber(20),
+        stale: BTreeSet::new(),
+    };
     let retention = Retention::new(v(1000), []);
     let mut next = 20;
     let mut log = String::new();

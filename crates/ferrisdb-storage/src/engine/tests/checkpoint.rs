@@ -1,11 +1,11 @@
 //! Checkpoints: what they hold, that they stand alone, and what a crash or an error in the middle leaves.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use super::{DIR, Machine, contents, put};
 use crate::fs::sim::{CrashMode, DiskError, Injection, OpKind, SimFileSystem, Verdict};
-use crate::{Engine, Error, IngestOptions, Options};
+use crate::{Engine, Env, Error, Event, EventListener, IngestOptions, Listener, Options};
 
 const COPY: &str = "/backups/today";
 
@@ -75,6 +75,85 @@ fn compactions_go_on_meanwhile() {
     assert_eq!(contents(&open_copy(&machine).unwrap()), expected);
 }
 
+/// Writes, and ingests, when the first flush is done: the ingestion is in the manifest, the write before it only in memory.
+#[derive(Default)]
+struct Overtaking {
+    engine: OnceLock<Engine>,
+    done: OnceLock<()>,
+}
+
+impl EventListener for Overtaking {
+    fn on_event(&self, event: &Event<'_>) {
+        if let (Event::FlushDone { .. }, Some(engine)) = (event, self.engine.get())
+            && self.done.set(()).is_ok()
+        {
+            put(engine, "written first", "");
+            engine.ingest(IngestOptions::default(), [("ingested second", "")]).unwrap();
+        }
+    }
+}
+
+/// A copy is of one version: an ingestion that overtakes the memtables between the flush and the links does not come without the
+/// writes before it.
+#[test]
+fn an_ingestion_does_not_overtake_writes() {
+    let machine = Machine::new(SimFileSystem::new(), 6);
+    let overtaking = Arc::new(Overtaking::default());
+    let options = Options { event_listener: Some(Listener(Arc::clone(&overtaking) as _)), ..Options::tiny() };
+    let engine = machine.open(options).unwrap();
+    fill(&engine, 10);
+    assert!(overtaking.engine.set(engine.clone()).is_ok());
+    let version = engine.checkpoint(COPY).unwrap();
+    assert!(overtaking.done.get().is_some(), "the test reaches the race");
+    let copy = open_copy(&machine).unwrap();
+    assert_eq!((contents(&copy), copy.visible_version()), (contents(&engine), version));
+    assert_eq!(contents(&copy).len(), 12);
+}
+
+/// Closing waits for a checkpoint that is under way, and holds the directory until then: nobody else can open it and take away the files
+/// that are being linked.
+#[test]
+fn closing_waits_for_a_checkpoint() {
+    let disk = SimFileSystem::new();
+    let env = Env { fs: Arc::new(disk.clone()), ..Env::real() };
+    let open = || Engine::open_in(env.clone(), Path::new(DIR), Options::tiny());
+    let engine = open().unwrap();
+    fill(&engine, 500);
+    let expected = contents(&engine);
+    let (reached, is_reached) = mpsc::sync_channel(1);
+    let (go_on, may_go_on) = mpsc::sync_channel::<()>(0);
+    let (reached, may_go_on) = (Mutex::new(reached), Mutex::new(may_go_on));
+    disk.set_hook(move |_, op| {
+        if op.kind == OpKind::HardLink && reached.lock().unwrap().try_send(()).is_ok() {
+            // Fails once the test is over.
+            assert!(may_go_on.lock().unwrap().recv().is_err());
+        }
+        Verdict::Pass
+    });
+    std::thread::scope(|scope| {
+        let checkpoint = scope.spawn(|| engine.checkpoint(COPY));
+        is_reached.recv().unwrap();
+        let closing = scope.spawn(|| engine.clone().close());
+        // From here on `close` waits for nothing but the checkpoint.
+        while !matches!(engine.wait_for_compactions(), Err(Error::Closed)) {
+            std::thread::yield_now();
+        }
+        let held = (0..2000).all(|_| {
+            std::thread::yield_now();
+            matches!(open(), Err(Error::Locked { .. })) && !closing.is_finished()
+        });
+        drop(go_on);
+        let checkpoint = checkpoint.join().unwrap();
+        closing.join().unwrap().unwrap();
+        assert!(held, "the directory was free while a checkpoint was under way");
+        checkpoint.unwrap();
+    });
+    disk.clear_hook();
+    let copy = Engine::open_in(env.clone(), COPY, Options::tiny()).unwrap();
+    assert_eq!(contents(&copy), expected);
+    assert!(matches!(engine.checkpoint("/late"), Err(Error::Closed)));
+}
+
 /// Only into an empty or missing directory; and not from an engine that cannot flush.
 #[test]
 fn refusals() {
@@ -99,7 +178,7 @@ fn without_links_it_copies() {
     let engine = Engine::open(from.path().join("db"), Options::tiny()).unwrap();
     fill(&engine, 500);
     engine.flush().unwrap();
-    let fs = crate::Env::real().fs;
+    let fs = Env::real().fs;
     let table: PathBuf = fs
         .list(engine.directory())
         .unwrap()
@@ -122,22 +201,12 @@ fn a_crash_at_every_operation() {
     let engine = machine.open(Options::tiny()).unwrap();
     fill(&engine, 600);
     let expected = contents(&engine);
-    let forks: Arc<Mutex<Vec<SimFileSystem>>> = Arc::default();
-    let seen = Arc::clone(&forks);
-    machine.disk.set_hook(move |disk, op| {
-        if op.kind.is_mutating() {
-            seen.lock().unwrap().push(disk.fork());
-        }
-        Verdict::Pass
+    let forks = machine.forks_during(|| {
+        engine.checkpoint(COPY).unwrap();
     });
-    engine.checkpoint(COPY).unwrap();
-    machine.disk.clear_hook();
-    let mut forks = std::mem::take(&mut *forks.lock().unwrap());
-    let acknowledged = forks.len();
-    forks.push(machine.disk.fork());
+    let acknowledged = forks.len() - 1;
     let (mut whole, mut none) = (0, 0);
-    for (index, fork) in forks.iter().enumerate() {
-        fork.clear_hook();
+    for (index, (fork, _)) in forks.iter().enumerate() {
         let seed = index as u64;
         for mode in [
             CrashMode::NothingLost,

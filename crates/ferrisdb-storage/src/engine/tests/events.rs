@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{Machine, put};
 use crate::fs::sim::{DiskError, Injection, OpKind, SimFileSystem, Verdict};
-use crate::{Engine, Event, EventListener, IngestOptions, Listener, Options};
+use crate::{Durability, Engine, Error, Event, EventListener, IngestOptions, Listener, Options, WriteBatch};
 
 #[derive(Default)]
 struct Notes {
@@ -78,6 +78,45 @@ fn errors_are_told() {
     machine.spawner.run_until_idle();
     let told: Vec<String> = notes.take().into_iter().filter(|line| line != "FileRemoved").collect();
     assert_eq!(told, ["FlushBegun", "BackgroundError false", "Poisoned"]);
+}
+
+/// The keeper, which tells that the engine is poisoned, tells it too where it is the one that fails; and reads go on.
+#[test]
+fn a_keeper_that_fails_tells_that_it_poisons() {
+    let machine = Machine::new(SimFileSystem::new(), 4);
+    let (notes, options) = with_notes();
+    let engine = machine.open(options.clone()).unwrap();
+    put(&engine, "a", "1");
+    machine.spawner.run_until_idle();
+    // The keeper makes the next WAL segment ready: nobody else fails when it cannot.
+    let making = [OpKind::Create, OpKind::Rename, OpKind::Allocate];
+    machine.disk.inject(Injection::new(&making, Verdict::Fail(DiskError::Io)).path("/wal/"));
+    let mut written = 0;
+    while engine.statistics().poisoned.is_none() {
+        assert!(written < 100, "the keeper has nothing to do");
+        let mut batch = WriteBatch::new();
+        batch.put(format!("key{written}").as_bytes(), &[7; 500]);
+        // The write that needs the segment fails itself.
+        if engine.write(batch, Durability::Buffered).is_ok() {
+            written += 1;
+        }
+        machine.spawner.run_until_idle();
+    }
+    assert!(written > 5, "{written}");
+    // A flush may come first: then it is the purge of the WAL that fails.
+    let told: Vec<String> = notes.take().into_iter().filter(|line| line != "FileRemoved").collect();
+    assert!(told.ends_with(&["BackgroundError false".into(), "Poisoned".into()]), "{told:?}");
+    machine.spawner.run_for(std::time::Duration::from_secs(1));
+    assert_eq!(notes.take(), [""; 0], "it is told once");
+    assert_eq!(engine.get(b"key0").unwrap().unwrap(), [7; 500]);
+    let mut batch = WriteBatch::new();
+    batch.put(b"late", b"");
+    let refused = engine.write(batch, Durability::Buffered).unwrap_err();
+    assert!(matches!(&refused, Error::Poisoned { reason } if reason.contains("/db/wal/")), "{refused}");
+    assert!(matches!(engine.close(), Err(Error::Poisoned { .. })));
+    machine.disk.clear_injections();
+    let engine = machine.open(options).unwrap();
+    assert_eq!(super::contents(&engine).len(), written + 1);
 }
 
 /// Writers that wait for a flush say so.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use ferrisdb_core::{Random, SplitMix64, Version};
 
 use super::{Machine, contents, put};
-use crate::engine::read::get_in;
+use crate::engine::read::{Search, get_in};
 use crate::fs::sim::{CrashMode, DiskError, Injection, OpKind, SimFileSystem, Verdict};
 use crate::table::ReadMode;
 use crate::{
@@ -159,10 +159,13 @@ fn an_older_view_does_not_show_later_writes() {
         if filled {
             put(&engine, "before", "");
         }
-        let view = engine.core().view.load();
+        let view = engine.core().view.read();
         engine.ingest(IngestOptions::default(), [("ingested", "")]).unwrap();
         put(&engine, "later", "");
-        let sees = |key: &[u8]| get_in(&view, key, engine.visible_version(), ReadMode::Blocking).unwrap().is_some();
+        let sees = |key: &[u8]| {
+            let found = get_in(&view, key, engine.visible_version(), ReadMode::Blocking, &mut Search::default());
+            found.unwrap().is_some()
+        };
         assert!(sees(b"before") == filled && !sees(b"ingested") && !sees(b"later"));
         assert!(engine.get(b"ingested").unwrap().is_some() && engine.get(b"later").unwrap().is_some());
     }
@@ -482,21 +485,11 @@ fn a_crash_at_every_operation() {
         let machine = Machine::new(SimFileSystem::new(), 6);
         let engine = machine.open(options.clone()).unwrap();
         prepare(&engine, prepared);
-        let forks: Arc<Mutex<Vec<(SimFileSystem, OpKind)>>> = Arc::default();
-        let seen = Arc::clone(&forks);
-        machine.disk.set_hook(move |disk, op| {
-            if op.kind.is_mutating() {
-                seen.lock().unwrap().push((disk.fork(), op.kind));
-            }
-            Verdict::Pass
+        let forks = machine.forks_during(|| {
+            ingest(&engine).unwrap();
         });
-        ingest(&engine).unwrap();
-        machine.disk.clear_hook();
-        let mut forks = std::mem::take(&mut *forks.lock().unwrap());
-        let acknowledged = forks.len();
-        forks.push((machine.disk.fork(), OpKind::Stat));
+        let acknowledged = forks.len() - 1;
         for (index, (fork, kind)) in forks.iter().enumerate() {
-            fork.clear_hook();
             let seed = index as u64;
             for mode in [
                 CrashMode::NothingLost,

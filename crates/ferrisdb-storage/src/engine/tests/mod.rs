@@ -2,54 +2,19 @@
 
 mod blobs;
 mod checkpoint;
+mod compact_range;
 mod events;
 mod ingest;
 mod model;
+mod multi_get;
+mod open;
+mod open_files;
+mod pace;
 mod sizes;
 
-use std::path::Path;
-use std::sync::Arc;
-
-use ferrisdb_core::ManualClock;
-
-use crate::env::steps::StepSpawner;
-use crate::env::{Env, SeededEntropy};
 use crate::fs::sim::SimFileSystem;
-use crate::{Durability, Engine, IterOptions, Options, WriteBatch};
-
-pub(super) const DIR: &str = "/db";
-
-/// A simulated machine: a disk, and jobs whose order a seed decides.
-pub(super) struct Machine {
-    pub(super) disk: SimFileSystem,
-    pub(super) spawner: Arc<StepSpawner>,
-    pub(super) env: Env,
-}
-
-impl Machine {
-    pub(super) fn new(disk: SimFileSystem, seed: u64) -> Machine {
-        let clock = Arc::new(ManualClock::new());
-        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
-        let env = Env {
-            fs: Arc::new(disk.clone()),
-            clock,
-            spawner: Arc::clone(&spawner) as _,
-            entropy: Arc::new(SeededEntropy::new(seed)),
-        };
-        Machine { disk, spawner, env }
-    }
-
-    pub(super) fn open(&self, options: Options) -> crate::Result<Engine> {
-        Engine::open_in(self.env.clone(), Path::new(DIR), options)
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // Jobs hold the environment, and the environment the spawner.
-        self.spawner.drop_jobs();
-    }
-}
+pub(super) use crate::testing::{DIR, Machine};
+use crate::{Durability, Engine, Options, WriteBatch};
 
 pub(super) fn put(engine: &Engine, key: &str, value: &str) {
     let mut batch = WriteBatch::new();
@@ -58,14 +23,7 @@ pub(super) fn put(engine: &Engine, key: &str, value: &str) {
 }
 
 pub(super) fn contents(engine: &Engine) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut iter = engine.iter(IterOptions::default()).unwrap();
-    iter.seek_to_first().unwrap();
-    let mut all = Vec::new();
-    while iter.valid() {
-        all.push((iter.key().to_vec(), iter.value().to_vec()));
-        iter.next().unwrap();
-    }
-    all
+    crate::testing::contents(engine).unwrap().into_iter().collect()
 }
 
 /// The shortest life of an engine: what is written is read, before and after a flush, a compaction and a reopen.

@@ -39,6 +39,8 @@ fn option_sets() -> Vec<(&'static str, Options)> {
                 ..tiny.clone()
             },
         ),
+        ("three open files", Options { max_open_files: 3, blob_value_bytes: Some(64), ..tiny.clone() }),
+        ("paced", Options { background_bytes_per_second: Some(64 << 10), compaction_jobs: 2, ..tiny.clone() }),
         ("zstd", Options { compression: [Compression::Zstd { level: 1 }; 7], ..tiny.clone() }),
         ("from floor", Options { retention: Retention::FromFloor, ..tiny.clone() }),
         ("blob files", Options { blob_value_bytes: Some(64), ..tiny.clone() }),
@@ -114,6 +116,10 @@ impl Run {
                 None => engine.get(&key),
             };
             assert_eq!(got.unwrap().map(|value| value.to_vec()), model.get(&key).cloned(), "{key:?} at {version:?}");
+        }
+        let keys: Vec<Vec<u8>> = (0..self.random.below(12)).map(|_| random_key(&mut self.random)).collect();
+        for (key, got) in keys.iter().zip(engine.multi_get(&keys, version).unwrap()) {
+            assert_eq!(got.as_deref(), model.get(key).map(Vec::as_slice), "{key:?} among {keys:?} at {version:?}");
         }
         let (a, b) = (random_key(&mut self.random), random_key(&mut self.random));
         let (lower, upper) = if a < b { (a, b) } else { (b, a) };

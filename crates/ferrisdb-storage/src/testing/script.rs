@@ -1,73 +1,43 @@
-//! A simulated machine and a script that remembers what the engine has promised at every moment.
+//! A script of writes that remembers what the engine has promised at every moment.
 //!
 //! [`Script`] writes to an engine and keeps, beside it, the state that the store has after each batch. What the engine owes is then
 //! two numbers: the newest state that it has acknowledged as durable, and the newest that it was given. Whatever a crash leaves
 //! must be one of the states between the two, whole.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use ferrisdb_core::{ManualClock, Random, SplitMix64, Version};
-use ferrisdb_storage::env::steps::StepSpawner;
-use ferrisdb_storage::env::{Env, SeededEntropy, Spawner};
-use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
-use ferrisdb_storage::{Durability, Engine, IterOptions, Options, Result, Submitted, WriteBatch, WriteOptions};
+use ferrisdb_core::{Random, SplitMix64, Version};
 
-/// Where the engine lives on the simulated disk.
-pub(crate) const DIR: &str = "/db";
+use super::{Machine, contents};
+use crate::env::Spawner;
+use crate::fs::sim::{CrashMode, SimFileSystem};
+use crate::{Durability, Engine, Options, Result, Submitted, WriteBatch, WriteOptions};
+
+const LOCK: &str = "no test panics with the lock";
+const WORKS: &str = "no fault is planted in this step";
 
 /// Keys of a script are numbers below this.
-pub(crate) const KEYS: u32 = 24;
+pub const KEYS: u32 = 24;
 
-pub(crate) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
-
-/// A simulated machine: a disk, and jobs whose order a seed decides.
-pub(crate) struct Machine {
-    pub(crate) disk: SimFileSystem,
-    pub(crate) spawner: Arc<StepSpawner>,
-    env: Env,
-}
-
-impl Machine {
-    pub(crate) fn new(disk: SimFileSystem, seed: u64) -> Machine {
-        let clock = Arc::new(ManualClock::new());
-        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
-        let env = Env {
-            fs: Arc::new(disk.clone()),
-            clock,
-            spawner: Arc::clone(&spawner) as _,
-            entropy: Arc::new(SeededEntropy::new(seed)),
-        };
-        Machine { disk, spawner, env }
-    }
-
-    pub(crate) fn open(&self, options: &Options) -> Result<Engine> {
-        Engine::open_in(self.env.clone(), Path::new(DIR), options.clone())
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // Jobs hold the environment, and the environment the spawner.
-        self.spawner.drop_jobs();
-    }
-}
+/// Keys and values.
+pub type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// What a batch does.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Op {
+pub enum Op {
     /// Puts a value of so many bytes.
     Put(u32, usize),
+    /// Deletes a key.
     Delete(u32),
+    /// Deletes from the first key up to, and without, the second.
     DeleteRange(u32, u32),
+    /// Sets the owner's bytes.
     Owner,
 }
 
-pub(crate) fn key(number: u32) -> Vec<u8> {
+/// The key of that number.
+pub fn key(number: u32) -> Vec<u8> {
     format!("key{number:03}").into_bytes()
 }
 
@@ -79,43 +49,50 @@ fn value(version: Version, key: u32, len: usize) -> Vec<u8> {
 
 /// The store after a batch.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
-    pub(crate) version: Version,
-    pub(crate) map: Arc<Map>,
-    pub(crate) owner: Option<Vec<u8>>,
+pub struct State {
+    /// The batch's version.
+    pub version: Version,
+    /// All keys and values.
+    pub map: Arc<Map>,
+    /// The owner's bytes.
+    pub owner: Option<Vec<u8>>,
 }
 
 /// What the engine was given, and what it has promised. Indexes of states.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Promise {
+pub struct Promise {
     /// The newest state that was given to the engine.
-    pub(crate) submitted: usize,
+    pub submitted: usize,
     /// The newest state whose call has returned: it survives the death of the process.
-    pub(crate) returned: usize,
+    pub returned: usize,
     /// The newest state that was acknowledged as durable.
-    pub(crate) durable: usize,
+    pub durable: usize,
 }
 
 impl Promise {
     /// The oldest state that the engine may be in after such a crash.
-    pub(crate) fn after(&self, mode: CrashMode) -> usize {
+    pub fn after(&self, mode: CrashMode) -> usize {
         if mode == CrashMode::NothingLost { self.returned } else { self.durable }
     }
 }
 
 /// A run of an engine with a record of what it promised.
-pub(crate) struct Script {
-    pub(crate) machine: Machine,
-    pub(crate) options: Options,
-    pub(crate) engine: Option<Engine>,
+pub struct Script {
+    /// Where it runs.
+    pub machine: Machine,
+    /// What the engine is opened with.
+    pub options: Options,
+    /// The engine, while it is open.
+    pub engine: Option<Engine>,
     /// The state after each batch; the first is the empty store.
-    pub(crate) states: Vec<State>,
+    pub states: Vec<State>,
     /// Shared with the hook that forks the disk.
-    pub(crate) promise: Arc<Mutex<Promise>>,
+    pub promise: Arc<Mutex<Promise>>,
 }
 
 impl Script {
-    pub(crate) fn new(disk: SimFileSystem, seed: u64, options: Options) -> Script {
+    /// A script that has done nothing yet.
+    pub fn new(disk: SimFileSystem, seed: u64, options: Options) -> Script {
         let empty = State { version: Version::ZERO, map: Arc::default(), owner: None };
         Script {
             machine: Machine::new(disk, seed),
@@ -126,17 +103,20 @@ impl Script {
         }
     }
 
-    pub(crate) fn open(&mut self) -> Result<()> {
-        self.engine = Some(self.machine.open(&self.options)?);
+    /// Opens the engine.
+    pub fn open(&mut self) -> Result<()> {
+        self.engine = Some(self.machine.open(self.options.clone())?);
         Ok(())
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    /// The open engine.
+    pub fn engine(&self) -> &Engine {
         self.engine.as_ref().expect("the script has opened the engine")
     }
 
-    pub(crate) fn promise(&self) -> Promise {
-        *self.promise.lock().unwrap()
+    /// What the engine has promised so far.
+    pub fn promise(&self) -> Promise {
+        *self.promise.lock().expect(LOCK)
     }
 
     /// The batch, and the state that the store has after it, which is noted as given to the engine.
@@ -170,12 +150,12 @@ impl Script {
             }
         }
         self.states.push(State { version, map: Arc::new(map), owner });
-        self.promise.lock().unwrap().submitted = self.states.len() - 1;
+        self.promise.lock().expect(LOCK).submitted = self.states.len() - 1;
         (batch, WriteOptions { durability, version: Some(version) })
     }
 
     /// Writes a batch and notes what its return promises. After an error the state stays: the batch may or may not be there.
-    pub(crate) fn write(&mut self, ops: &[Op], durability: Durability) -> Result<()> {
+    pub fn write(&mut self, ops: &[Op], durability: Durability) -> Result<()> {
         let (batch, options) = self.prepare(ops, durability);
         let result = self.engine().write(batch, options);
         match result {
@@ -189,14 +169,14 @@ impl Script {
     }
 
     /// The last batch did not happen, and the engine said so: it must never appear.
-    pub(crate) fn forget_last(&mut self) {
+    pub fn forget_last(&mut self) {
         self.states.pop();
-        self.promise.lock().unwrap().submitted = self.states.len() - 1;
+        self.promise.lock().expect(LOCK).submitted = self.states.len() - 1;
     }
 
     fn acknowledge(&self, index: usize, durability: Durability) {
         if self.options.wal {
-            let mut promise = self.promise.lock().unwrap();
+            let mut promise = self.promise.lock().expect(LOCK);
             promise.returned = promise.returned.max(index);
             if durability == Durability::Sync {
                 promise.durable = promise.durable.max(index);
@@ -205,16 +185,16 @@ impl Script {
     }
 
     /// Submits several batches before waiting for the first of them, last one first.
-    pub(crate) fn write_group(&mut self, groups: &[&[Op]]) {
-        self.try_write_group(groups).into_iter().for_each(|result| result.unwrap());
+    pub fn write_group(&mut self, groups: &[&[Op]]) {
+        self.try_write_group(groups).into_iter().for_each(|result| result.expect(WORKS));
     }
 
     /// As [`Script::write_group`]; what each wait came to.
-    pub(crate) fn try_write_group(&mut self, groups: &[&[Op]]) -> Vec<Result<()>> {
+    pub fn try_write_group(&mut self, groups: &[&[Op]]) -> Vec<Result<()>> {
         let mut tickets = Vec::new();
         for ops in groups {
             let (batch, options) = self.prepare(ops, Durability::Sync);
-            match self.engine().submit(batch, options).unwrap() {
+            match self.engine().submit(batch, options).expect(WORKS) {
                 Submitted::Written(ticket) => tickets.push((self.states.len() - 1, ticket)),
                 Submitted::Stalled { .. } => panic!("a script leaves room for its batches"),
             }
@@ -234,58 +214,50 @@ impl Script {
         results
     }
 
-    pub(crate) fn flush(&mut self) -> Result<()> {
+    /// Flushes, and notes what that promises.
+    pub fn flush(&mut self) -> Result<()> {
         let version = self.engine().flush()?;
         let index = self.states.iter().rposition(|state| state.version <= version).expect("the first is at zero");
-        let mut promise = self.promise.lock().unwrap();
+        let mut promise = self.promise.lock().expect(LOCK);
         promise.returned = promise.returned.max(index);
         promise.durable = promise.durable.max(index);
         Ok(())
     }
 
-    pub(crate) fn compact(&mut self) {
-        self.engine().compact_range(None, None).unwrap();
-        self.flush().unwrap();
+    /// Compacts everything into the last level.
+    pub fn compact(&mut self) {
+        self.engine().compact_range(None, None).expect(WORKS);
+        self.flush().expect(WORKS);
     }
 
     /// Lets the background jobs do all that they can do now.
-    pub(crate) fn settle(&self) {
-        self.engine().wait_for_compactions().unwrap();
+    pub fn settle(&self) {
+        self.engine().wait_for_compactions().expect(WORKS);
         self.machine.spawner.run_for(std::time::Duration::from_millis(20));
     }
 
-    pub(crate) fn close(&mut self) -> Result<()> {
+    /// Closes the engine, and notes what that promises.
+    pub fn close(&mut self) -> Result<()> {
         let engine = self.engine.take().expect("the script has opened the engine");
         let result = engine.close();
         if result.is_ok() {
-            let mut promise = self.promise.lock().unwrap();
+            let mut promise = self.promise.lock().expect(LOCK);
             (promise.returned, promise.durable) = (promise.submitted, promise.submitted);
         }
         result
     }
 
     /// The process dies, and another opens the engine.
-    pub(crate) fn die_and_reopen(&mut self) {
+    pub fn die_and_reopen(&mut self) {
         self.engine = None;
         self.machine.spawner.drop_jobs();
-        self.open().unwrap();
+        self.open().expect(WORKS);
     }
-}
-
-pub(crate) fn contents(engine: &Engine) -> Result<Map> {
-    let mut iter = engine.iter(IterOptions::default())?;
-    iter.seek_to_first()?;
-    let mut all = Map::new();
-    while iter.valid() {
-        all.insert(iter.key().to_vec(), iter.value().to_vec());
-        iter.next()?;
-    }
-    Ok(all)
 }
 
 /// Checks everything that one can ask of an engine that came back: it shows one of the states `from..=to`, whole, through every way
 /// of reading, and its files are in order. Returns which state it is.
-pub(crate) fn check(engine: &Engine, states: &[State], from: usize, to: usize) -> std::result::Result<usize, String> {
+pub fn check(engine: &Engine, states: &[State], from: usize, to: usize) -> std::result::Result<usize, String> {
     let version = engine.visible_version();
     let index = states.iter().position(|state| state.version == version);
     let Some(index) = index.filter(|index| (from..=to).contains(index)) else {

@@ -1,0 +1,4 @@
+//! The decoder `manifest_current`; see `testing/decoders.rs` of the storage crate.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| ferrisdb_storage::testing::decoders::survive("manifest_current", bytes));
