@@ -57,6 +57,7 @@ impl Server {
         if !arguments.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
+        command.env("FERRISDB_DRAIN_TIMEOUT", "3s");
         #[expect(
             clippy::zombie_processes,
             reason = "it is waited for by all ways to end a server, and by a failed start's panic not"
@@ -185,6 +186,7 @@ fn a_server_is_used_stopped_and_started_again() {
         "{}",
         server.head
     );
+    assert!(server.head.contains("drain_timeout                3 s                          environment"));
     assert!(!server.head.contains("WARNING"), "{}", server.head);
     server.ok(&["set", "hello", "world"]);
     assert_eq!(server.ok(&["get", "hello"]), "world\n");

@@ -23,7 +23,7 @@ use std::time::Duration;
 use ferrisdb::{Database, KeyRange, KeyValue, RangeOptions, Snapshot, SnapshotOptions, StreamingMode, Transaction};
 use ferrisdb_core::{Random, SplitMix64};
 use ferrisdb_storage::Env;
-use ferrisdb_storage::inspect::{self, Sink};
+use ferrisdb_storage::inspect::{self, Cell, Sink};
 use futures_util::future::try_join_all;
 
 use crate::arguments::{DemoArguments, Output};
@@ -121,7 +121,7 @@ impl Report<'_> {
         }
         let mut printer = Printer::new(Output::Json, self.out);
         printer.field("ferrisdb", env!("CARGO_PKG_VERSION").into())?;
-        printer.field("nothing_acknowledged_was_lost", ferrisdb_storage::inspect::Cell::Flag(true))?;
+        printer.field("nothing_acknowledged_was_lost", Cell::Flag(true))?;
         printer.table("steps", &["step", "what", "count", "unit", "microseconds"])?;
         for Step { name, what, count, unit, took } in &self.steps {
             let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);

@@ -104,7 +104,7 @@ impl Config {
             log_level: pick.or("log_level", a.log_level, file.log_level, "info".to_owned()).parsed(
                 "log_level",
                 "write error, warn, info, debug or trace, or parts: info,ferrisdb_rpc=debug",
-                |text| parse_level(text),
+                parse_level,
             )?,
             log_format: pick.or("log_format", a.log_format, file.log_format, LogFormat::Pretty),
             connections_max: pick

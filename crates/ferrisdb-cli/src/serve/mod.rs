@@ -49,6 +49,8 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     let address = listener.local_addr().map_err(|error| cannot_listen(&config, &error))?;
 
     let database = open(&config)?;
+    let stop = runtime.block_on(async { Stop::install() });
+    let stop = stop.map_err(|error| Failure::failed(format!("cannot listen to signals: {error}"), ""))?;
     let node = Arc::clone(database.node().expect("a database that was opened has its node here"));
     writeln!(out, "FerrisDB {}\n{config}", env!("CARGO_PKG_VERSION"))?;
     if let Some(warning) = &insecure {
@@ -63,7 +65,7 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     out.flush()?;
     tracing::info!(event = "server.started", %address, data = %config.data.value.display(), "serving");
 
-    runtime.block_on(serve(&server, listener, &node))?;
+    runtime.block_on(serve(&server, listener, &node, stop));
     // Connections hold nothing any more; tasks of the transport end with their runtime.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let closed = Arc::clone(&node).close_blocking();
@@ -78,12 +80,7 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
 }
 
 /// Serves until the first signal, lets clients finish until the second.
-async fn serve(server: &Arc<Server>, listener: TcpListener, node: &Node) -> Result<(), Failure> {
-    let no_signals = |error: io::Error| Failure::failed(format!("cannot listen to signals: {error}"), "");
-    let mut stop = Stop {
-        terminate: signal(SignalKind::terminate()).map_err(no_signals)?,
-        interrupt: signal(SignalKind::interrupt()).map_err(no_signals)?,
-    };
+async fn serve(server: &Arc<Server>, listener: TcpListener, node: &Node, mut stop: Stop) {
     let (tell, told) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async {
         // An error says that the other side is gone, and then there is nothing to serve for either.
@@ -110,15 +107,20 @@ async fn serve(server: &Arc<Server>, listener: TcpListener, node: &Node) -> Resu
     let ended = std::pin::pin!(futures_util::future::select(Box::pin(signals), Box::pin(health)));
     let serving = std::pin::pin!(server.serve(listener, shutdown));
     futures_util::future::select(serving, ended).await;
-    Ok(())
 }
 
+/// The signals that stop a server.
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Stop {
+    /// From now on the signals do not end the process by themselves.
+    fn install() -> io::Result<Stop> {
+        Ok(Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
     async fn next(&mut self) -> &'static str {
         let (terminate, interrupt) = (std::pin::pin!(self.terminate.recv()), std::pin::pin!(self.interrupt.recv()));
         match futures_util::future::select(terminate, interrupt).await {
