@@ -2,10 +2,15 @@
 //!
 //! The help texts are a part of the interface; `tests/help.rs` keeps a copy of each.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use crate::text::Typed;
 
 /// Exit codes, at the end of each help text.
 const EXIT_CODES: &str = "\
@@ -13,7 +18,8 @@ Exit codes:
   0  done
   1  failed; the message says why
   2  the command line is wrong
-  3  corruption was found: what is on disk is not what was written";
+  3  corruption was found: what is on disk is not what was written
+  4  get: the key has no value";
 
 /// FerrisDB: an ordered, transactional key-value database.
 #[derive(Debug, Parser)]
@@ -25,13 +31,14 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show the storage engine at work: load, read, scan, delete, kill -9, recover
+    /// Show a database at work: load, read, scan, bank transfers, delete, kill -9, recover
     ///
-    /// Opens an engine in a temporary directory, loads the names of 34,888 Unicode characters with an index, reads,
-    /// scans, deletes a range, starts a child process that writes durably, kills it in the middle of a write, reopens and
-    /// checks that nothing acknowledged was lost. Takes a few seconds and removes its directory.
+    /// Opens a database in a temporary directory, loads the names of 34,888 Unicode characters with an index in
+    /// transactions, reads, scans, moves money between accounts from many clients at once and proves the total, clears a range under
+    /// a snapshot, starts a child process that commits transactions, kills it in the middle of one, reopens and checks that
+    /// nothing acknowledged was lost. Takes a few seconds. At a terminal a shell on the database follows; then the directory is removed.
     #[command(after_help = example(
-        "ferrisdb demo\n  ferrisdb demo --directory /mnt/disk --keep && ferrisdb inspect dir /mnt/disk/ferrisdb-demo-*"
+        "ferrisdb demo\n  ferrisdb demo --directory /mnt/disk --keep && ferrisdb shell --data /mnt/disk/ferrisdb-demo-*"
     ))]
     Demo(DemoArguments),
 
@@ -39,15 +46,69 @@ pub(crate) enum Command {
     #[command(name = "__child", hide = true)]
     DemoChild(DemoChildArguments),
 
+    /// Serve a database to clients
+    ///
+    /// Opens the database in a directory, founding it if there is none, and serves it until SIGTERM or SIGINT: then no
+    /// more connections are accepted, what is under way is finished, and the database is closed. After SIGKILL, or a power failure, nothing
+    /// that was acknowledged is lost. Each option may also be given in the environment or in a TOML file (`--config`), under its name with `-` as
+    /// `_`; the command line comes before the environment, and that before the file. Logs go to standard error.
+    #[command(after_help = example(
+        "ferrisdb serve --data /var/lib/ferrisdb\n  ferrisdb serve --config /etc/ferrisdb.toml --log-format json"
+    ))]
+    Serve(ServeArguments),
+
+    /// Work with a database interactively, or run commands from a pipe
+    ///
+    /// `help` in the shell lists its commands. When standard input is no terminal, commands are read from it, and the first one that fails
+    /// ends the shell with exit code 1.
+    #[command(after_help = example(
+        "ferrisdb shell --connect localhost:4700\n  echo 'getrange user/ user0' | ferrisdb shell --data db"
+    ))]
+    Shell(ShellArguments),
+
+    /// Print the value of a key
+    #[command(after_help = example_with_text("ferrisdb get user/42 --data db"))]
+    Get(GetArguments),
+
+    /// Give a key a value
+    #[command(after_help = example_with_text(
+        "ferrisdb set user/42 Ada --data db\n  ferrisdb set picture/1 --stdin --connect localhost:4700 < picture.png"
+    ))]
+    Set(SetArguments),
+
+    /// Take the value of a key, or of all keys in a range
+    #[command(after_help = example_with_text(
+        "ferrisdb clear user/42 --data db\n  ferrisdb clear --prefix user/ --data db\n  \
+         ferrisdb clear --range user/ user0 --data db"
+    ))]
+    Clear(ClearArguments),
+
+    /// Print the keys and values in a range
+    ///
+    /// The range has BEGIN in it and END not. All rows are of one moment, however long the printing takes.
+    #[command(after_help = example_with_text(
+        "ferrisdb range user/ user0 --limit 10 --data db\n  ferrisdb range --prefix \"\" --reverse --connect localhost:4700"
+    ))]
+    Range(RangeArguments),
+
+    /// Show how the database is: what it did, what waits, what limits it
+    #[command(after_help = example("ferrisdb status --connect localhost:4700\n  ferrisdb status --data db --json"))]
+    Status(StatusArguments),
+
+    /// Explain an error's number or name, or list all of them
+    #[command(after_help = example("ferrisdb explain 1020\n  ferrisdb explain commit_unknown_result"))]
+    Explain(ExplainArguments),
+
     /// Print what is inside a file of a database
     #[command(after_help = example(
-        "ferrisdb inspect sst db/000123.sst\n  ferrisdb inspect wal db/000007.wal --output json"
+        "ferrisdb inspect sst db/storage/000123.sst\n  ferrisdb inspect wal db/log/000007.wal --output json"
     ))]
     Inspect(InspectArguments),
 
     /// Check every checksum, the order of keys, the levels, and the manifest against the directory
     ///
-    /// Reads everything and changes nothing. The database must not be open elsewhere.
+    /// Reads everything in tables and changes nothing; the log is checked whenever the database is opened. The database must not be
+    /// open elsewhere.
     #[command(after_help = example("ferrisdb verify db && echo sound"))]
     Verify(VerifyArguments),
 
@@ -63,6 +124,36 @@ pub(crate) enum Command {
 /// Examples and exit codes.
 fn example(lines: &str) -> String {
     format!("Example:\n  {lines}\n\n{EXIT_CODES}")
+}
+
+/// Examples, how keys are typed, and exit codes.
+fn example_with_text(lines: &str) -> String {
+    format!(
+        "Example:\n  {lines}\n\nKeys and values:\n  \\xNN is the byte with that hexadecimal number, \\\\ a backslash; results are printed so, too.\n  \
+         After -- nothing is an option any more: ferrisdb set -- -key -value\n\n{EXIT_CODES}"
+    )
+}
+
+/// Takes a key or a value from the command line.
+fn typed() -> impl TypedValueParser<Value = Typed> {
+    OsStringValueParser::new().try_map(|text: OsString| Typed::parse(text))
+}
+
+/// `10s`, `500ms`, `2m`, or a number of seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "write a time as 500ms, 10s or 2m".to_owned())?;
+    let milliseconds = match unit.trim() {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        _ => return Err(format!("`{unit}` is no unit of time: write ms, s or m")),
+    };
+    match milliseconds {
+        Some(milliseconds @ 1..=86_400_000) => Ok(Duration::from_millis(milliseconds)),
+        _ => Err("a time is from 1ms to 1440m".to_owned()),
+    }
 }
 
 /// How results are printed.
@@ -81,6 +172,241 @@ pub(crate) struct OutputArguments {
     pub(crate) output: Output,
 }
 
+/// Which database a client command works with.
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArguments {
+    /// The server [env: FERRISDB_CONNECT]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "data")]
+    pub(crate) connect: Option<String>,
+
+    /// The database's directory, opened in this process; it must not be open elsewhere [env: FERRISDB_DATA]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+
+    /// How long to wait for an answer: 500ms, 10s, 2m
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "FERRISDB_TIMEOUT",
+        hide_env_values = true,
+        default_value = "30s",
+        value_parser = parse_duration
+    )]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArguments {
+    /// The key
+    #[arg(value_parser = typed())]
+    pub(crate) key: Typed,
+
+    /// Print the value's bytes as they are, and nothing else
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) raw: bool,
+
+    /// Allow system keys, which begin with \xff
+    #[arg(long)]
+    pub(crate) system: bool,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArguments,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetArguments {
+    /// The key
+    #[arg(value_parser = typed())]
+    pub(crate) key: Typed,
+
+    /// The value
+    #[arg(value_parser = typed(), allow_negative_numbers = true, required_unless_present = "stdin")]
+    pub(crate) value: Option<Typed>,
+
+    /// Read the value from standard input, as it is
+    #[arg(long, conflicts_with = "value")]
+    pub(crate) stdin: bool,
+
+    /// Allow system keys, which begin with \xff
+    #[arg(long)]
+    pub(crate) system: bool,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArguments,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClearArguments {
+    /// The key
+    #[arg(value_parser = typed(), required_unless_present_any = ["range", "prefix"])]
+    pub(crate) key: Option<Typed>,
+
+    /// All keys from BEGIN up to END, END not included
+    #[arg(long, num_args = 2, value_names = ["BEGIN", "END"], value_parser = typed(), conflicts_with_all = ["key", "prefix"])]
+    pub(crate) range: Option<Vec<Typed>>,
+
+    /// All keys that begin so
+    #[arg(long, value_name = "PREFIX", value_parser = typed(), conflicts_with = "key")]
+    pub(crate) prefix: Option<Typed>,
+
+    /// Allow system keys, which begin with \xff
+    #[arg(long)]
+    pub(crate) system: bool,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArguments,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArguments,
+}
+
+/// Which keys.
+#[derive(Debug, Args)]
+pub(crate) struct RangeOfKeys {
+    /// The first key
+    #[arg(value_parser = typed(), requires = "end", required_unless_present = "prefix")]
+    pub(crate) begin: Option<Typed>,
+
+    /// The first key that is not in the range any more
+    #[arg(value_parser = typed())]
+    pub(crate) end: Option<Typed>,
+
+    /// All keys that begin so; "" for all
+    #[arg(long, value_name = "PREFIX", value_parser = typed(), conflicts_with_all = ["begin", "end"])]
+    pub(crate) prefix: Option<Typed>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RangeArguments {
+    #[command(flatten)]
+    pub(crate) keys: RangeOfKeys,
+
+    /// Rows at most; 0: all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) limit: u32,
+
+    /// From the end, descending
+    #[arg(long)]
+    pub(crate) reverse: bool,
+
+    /// Allow system keys, which begin with \xff
+    #[arg(long)]
+    pub(crate) system: bool,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArguments,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArguments {
+    /// Print the whole document: the same as --output json
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArguments,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShellArguments {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArguments {
+    /// The error's number or name
+    pub(crate) code: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArguments,
+}
+
+/// Each setting is optional here: what is not given is looked for in the file, and then has a default (`serve::config`).
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// A TOML file with settings
+    #[arg(long, value_name = "FILE", env = "FERRISDB_CONFIG", hide_env_values = true)]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The database's directory
+    #[arg(long, value_name = "DIR", env = "FERRISDB_DATA", hide_env_values = true)]
+    pub(crate) data: Option<PathBuf>,
+
+    /// Where to listen; port 0 takes any [default: 127.0.0.1:4700]
+    #[arg(long, value_name = "HOST:PORT", env = "FERRISDB_LISTEN", hide_env_values = true)]
+    pub(crate) listen: Option<String>,
+
+    /// Listen on an address that other machines reach, although anybody there can then read and write everything
+    #[arg(
+        long,
+        env = "FERRISDB_INSECURE",
+        hide_env_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(crate) insecure: Option<bool>,
+
+    /// What to log: error, warn, info, debug or trace, or by part: info,ferrisdb_rpc=debug [default: info]
+    #[arg(long, value_name = "LEVEL", env = "FERRISDB_LOG_LEVEL", hide_env_values = true)]
+    pub(crate) log_level: Option<String>,
+
+    /// How to log [default: pretty]
+    #[arg(long, value_name = "FORMAT", value_enum, env = "FERRISDB_LOG_FORMAT", hide_env_values = true)]
+    pub(crate) log_format: Option<LogFormat>,
+
+    /// Connections at once [default: 16384]
+    #[arg(long, value_name = "N", env = "FERRISDB_CONNECTIONS_MAX", hide_env_values = true)]
+    pub(crate) connections_max: Option<usize>,
+
+    /// Connections at once from one address [default: 12288]
+    #[arg(long, value_name = "N", env = "FERRISDB_CONNECTIONS_PER_ADDRESS_MAX", hide_env_values = true)]
+    pub(crate) connections_per_address_max: Option<usize>,
+
+    /// Memory for requests under way, over all connections [default: 256MiB]
+    #[arg(long, value_name = "BYTES", env = "FERRISDB_REQUEST_MEMORY", hide_env_values = true)]
+    pub(crate) request_memory: Option<String>,
+
+    /// Memory for replies that clients have not taken yet [default: 256MiB]
+    #[arg(long, value_name = "BYTES", env = "FERRISDB_REPLY_MEMORY", hide_env_values = true)]
+    pub(crate) reply_memory: Option<String>,
+
+    /// Memory for blocks of tables [default: 256MiB]
+    #[arg(long, value_name = "BYTES", env = "FERRISDB_BLOCK_CACHE", hide_env_values = true)]
+    pub(crate) block_cache: Option<String>,
+
+    /// Threads that read from disk [default: 8]
+    #[arg(long, value_name = "N", env = "FERRISDB_READ_THREADS", hide_env_values = true)]
+    pub(crate) read_threads: Option<usize>,
+
+    /// How long a stop waits for what is under way [default: 10s]
+    #[arg(long, value_name = "TIME", env = "FERRISDB_DRAIN_TIMEOUT", hide_env_values = true)]
+    pub(crate) drain_timeout: Option<String>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people: one line each
+    Pretty,
+    /// For programs: one JSON object on each line
+    Json,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct DemoArguments {
     /// Where to make the temporary directory [default: the system's]. Durable writes wait for its disk
@@ -97,7 +423,7 @@ pub(crate) struct DemoArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct DemoChildArguments {
-    /// The engine's directory
+    /// The database's directory
     pub(crate) directory: PathBuf,
 
     /// The first number to write
@@ -165,5 +491,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units() {
+        let times = ["500ms", "10s", "10", "2m"].map(|text| parse_duration(text).unwrap().as_millis());
+        assert_eq!(times, [500, 10_000, 10_000, 120_000]);
+        for text in ["", "s", "0", "-1s", "1h", "1.5s", "99999999999999999999", "18446744073709551615m", "2000m"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
     }
 }

@@ -4,8 +4,9 @@
 //! | --- | --- |
 //! | 0 | done |
 //! | 1 | it failed: the message says why |
-//! | 2 | the command line is wrong (clap ends the process itself) |
+//! | 2 | the command line is wrong (mostly clap ends the process itself) |
 //! | 3 | corruption was found: what is on disk is not what was written |
+//! | 4 | `get` found no such key |
 
 use std::fmt;
 use std::io;
@@ -21,8 +22,17 @@ pub(crate) enum Failure {
         /// What to do, if that is not in `what`.
         remedy: String,
     },
+    /// The command line, or the environment, does not say what to do.
+    Usage {
+        /// What is wrong with it.
+        what: String,
+        /// What would be right.
+        remedy: String,
+    },
     /// What is on disk is not what was written.
     Corrupt(String),
+    /// The key asked for is not there.
+    NotFound(String),
     /// Whoever reads our output has heard enough (`ferrisdb inspect … | head`). That is no error of ours.
     OutputClosed,
 }
@@ -33,6 +43,19 @@ impl Failure {
         Failure::Failed { what: what.into(), remedy: remedy.into() }
     }
 
+    /// A command line that does not say what to do.
+    pub(crate) fn usage(what: impl Into<String>, remedy: impl Into<String>) -> Failure {
+        Failure::Usage { what: what.into(), remedy: remedy.into() }
+    }
+
+    /// The same, with what was to be done before it.
+    pub(crate) fn about(self, doing: &str) -> Failure {
+        match self {
+            Failure::Failed { what, remedy } => Failure::Failed { what: format!("{doing}: {what}"), remedy },
+            other => other,
+        }
+    }
+
     /// Says it on standard error and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         match self {
@@ -40,9 +63,17 @@ impl Failure {
                 eprintln!("{self}");
                 ExitCode::from(1)
             }
+            Failure::Usage { .. } => {
+                eprintln!("{self}");
+                ExitCode::from(2)
+            }
             Failure::Corrupt(_) => {
                 eprintln!("{self}");
                 ExitCode::from(3)
+            }
+            Failure::NotFound(_) => {
+                eprintln!("{self}");
+                ExitCode::from(4)
             }
             Failure::OutputClosed => ExitCode::SUCCESS,
         }
@@ -53,10 +84,13 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Failed { what, remedy } if remedy.is_empty() => write!(f, "error: {what}"),
-            Failure::Failed { what, remedy } => write!(f, "error: {what}\n  help: {remedy}"),
+            Failure::Failed { what, remedy } | Failure::Usage { what, remedy } => {
+                write!(f, "error: {what}\n  help: {remedy}")
+            }
             // The engine's own messages begin with the word, or name a missing file.
             Failure::Corrupt(what) if what.starts_with("corruption in ") => f.write_str(what),
             Failure::Corrupt(what) => write!(f, "corruption: {what}"),
+            Failure::NotFound(what) => write!(f, "not found: {what}"),
             Failure::OutputClosed => f.write_str("the output was closed"),
         }
     }
@@ -77,6 +111,13 @@ impl From<io::Error> for Failure {
 impl From<ferrisdb_storage::Error> for Failure {
     fn from(error: ferrisdb_storage::Error) -> Failure {
         if error.is_corruption() { Failure::Corrupt(error.to_string()) } else { Failure::failed(error.to_string(), "") }
+    }
+}
+
+/// The database's errors have a number, by which `ferrisdb explain` finds them, and a remedy.
+impl From<ferrisdb::Error> for Failure {
+    fn from(error: ferrisdb::Error) -> Failure {
+        Failure::failed(error.to_string(), error.code().remedy())
     }
 }
 

@@ -1,6 +1,7 @@
 //! `ferrisdb inspect` and `ferrisdb verify`: the storage crate looks, [`Printer`] prints.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use ferrisdb_storage::Env;
 use ferrisdb_storage::fs::real::RealFileSystem;
@@ -19,14 +20,19 @@ pub(crate) fn inspect(arguments: &InspectArguments, out: impl Write) -> Result<(
         Inspected::Manifest => inspect::manifest,
         Inspected::Dir => inspect::dir,
     };
-    print(&arguments.output, out, |sink| look(&RealFileSystem::new(), &arguments.path, sink))
+    let path = match arguments.what {
+        Inspected::Dir => tables(&arguments.path),
+        Inspected::Wal | Inspected::Sst | Inspected::Manifest => arguments.path.clone(),
+    };
+    print(&arguments.output, out, |sink| look(&RealFileSystem::new(), &path, sink))
 }
 
 /// Checks a whole database and prints what is wrong with it.
 pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(), Failure> {
     let mut problems = 0;
+    let path = tables(&arguments.path);
     print(&arguments.output, out, |sink| {
-        problems = inspect::verify(&Env::real(), &arguments.path, sink)?;
+        problems = inspect::verify(&Env::real(), &path, sink)?;
         Ok(())
     })?;
     match problems {
@@ -37,6 +43,12 @@ pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(),
             arguments.path.display()
         ))),
     }
+}
+
+/// Where the tables are: of a database in its directory `storage`, of a bare engine in the directory itself.
+fn tables(directory: &Path) -> PathBuf {
+    let is_database = directory.join("cluster").exists();
+    if is_database { directory.join("storage") } else { directory.to_path_buf() }
 }
 
 /// Prints what `look` tells. What was told before an error is printed whole, and the error comes last.

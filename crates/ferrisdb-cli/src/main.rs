@@ -2,38 +2,66 @@
 //!
 //! Parses the arguments (`arguments`), runs one command, and turns what came of it into an exit code (`failure`).
 //! Results go to standard output as a table or as JSON (`printer`), errors to standard error.
+//!
+//! ```text
+//! serve      a database and its port               connect    where a client command finds its database
+//! shell      commands typed or piped               text       keys and values as text
+//! oneshot    get, set, clear, range                status, explain, demo, inspect, manual
+//! ```
+
+#![forbid(unsafe_code)]
 
 mod arguments;
+mod connect;
 mod dataset;
 mod demo;
+mod explain;
 mod failure;
 mod inspect;
 mod manual;
+mod oneshot;
 mod printer;
+mod serve;
+mod shell;
+mod status;
+mod stopwatch;
+mod text;
 
 use std::io::{self, BufWriter};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
 use arguments::{Arguments, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(arguments.command) {
+    let matches = Arguments::command().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match run(arguments.command, &matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
 /// Runs one command to its end.
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command, matches: &ArgMatches) -> Result<(), Failure> {
     match command {
         Command::Completions(arguments) => manual::completions(&arguments, &mut io::stdout().lock()),
         Command::Man(arguments) => manual::man(&arguments, &mut io::stdout().lock()),
         Command::Demo(arguments) => demo::run(&arguments, &mut io::stdout().lock()),
         Command::DemoChild(arguments) => demo::child::run(&arguments, &mut io::stdout().lock()),
+        Command::Serve(arguments) => {
+            let matches = matches.subcommand_matches("serve").unwrap_or(matches);
+            serve::run(arguments, matches, &mut io::stdout().lock())
+        }
+        Command::Shell(arguments) => shell::run(&arguments),
+        Command::Get(arguments) => oneshot::get(&arguments, io::stdout().lock()),
+        Command::Set(arguments) => oneshot::set(&arguments, io::stdout().lock()),
+        Command::Clear(arguments) => oneshot::clear(&arguments, io::stdout().lock()),
+        Command::Range(arguments) => oneshot::range(&arguments, BufWriter::new(io::stdout().lock())),
+        Command::Status(arguments) => status::status(&arguments, BufWriter::new(io::stdout().lock())),
+        Command::Explain(arguments) => explain::explain(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Inspect(arguments) => inspect::inspect(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Verify(arguments) => inspect::verify(&arguments, BufWriter::new(io::stdout().lock())),
     }

@@ -7,10 +7,30 @@ use std::process::{Command, Output, Stdio};
 
 use expect_test::{Expect, expect, expect_file};
 
+/// All but the hidden one.
+const COMMANDS: [&str; 13] = [
+    "clear",
+    "completions",
+    "demo",
+    "explain",
+    "get",
+    "inspect",
+    "man",
+    "range",
+    "serve",
+    "set",
+    "shell",
+    "status",
+    "verify",
+];
+
 fn ferrisdb(arguments: &[&str]) -> Output {
     // No terminal and no COLUMNS: the width is the fixed one.
     let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
-    command.args(arguments).env_remove("COLUMNS").stdin(Stdio::null()).output().unwrap()
+    for variable in ["COLUMNS", "FERRISDB_CONNECT", "FERRISDB_DATA", "FERRISDB_TIMEOUT"] {
+        command.env_remove(variable);
+    }
+    command.args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 fn stdout(arguments: &[&str]) -> String {
@@ -24,13 +44,9 @@ fn stdout(arguments: &[&str]) -> String {
 #[test]
 fn help_texts() {
     expect_file!["help/ferrisdb.txt"].assert_eq(&stdout(&["--help"]));
-    expect_file!["help/demo.txt"].assert_eq(&stdout(&["demo", "--help"]));
-    expect_file!["help/inspect.txt"].assert_eq(&stdout(&["inspect", "--help"]));
-    expect_file!["help/verify.txt"].assert_eq(&stdout(&["verify", "--help"]));
-    expect_file!["help/completions.txt"].assert_eq(&stdout(&["completions", "--help"]));
-    expect_file!["help/man.txt"].assert_eq(&stdout(&["man", "--help"]));
-    for command in ["demo", "inspect", "verify", "completions", "man"] {
+    for command in COMMANDS {
         let help = stdout(&[command, "--help"]);
+        expect_file![format!("help/{command}.txt")].assert_eq(&help);
         assert!(help.contains("Example:\n  ferrisdb ") && help.contains("Exit codes:"), "{help}");
     }
 }
@@ -105,6 +121,107 @@ fn failures() {
     );
 }
 
+/// A client command names the database that it did not find, and what to do.
+#[test]
+fn failures_of_client_commands() {
+    check_error(
+        &["get", "a"],
+        2,
+        &expect![[r#"
+        error: which database?
+          help: give --connect HOST:PORT for a server or --data DIR for a directory, or set FERRISDB_CONNECT or FERRISDB_DATA
+    "#]],
+    );
+    check_error(
+        &["get", "a\\n", "--data", "/nonexistent"],
+        2,
+        &expect![[r#"
+        error: invalid value 'a\n' for '<KEY>': `\n` is no escape: write `\xNN` for a byte and `\\` for a backslash
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check_error(
+        &["get", "a", "--data", "/nonexistent"],
+        1,
+        &expect![[r#"
+        error: there is no database in /nonexistent
+          help: check --data; `ferrisdb set`, `shell` and `serve` make a new database there
+    "#]],
+    );
+    check_error(
+        &["get", "a", "--data", "db", "--connect", "localhost:4700"],
+        2,
+        &expect![[r#"
+        error: the argument '--data <DIR>' cannot be used with '--connect <HOST:PORT>'
+
+        Usage: ferrisdb get --data <DIR> <KEY>
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check_error(
+        &["get", "a", "--connect", "localhost"],
+        1,
+        &expect![[r#"
+        error: cannot connect to localhost: connection_string_invalid (2104): `localhost` is not an address: it has no port; write HOST:PORT, such as localhost:4500 or [::1]:4500
+          help: check the address, and that `ferrisdb serve` runs there
+    "#]],
+    );
+    check_error(
+        &["clear", "--data", "/nonexistent"],
+        2,
+        &expect![[r#"
+        error: the following required arguments were not provided:
+          <KEY>
+
+        Usage: ferrisdb clear --data <DIR> <KEY>
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check_error(
+        &["range", "b", "a", "--data", "/nonexistent"],
+        1,
+        &expect![[r#"
+        error: the range begins at b and ends before it, at a
+          help: Swap begin and end.
+    "#]],
+    );
+    check_error(
+        &["explain", "1"],
+        1,
+        &expect![[r#"
+        error: no error has the number or name `1`
+          help: `ferrisdb explain` without an argument lists all
+    "#]],
+    );
+    check_error(
+        &["serve", "--data", "/nonexistent", "--listen", "0.0.0.0:0"],
+        1,
+        &expect![[r#"
+        error: will not listen on 0.0.0.0:0 (command line): 0.0.0.0:0 can be reached from other machines, and without TLS anybody there could read and write everything
+          help: listen on 127.0.0.1 or [::1], or add --insecure if you trust everybody on that network
+    "#]],
+    );
+    check_error(
+        &["serve", "--data", "/nonexistent", "--listen", "nowhere"],
+        1,
+        &expect![[r#"
+        error: cannot listen on nowhere (command line): invalid socket address
+          help: give --listen HOST:PORT with an address of this machine and a port that is free
+    "#]],
+    );
+    check_error(
+        &["serve"],
+        2,
+        &expect![[r#"
+        error: in which directory is the database?
+          help: give --data DIR, set FERRISDB_DATA, or write data = "DIR" into the file of --config
+    "#]],
+    );
+}
+
 /// The engine's commands say which path was wrong.
 #[test]
 fn failures_with_an_engine() {
@@ -134,7 +251,8 @@ fn completions_and_manual_pages() {
         directory.path().read_dir().unwrap().map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
     pages.sort();
     pages.retain(|page| !page.contains("help"));
-    let expected = ["-completions", "-demo", "-inspect", "-man", "-verify", ""].map(|name| format!("ferrisdb{name}.1"));
+    let mut expected: Vec<String> = COMMANDS.iter().map(|name| format!("ferrisdb-{name}.1")).collect();
+    expected.push("ferrisdb.1".to_owned());
     assert_eq!(pages, expected);
 
     let page = stdout(&["man"]);

@@ -1,13 +1,13 @@
-//! The process that `demo` kills: writes numbered records durably, one after the other, for ever.
+//! The process that `demo` kills: commits numbered records, one after the other, for ever.
 //!
-//! Before each write it prints `begin N`, and `ack N` once the engine says that the record is durable. Each line goes into
-//! the pipe in one write, so whatever was said before the kill can be read after it. One batch holds the record and the key
-//! `last`, which names the record: after a crash both must agree, or the batch was not atomic.
+//! Before each transaction it prints `begin N`, and `ack N` once the commit has returned, which means that the record is durable. Each line goes
+//! into the pipe in one write, so whatever was said before the kill can be read after it. A transaction holds the record and the
+//! key `last`, which names the record: after a crash both must agree, or the transaction was not atomic.
 
 use std::io::{self, Write};
 
+use ferrisdb::Transaction;
 use ferrisdb_core::{Random, SplitMix64};
-use ferrisdb_storage::{Durability, Engine, Options, WriteBatch};
 
 use crate::arguments::DemoChildArguments;
 use crate::failure::Failure;
@@ -20,13 +20,15 @@ const RECORD_BYTES_MIN: u64 = 2048;
 
 /// Writes until it is killed, or until nobody listens.
 pub(crate) fn run(arguments: &DemoChildArguments, out: &mut dyn Write) -> Result<(), Failure> {
-    let engine = Engine::open(&arguments.directory, Options::default())?;
+    let connected = super::open(&arguments.directory)?;
     for number in arguments.first.. {
         say(out, "begin", number)?;
-        let mut batch = WriteBatch::new();
-        batch.put(&record_key(number), &record_value(number));
-        batch.put(LAST_KEY, &number.to_be_bytes());
-        engine.write(batch, Durability::Sync)?;
+        let write = async |tx: Transaction| {
+            tx.set(record_key(number), record_value(number));
+            tx.set(LAST_KEY, number.to_be_bytes());
+            Ok(())
+        };
+        connected.run(async { Ok(connected.database.run(write).await?) })?;
         say(out, "ack", number)?;
     }
     Ok(())

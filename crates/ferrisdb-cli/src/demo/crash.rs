@@ -1,4 +1,4 @@
-//! Kills the writing child in the middle of a write, reopens, and checks what is there.
+//! Kills the writing child in the middle of a transaction, reopens, and checks what is there.
 //!
 //! What must hold, with `acknowledged` and `begun` the last numbers that the child named: the records are 1, 2, … up to some
 //! `last` without a gap, each with the content that was written; `acknowledged <= last <= begun`; and the key `last` says so.
@@ -10,16 +10,17 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use ferrisdb_storage::{Engine, Options};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Report, Step, Stopwatch, child, mismatch, scan, thousands};
+use super::{Report, Step, child, mismatch, scan, snapshot, thousands};
+use crate::connect::Connected;
 use crate::failure::Failure;
+use crate::stopwatch::Stopwatch;
 
-/// Acknowledged writes before the kill, round after round: different places in the WAL, and crashes after a crash recovery.
+/// Acknowledged transactions before the kill, round after round: different places in the log, and crashes after a crash recovery.
 const ROUNDS: [u64; 3] = [50, 100, 150];
 
-/// A write that takes longer than this on a disk that works has hung.
+/// A commit that takes longer than this on a disk that works has hung.
 const DEADLINE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// What the child had said when it died.
@@ -36,19 +37,19 @@ pub(super) fn run(directory: &Path, report: &mut Report<'_>) -> Result<(), Failu
     for writes in ROUNDS {
         let said = write_and_kill(directory, last, writes)?;
         let place = if said.begun > said.acknowledged {
-            format!("in the middle of write {}", thousands(said.begun))
+            format!("in the middle of transaction {}", thousands(said.begun))
         } else {
-            format!("just after write {}", thousands(said.acknowledged))
+            format!("just after transaction {}", thousands(said.acknowledged))
         };
         let count = said.acknowledged - last;
-        let what = format!("a writing process, kill -9 after {count} durable writes, {place}");
-        report.add(Step { name: "kill", what, count, unit: "writes", took: said.took })?;
+        let what = format!("a writing process, kill -9 after {count} commits, {place}");
+        report.add(Step { name: "kill", what, count, unit: "commits", took: said.took })?;
 
         let watch = Stopwatch::start();
-        let engine = Engine::open(directory, Options::default())?;
+        let connected = super::open(directory)?;
         let took = watch.elapsed();
-        last = check(&engine, &said)?;
-        engine.close()?;
+        last = check(&connected, &said)?;
+        connected.close()?;
         let unacknowledged = match last - said.acknowledged {
             0 => "and nothing else",
             _ => "and the one under way, whole",
@@ -59,7 +60,7 @@ pub(super) fn run(directory: &Path, report: &mut Report<'_>) -> Result<(), Failu
     Ok(())
 }
 
-/// Starts the child and kills it when it has begun another write after `writes` acknowledged ones.
+/// Starts the child and kills it when it has begun another transaction after `writes` acknowledged ones.
 fn write_and_kill(directory: &Path, last: u64, writes: u64) -> Result<Said, Failure> {
     let cannot = |what: &str, error: std::io::Error| Failure::failed(format!("cannot {what}: {error}"), "");
     let executable = std::env::current_exe().map_err(|error| cannot("find this program's file", error))?;
@@ -139,7 +140,7 @@ impl Lines {
             let mut ready = [PollFd::from_borrowed_fd(self.pipe.get_ref().as_fd(), PollFlags::IN)];
             if poll(&mut ready, Some(&DEADLINE)).map_err(|error| failed(error.into()))? == 0 {
                 return Err(Failure::failed(
-                    format!("a durable write has taken more than {} s", DEADLINE.tv_sec),
+                    format!("a commit has taken more than {} s", DEADLINE.tv_sec),
                     "check the disk, or choose another: ferrisdb demo --directory DIR",
                 ));
             }
@@ -151,14 +152,15 @@ impl Lines {
 }
 
 /// Checks the records and returns the last one's number.
-fn check(engine: &Engine, said: &Said) -> Result<u64, Failure> {
-    let records = scan(engine, b"log/", b"log0", None)?;
+fn check(connected: &Connected, said: &Said) -> Result<u64, Failure> {
+    let now = snapshot(connected)?;
+    let records = scan(connected, &now, b"log/", b"log0")?;
     let last = records.len() as u64;
-    for (number, (key, value)) in (1..).zip(&records) {
-        if *key != child::record_key(number) {
-            return Err(mismatch(format_args!("record {number} of {last} is missing: {}", key.escape_ascii())));
+    for (number, row) in (1..).zip(&records) {
+        if row.key != child::record_key(number) {
+            return Err(mismatch(format_args!("record {number} of {last} is missing: {}", row.key.escape_ascii())));
         }
-        if *value != child::record_value(number) {
+        if row.value != child::record_value(number) {
             return Err(mismatch(format_args!("record {number} is not as it was written")));
         }
     }
@@ -169,9 +171,9 @@ fn check(engine: &Engine, said: &Said) -> Result<u64, Failure> {
     if last > begun {
         return Err(mismatch(format_args!("records go up to {last}, but only {begun} was begun")));
     }
-    let named = engine.get(child::LAST_KEY)?;
+    let named = connected.run(async { Ok(now.get(child::LAST_KEY).await?) })?;
     if named.as_deref() != Some(last.to_be_bytes().as_slice()) {
-        return Err(mismatch(format_args!("a batch is there in part: record {last}, but `last` is {named:?}")));
+        return Err(mismatch(format_args!("a transaction is there in part: record {last}, but `last` is {named:?}")));
     }
     Ok(last)
 }

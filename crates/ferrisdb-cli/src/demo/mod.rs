@@ -1,36 +1,50 @@
-//! `ferrisdb demo`: the storage engine at work, on real data, with a crash.
+//! `ferrisdb demo`: a database at work, in a directory of its own.
 //!
-//! Every step checks what it shows: values read are compared with the data set, a deleted range must be empty and still
-//! whole in a snapshot taken before, and after each kill every acknowledged record must be there. A mismatch ends the demo
-//! with exit code 1 and leaves its directory for examination; otherwise the directory is removed.
+//! Every step proves what it did, not only does it: values that are read are compared with the data set, the money in the bank must stay the same
+//! while many clients move it, a cleared range must be empty and still whole in a snapshot taken before, and after each kill every acknowledged
+//! transaction must be there, whole. A mismatch ends the demo with exit code 1 and leaves its directory for examination; otherwise the directory is
+//! removed, at a terminal after a shell on it.
 //!
 //! # Keys
-//! - `char/00E9` → category, tab, name: the characters (six hexadecimal digits, so that byte order is code point order);
+//! - `char/0000E9` → category, tab, name: the characters (six hexadecimal digits, so that byte order is code point order);
 //! - `category/Ll/0000E9` → nothing: the index by category;
+//! - `account/07` → eight bytes, big-endian: what it has ([`bank`]);
 //! - `log/…` and `last`: what the child process writes ([`child`]).
 
+mod bank;
 pub(crate) mod child;
 mod crash;
 
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{self, IsTerminal as _, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ferrisdb_core::{Random, SplitMix64, Version};
-use ferrisdb_storage::inspect::Sink;
-use ferrisdb_storage::{Durability, Engine, IterOptions, Options, WriteBatch};
+use ferrisdb::{Database, KeyRange, KeyValue, RangeOptions, Snapshot, SnapshotOptions, StreamingMode, Transaction};
+use ferrisdb_core::{Random, SplitMix64};
+use ferrisdb_storage::Env;
+use ferrisdb_storage::inspect::{self, Cell, Sink};
+use futures_util::future::try_join_all;
 
 use crate::arguments::{DemoArguments, Output};
+use crate::connect::Connected;
 use crate::dataset::{Character, characters};
 use crate::failure::Failure;
 use crate::printer::Printer;
+use crate::shell;
+use crate::stopwatch::Stopwatch;
 
-/// Characters in one write batch: some 50 KiB, enough to make the cost of a batch small beside that of its entries.
+/// Characters in one transaction: some 50 KiB, enough to make the cost of a commit small beside that of its writes.
 const BATCH_CHARACTERS: usize = 500;
 
-/// Random reads; each takes about a microsecond.
+/// Random reads; each takes some microseconds.
 const READS: u64 = 50_000;
+
+/// Reads of one transaction.
+const READS_TOGETHER: u64 = 10;
+
+/// What hangs for so long is broken.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Any number will do: it makes two runs read the same keys.
 const SEED: u64 = 2;
@@ -107,7 +121,7 @@ impl Report<'_> {
         }
         let mut printer = Printer::new(Output::Json, self.out);
         printer.field("ferrisdb", env!("CARGO_PKG_VERSION").into())?;
-        printer.field("nothing_acknowledged_was_lost", ferrisdb_storage::inspect::Cell::Flag(true))?;
+        printer.field("nothing_acknowledged_was_lost", Cell::Flag(true))?;
         printer.table("steps", &["step", "what", "count", "unit", "microseconds"])?;
         for Step { name, what, count, unit, took } in &self.steps {
             let microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -134,131 +148,161 @@ impl Demo<'_> {
     fn run(mut self) -> Result<(), Failure> {
         self.report.say(format_args!("FerrisDB {} in {}\n", env!("CARGO_PKG_VERSION"), self.directory.display()))?;
         let all: Vec<Character> = characters().collect();
+        let left: Vec<Character> = all.iter().filter(|c| !DELETED.contains(&c.code_point)).copied().collect();
 
-        let engine = Engine::open(self.directory, Options::default())?;
-        self.load(&engine, &all)?;
-        self.flush(&engine)?;
-        self.read(&engine, &all)?;
-        self.scan(&engine, &all)?;
-        self.delete(&engine, &all)?;
-        engine.close()?;
+        let connected = open(self.directory)?;
+        self.load(&connected, &all)?;
+        self.read(&connected, &all)?;
+        self.scan(&connected, &all)?;
+        bank::run(&connected, &mut self.report)?;
+        self.clear(&connected, &all, &left)?;
+        connected.close()?;
 
         crash::run(self.directory, &mut self.report)?;
-
-        let engine = Engine::open(self.directory, Options::default())?;
-        let left: Vec<Character> = all.iter().filter(|c| !DELETED.contains(&c.code_point)).copied().collect();
-        self.check_everything(&engine, &left)?;
-        engine.close()?;
+        self.check_everything(&left)?;
 
         self.report.say(
             "\nNothing acknowledged was lost, and nothing else than what was written is there.\n\
              The times are those of this machine, this disk and this build; kill -9 ends a process, not the machine: what a\n\
-             power failure may do is simulated in the tests.",
+             power failure may do is simulated in the tests.\n",
+        )?;
+        if self.report.output == Output::Table && io::stdin().is_terminal() {
+            self.report.say(
+                "The database is yours until you leave this shell. Try:\n  \
+                 getrange category/Lu/ category/Lu0 5\n  begin\n  set char/01F600 \"So\\x09A FACE OF MINE\"\n  \
+                 get char/01F600\n  rollback\n  status\n",
+            )?;
+            let connected = open(self.directory)?;
+            shell::on(&connected, self.report.out)?;
+            return connected.close();
+        }
+        self.report.say(
+            "Try next:\n  ferrisdb set hello world --data my-database\n  ferrisdb shell --data my-database\n  \
+             ferrisdb serve --data my-database &\n  ferrisdb get hello --connect 127.0.0.1:4700",
         )?;
         self.report.finish()
     }
 
-    /// Everything in, in atomic batches: a character and its index entry are never seen apart.
-    fn load(&mut self, engine: &Engine, all: &[Character]) -> Result<(), Failure> {
+    /// Everything in, in transactions: a character and its index entry are never seen apart.
+    fn load(&mut self, connected: &Connected, all: &[Character]) -> Result<(), Failure> {
         let watch = Stopwatch::start();
-        let mut batches = all.chunks(BATCH_CHARACTERS).peekable();
-        while let Some(characters) = batches.next() {
-            let mut batch = WriteBatch::new();
-            for character in characters {
-                batch.put(&character_key(character.code_point), &character_value(character));
-                batch.put(&index_key(character.category, character.code_point), b"");
-            }
-            // One sync, at the end, makes all of them durable: the WAL is written in order.
-            let durability = if batches.peek().is_none() { Durability::Sync } else { Durability::Buffered };
-            engine.write(batch, durability)?;
-        }
-        let what = format!("{} Unicode characters and an index by category", thousands(all.len() as u64));
-        self.report.add(Step {
-            name: "load",
-            what,
-            count: 2 * all.len() as u64,
-            unit: "entries",
-            took: watch.elapsed(),
-        })
+        let transactions = all.chunks(BATCH_CHARACTERS).map(async |characters| {
+            let write = async |tx: Transaction| {
+                for character in characters {
+                    tx.set(character_key(character.code_point), character_value(character));
+                    tx.set(index_key(character.category, character.code_point), b"");
+                }
+                Ok(())
+            };
+            connected.database.run(write).await
+        });
+        let count = connected.run(async { Ok(try_join_all(transactions).await?.len()) })?;
+        let what = format!(
+            "{} Unicode characters and an index by category, {count} transactions",
+            thousands(all.len() as u64)
+        );
+        self.report.add(Step { name: "load", what, count: 2 * all.len() as u64, unit: "keys", took: watch.elapsed() })
     }
 
-    fn flush(&mut self, engine: &Engine) -> Result<(), Failure> {
+    fn read(&mut self, connected: &Connected, all: &[Character]) -> Result<(), Failure> {
         let watch = Stopwatch::start();
-        engine.flush()?;
-        let what = "the memtable into a sorted table on disk".to_string();
-        self.report.add(Step { name: "flush", what, count: 1, unit: "", took: watch.elapsed() })
-    }
-
-    fn read(&mut self, engine: &Engine, all: &[Character]) -> Result<(), Failure> {
-        let watch = Stopwatch::start();
-        for _ in 0..READS {
-            let index = self.random.below(all.len() as u64);
-            let character = &all[usize::try_from(index).expect("an index into a slice fits into usize")];
-            let value = engine.get(&character_key(character.code_point))?;
-            if value.as_deref() != Some(character_value(character).as_slice()) {
-                return Err(mismatch(format_args!("U+{:04X} reads as {value:?}", character.code_point)));
+        for _ in 0..READS / READS_TOGETHER {
+            let wanted: Vec<&Character> = (0..READS_TOGETHER)
+                .map(|_| {
+                    let index = self.random.below(all.len() as u64);
+                    &all[usize::try_from(index).expect("an index into a slice fits into usize")]
+                })
+                .collect();
+            let reads = async |tx: Transaction| {
+                try_join_all(wanted.iter().map(|character| tx.get(character_key(character.code_point)))).await
+            };
+            let values = connected.run(async { Ok(connected.database.run(reads).await?) })?;
+            for (character, value) in wanted.iter().zip(values) {
+                if value.as_deref() != Some(character_value(character).as_slice()) {
+                    return Err(mismatch(format_args!("U+{:04X} reads as {value:?}", character.code_point)));
+                }
             }
         }
-        let what = format!("{} characters by code point, at random, each value compared", thousands(READS));
+        let what =
+            format!("{} characters at random, {READS_TOGETHER} a transaction, each value compared", thousands(READS));
         self.report.add(Step { name: "read", what, count: READS, unit: "reads", took: watch.elapsed() })
     }
 
     /// Upper-case letters through the index, then everything in order.
-    fn scan(&mut self, engine: &Engine, all: &[Character]) -> Result<(), Failure> {
+    fn scan(&mut self, connected: &Connected, all: &[Character]) -> Result<(), Failure> {
         let watch = Stopwatch::start();
         let expected: Vec<Vec<u8>> =
             all.iter().filter(|c| c.category == "Lu").map(|c| index_key("Lu", c.code_point)).collect();
-        let found = scan(engine, b"category/Lu/", b"category/Lu0", None)?;
-        if !found.iter().map(|(key, _)| key).eq(&expected) {
+        let snapshot = snapshot(connected)?;
+        let found = scan(connected, &snapshot, b"category/Lu/", b"category/Lu0")?;
+        if !found.iter().map(|row| &row.key).eq(&expected) {
             return Err(mismatch(format_args!("{} upper-case letters, not {}", found.len(), expected.len())));
         }
         let count = found.len() as u64;
         let what = format!("{} upper-case letters, through the index", thousands(count));
-        self.report.add(Step { name: "scan", what, count, unit: "entries", took: watch.elapsed() })?;
+        self.report.add(Step { name: "scan", what, count, unit: "keys", took: watch.elapsed() })?;
 
         let watch = Stopwatch::start();
-        expect_characters(engine, all, None)?;
-        let count = all.len() as u64;
-        let what = format!("all {} characters in order, each compared", thousands(count));
-        self.report.add(Step { name: "scan", what, count, unit: "entries", took: watch.elapsed() })
+        expect_characters(connected, &snapshot, all)?;
+        let count = 2 * all.len() as u64;
+        let what = format!("all {} characters and their index in order, each compared", thousands(all.len() as u64));
+        self.report.add(Step { name: "scan", what, count, unit: "keys", took: watch.elapsed() })
     }
 
-    /// One batch of four range deletes; a snapshot from before still sees everything.
-    fn delete(&mut self, engine: &Engine, all: &[Character]) -> Result<(), Failure> {
-        let snapshot = engine.snapshot();
+    /// One transaction of four range clears; a snapshot from before still sees everything.
+    fn clear(&mut self, connected: &Connected, all: &[Character], left: &[Character]) -> Result<(), Failure> {
+        let before = snapshot(connected)?;
         let watch = Stopwatch::start();
-        let mut batch = WriteBatch::new();
-        batch.delete_range(&character_key(DELETED.start), &character_key(DELETED.end));
-        for category in DELETED_CATEGORIES {
-            batch.delete_range(&index_key(category, DELETED.start), &index_key(category, DELETED.end));
-        }
-        engine.write(batch, Durability::Sync)?;
+        let clear = async |tx: Transaction| {
+            tx.clear_range(character_key(DELETED.start), character_key(DELETED.end));
+            for category in DELETED_CATEGORIES {
+                tx.clear_range(index_key(category, DELETED.start), index_key(category, DELETED.end));
+            }
+            Ok(())
+        };
+        connected.run(async { Ok(connected.database.run(clear).await?) })?;
         let took = watch.elapsed();
 
-        let left: Vec<Character> = all.iter().filter(|c| !DELETED.contains(&c.code_point)).copied().collect();
-        expect_characters(engine, &left, None)?;
-        expect_characters(engine, all, Some(snapshot.version()))?;
+        expect_characters(connected, &snapshot(connected)?, left)?;
+        expect_characters(connected, &before, all)?;
         let count = (all.len() - left.len()) as u64;
         let what = format!("{} Cuneiform signs by range; a snapshot from before still has them", thousands(count));
-        self.report.add(Step { name: "delete", what, count, unit: "", took })
+        self.report.add(Step { name: "clear", what, count, unit: "", took })
     }
 
-    /// After all the crashes: the characters are as they were, and every checksum holds.
-    fn check_everything(&mut self, engine: &Engine, left: &[Character]) -> Result<(), Failure> {
+    /// After all the crashes: the characters and the money are as they were, and every checksum holds.
+    fn check_everything(&mut self, left: &[Character]) -> Result<(), Failure> {
         let watch = Stopwatch::start();
-        expect_characters(engine, left, None)?;
-        engine.verify()?;
-        let what = format!("every checksum, and {} characters once more", thousands(left.len() as u64));
+        let connected = open(self.directory)?;
+        expect_characters(&connected, &snapshot(&connected)?, left)?;
+        bank::check(&connected)?;
+        connected.close()?;
+        // The files are checked by who did not write them, and nobody reads the words.
+        let mut nowhere = Printer::new(Output::Table, io::sink());
+        let problems = inspect::verify(&Env::real(), &self.directory.join("storage"), &mut nowhere)?;
+        if problems > 0 {
+            return Err(mismatch(format_args!("{problems} problems in the files; see `ferrisdb verify`")));
+        }
+        let what = format!("every checksum, the money, and {} characters once more", thousands(left.len() as u64));
         self.report.add(Step { name: "verify", what, count: left.len() as u64, unit: "", took: watch.elapsed() })
     }
 }
 
+/// Opens the demo's database.
+fn open(directory: &Path) -> Result<Connected, Failure> {
+    Connected::embedded(Database::open(directory)?, directory.display().to_string(), TIMEOUT)
+}
+
+/// The database as it is now, for as long as somebody looks.
+fn snapshot(connected: &Connected) -> Result<Snapshot, Failure> {
+    connected.run(async { Ok(connected.database.snapshot(SnapshotOptions::default()).await?) })
+}
+
 /// Scans all characters and their index and compares both with what is expected.
-fn expect_characters(engine: &Engine, expected: &[Character], version: Option<Version>) -> Result<(), Failure> {
-    let rows = scan(engine, b"char/", b"char0", version)?;
-    let as_expected = |((key, value), c): (&(Vec<u8>, Vec<u8>), &Character)| {
-        *key == character_key(c.code_point) && *value == character_value(c)
-    };
+fn expect_characters(connected: &Connected, snapshot: &Snapshot, expected: &[Character]) -> Result<(), Failure> {
+    let rows = scan(connected, snapshot, b"char/", b"char0")?;
+    let as_expected =
+        |(row, c): (&KeyValue, &Character)| row.key == character_key(c.code_point) && row.value == character_value(c);
     if rows.len() != expected.len() || !rows.iter().zip(expected).all(as_expected) {
         return Err(mismatch(format_args!(
             "{} characters, or others than the {} expected",
@@ -266,10 +310,10 @@ fn expect_characters(engine: &Engine, expected: &[Character], version: Option<Ve
             expected.len()
         )));
     }
-    let index = scan(engine, b"category/", b"category0", version)?;
+    let index = scan(connected, snapshot, b"category/", b"category0")?;
     let mut expected: Vec<Vec<u8>> = expected.iter().map(|c| index_key(c.category, c.code_point)).collect();
     expected.sort_unstable();
-    if !index.iter().map(|(key, _)| key).eq(&expected) {
+    if !index.iter().map(|row| &row.key).eq(&expected) {
         return Err(mismatch(format_args!(
             "{} index entries, or others than the {} expected",
             index.len(),
@@ -279,19 +323,22 @@ fn expect_characters(engine: &Engine, expected: &[Character], version: Option<Ve
     Ok(())
 }
 
-/// A key and its value.
-type Row = (Vec<u8>, Vec<u8>);
-
-/// The entries from `lower` up to, not including, `upper`.
-fn scan(engine: &Engine, lower: &[u8], upper: &[u8], version: Option<Version>) -> Result<Vec<Row>, Failure> {
-    let bounds = IterOptions { version, ..IterOptions::range(lower, upper) };
-    let mut iter = engine.iter(bounds)?;
+/// The rows from `begin` up to, not including, `end`.
+fn scan(
+    connected: &Connected,
+    snapshot: &Snapshot,
+    begin: &'static [u8],
+    end: &'static [u8],
+) -> Result<Vec<KeyValue>, Failure> {
+    let options = RangeOptions::from(KeyRange::new(begin, end)).mode(StreamingMode::WantAll);
     let mut rows = Vec::new();
-    iter.seek_to_first()?;
-    while iter.valid() {
-        rows.push((iter.key().to_vec(), iter.value().to_vec()));
-        iter.next()?;
-    }
+    connected.run(async {
+        let keep = |row| {
+            rows.push(row);
+            Ok(true)
+        };
+        Ok(snapshot.for_each(options, keep).await?)
+    })?;
     Ok(rows)
 }
 
@@ -307,29 +354,12 @@ fn index_key(category: &str, code_point: u32) -> Vec<u8> {
     format!("category/{category}/{code_point:06X}").into_bytes()
 }
 
-/// The engine answered, and wrongly.
+/// The database answered, and wrongly.
 fn mismatch(what: impl Display) -> Failure {
     Failure::failed(
-        format!("the engine does not hold what was written: {what}"),
+        format!("the database does not hold what was written: {what}"),
         "this is a bug in FerrisDB: report it, with the directory that is left",
     )
-}
-
-/// Measures how long something takes.
-struct Stopwatch(Instant);
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the demo tells people how long it took on their clock; nothing depends on it"
-)]
-impl Stopwatch {
-    fn start() -> Stopwatch {
-        Stopwatch(Instant::now())
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.0.elapsed()
-    }
 }
 
 /// How many a second.

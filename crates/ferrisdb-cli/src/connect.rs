@@ -1,0 +1,196 @@
+//! Where a client command finds its database: a server (`--connect`) or a directory (`--data`), never both.
+//!
+//! An option on the command line beats the environment; of one place both kinds are an error. The work runs on a tokio runtime with one thread beside the caller's, so
+//! that a connection stays alive while the caller waits for a person at a terminal.
+
+use std::env;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ferrisdb::{Database, DatabaseOption};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::arguments::ConnectArguments;
+use crate::failure::Failure;
+
+/// A server's address when nothing else is said.
+pub(crate) const CONNECT_VARIABLE: &str = "FERRISDB_CONNECT";
+/// A database's directory when nothing else is said.
+pub(crate) const DATA_VARIABLE: &str = "FERRISDB_DATA";
+
+/// What a command does about a directory that has no database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// Founds one: the command writes.
+    Found,
+    /// Fails: who reads has mistyped.
+    Refuse,
+}
+
+/// A place where a database is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Server(String),
+    Directory(PathBuf),
+}
+
+/// An open database and what runs its futures.
+pub(crate) struct Connected {
+    /// The database.
+    pub(crate) database: Database,
+    /// For errors: where it is.
+    pub(crate) place: String,
+    runtime: Runtime,
+    timeout: Duration,
+}
+
+impl Connected {
+    /// Opens, or connects to, what the arguments or the environment name.
+    pub(crate) fn open(arguments: &ConnectArguments, missing: Missing) -> Result<Connected, Failure> {
+        let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+        let connect = variable(CONNECT_VARIABLE).map(|value| value.to_string_lossy().into_owned());
+        let data = variable(DATA_VARIABLE).map(PathBuf::from);
+        let place = place(arguments.connect.clone(), arguments.data.clone(), connect, data)?;
+        let timeout = arguments.timeout;
+        let runtime = runtime()?;
+        let (database, place) = match place {
+            Place::Server(address) => {
+                let connecting = async { tokio::time::timeout(timeout, Database::connect(&address)).await };
+                let failed = |what: String| {
+                    let remedy = "check the address, and that `ferrisdb serve` runs there";
+                    Failure::failed(format!("cannot connect to {address}: {what}"), remedy)
+                };
+                let connected = runtime.block_on(connecting);
+                let connected = connected.map_err(|_| failed(format!("no answer within {}", seconds(timeout))))?;
+                (connected.map_err(|error| failed(error.to_string()))?, address)
+            }
+            Place::Directory(directory) => (open_directory(&directory, missing)?, directory.display().to_string()),
+        };
+        Connected::with(database, place, runtime, timeout)
+    }
+
+    /// A database that is open already.
+    pub(crate) fn embedded(database: Database, place: String, timeout: Duration) -> Result<Connected, Failure> {
+        Connected::with(database, place, runtime()?, timeout)
+    }
+
+    fn with(database: Database, place: String, runtime: Runtime, timeout: Duration) -> Result<Connected, Failure> {
+        let milliseconds = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+        database.set_option(&DatabaseOption::TransactionTimeout(milliseconds))?;
+        Ok(Connected { database, place, runtime, timeout })
+    }
+
+    /// Waits for a future for as long as it takes.
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Waits for a future, not longer than the timeout.
+    pub(crate) fn run<T>(&self, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        self.runtime.block_on(async {
+            tokio::time::timeout(self.timeout, future).await.unwrap_or_else(|_| {
+                Err(Failure::failed(
+                    format!("{} has not answered within {}", self.place, seconds(self.timeout)),
+                    "try again, or wait longer with --timeout; what was asked may have happened",
+                ))
+            })
+        })
+    }
+
+    /// Ends the work: of an embedded database everything is made durable in tables and the directory is free again.
+    pub(crate) fn close(&self) -> Result<(), Failure> {
+        Ok(self.runtime.block_on(self.database.clone().close())?)
+    }
+}
+
+/// Opens what the arguments name, does the work, closes it.
+pub(crate) fn with<T>(
+    arguments: &ConnectArguments,
+    missing: Missing,
+    work: impl FnOnce(&Connected) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let connected = Connected::open(arguments, missing)?;
+    let done = work(&connected);
+    let closed = connected.close();
+    let done = done?;
+    closed.map(|()| done)
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    let built = Builder::new_multi_thread().worker_threads(1).thread_name("ferrisdb-client").enable_all().build();
+    built.map_err(|error| Failure::failed(format!("cannot start a thread: {error}"), "check the limits of processes"))
+}
+
+fn open_directory(directory: &Path, missing: Missing) -> Result<Database, Failure> {
+    if missing == Missing::Refuse && !directory.join("cluster").exists() {
+        return Err(Failure::failed(
+            format!("there is no database in {}", directory.display()),
+            "check --data; `ferrisdb set`, `shell` and `serve` make a new database there",
+        ));
+    }
+    Database::open(directory)
+        .map_err(|error| Failure::from(error).about(&format!("cannot open {}", directory.display())))
+}
+
+/// The one place that is meant: an option, or else what the environment says.
+fn place(
+    connect: Option<String>,
+    data: Option<PathBuf>,
+    connect_variable: Option<String>,
+    data_variable: Option<PathBuf>,
+) -> Result<Place, Failure> {
+    match (connect, data, connect_variable, data_variable) {
+        (Some(address), None, ..) | (None, None, Some(address), None) => Ok(Place::Server(address)),
+        (None, Some(directory), ..) | (None, None, None, Some(directory)) => Ok(Place::Directory(directory)),
+        (None, None, Some(address), Some(directory)) => Err(Failure::usage(
+            format!(
+                "both {CONNECT_VARIABLE} ({address}) and {DATA_VARIABLE} ({}) are set, and they are two databases",
+                directory.display()
+            ),
+            "unset one of them, or give --connect or --data",
+        )),
+        (None, None, None, None) => Err(Failure::usage(
+            "which database?",
+            format!(
+                "give --connect HOST:PORT for a server or --data DIR for a directory, or set {CONNECT_VARIABLE} or {DATA_VARIABLE}"
+            ),
+        )),
+        (Some(address), Some(directory), ..) => Err(Failure::usage(
+            format!("--connect {address} and --data {} are two databases", directory.display()),
+            "give one of them",
+        )),
+    }
+}
+
+/// A time as people write it.
+pub(crate) fn seconds(time: Duration) -> String {
+    if time.subsec_nanos() == 0 { format!("{} s", time.as_secs()) } else { format!("{} ms", time.as_millis()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An option beats the environment; two places, or none, are errors of the command line.
+    #[test]
+    fn exactly_one_place_is_meant() {
+        let (a, d) = (|| Some("h:1".to_owned()), || Some(PathBuf::from("db")));
+        let server = Ok(Place::Server("h:1".into()));
+        let directory = Ok(Place::Directory("db".into()));
+        let place = |c, d, cv, dv| place(c, d, cv, dv).map_err(|failure| failure.to_string());
+        assert_eq!(place(a(), None, None, None), server);
+        assert_eq!(place(a(), None, None, d()), server);
+        assert_eq!(place(None, d(), a(), None), directory);
+        assert_eq!(place(None, None, a(), None), server);
+        assert_eq!(place(None, None, None, d()), directory);
+        assert!(place(None, None, a(), d()).unwrap_err().contains("unset one"));
+        assert!(place(None, None, None, None).unwrap_err().contains("--data DIR"));
+        assert!(place(a(), d(), None, None).unwrap_err().contains("two databases"));
+    }
+
+    #[test]
+    fn times_are_written_without_zeros() {
+        assert_eq!([10_000, 1500].map(|ms| seconds(Duration::from_millis(ms))), ["10 s", "1500 ms"]);
+    }
+}

@@ -1,0 +1,208 @@
+//! `ferrisdb get`, `set`, `clear` and `range`: one transaction each.
+
+use std::io::{Read as _, Write};
+
+use ferrisdb::{
+    Bytes, Code, KeyRange, KeyValue, RangeOptions, SnapshotOptions, Transaction, TransactionOption, Version,
+};
+use ferrisdb_core::key::SYSTEM_END;
+use ferrisdb_storage::inspect::{Cell, Sink as _};
+
+use crate::arguments::{ClearArguments, GetArguments, Output, RangeArguments, RangeOfKeys, SetArguments};
+use crate::connect::{self, Connected, Missing};
+use crate::failure::Failure;
+use crate::printer::Printer;
+use crate::text::escape;
+
+/// Prints a key's value; exit code 4 if it has none.
+pub(crate) fn get(arguments: &GetArguments, mut out: impl Write) -> Result<(), Failure> {
+    let key = &arguments.key.0;
+    let value = connect::with(&arguments.connect, Missing::Refuse, |connected| {
+        connected.run(async {
+            Ok(connected
+                .database
+                .run(async |tx| {
+                    allow_system_keys(&tx, arguments.system);
+                    tx.get(key).await
+                })
+                .await?)
+        })
+    })?;
+    match (&value, arguments.output.output, arguments.raw) {
+        (Some(value), _, true) => out.write_all(value)?,
+        (Some(value), Output::Table, false) => writeln!(out, "{}", escape(value))?,
+        (_, Output::Json, false) => {
+            let text = value.as_ref().map(|value| escape(value));
+            let mut printer = Printer::new(Output::Json, &mut out);
+            printer.field("key", escape(key).as_str().into())?;
+            printer.field("value", text.as_deref().into())?;
+            printer.finish(None)?;
+        }
+        (None, ..) => {}
+    }
+    out.flush()?;
+    match value {
+        Some(_) => Ok(()),
+        None => Err(Failure::NotFound(format!("{} has no value", escape(key)))),
+    }
+}
+
+/// Gives a key a value.
+pub(crate) fn set(arguments: &SetArguments, out: impl Write) -> Result<(), Failure> {
+    let value = match &arguments.value {
+        Some(value) => value.0.clone(),
+        None => {
+            let mut value = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut value).map_err(|error| {
+                Failure::failed(format!("cannot read the value from standard input: {error}"), "check what is piped in")
+            })?;
+            Bytes::from(value)
+        }
+    };
+    connect::with(&arguments.connect, Missing::Found, |connected| {
+        let version = commit(connected, arguments.system, |tx| tx.set(&arguments.key.0, &value))?;
+        print_commit(arguments.output.output, version, out)
+    })
+}
+
+/// Takes the value of a key, or of all keys in a range.
+pub(crate) fn clear(arguments: &ClearArguments, out: impl Write) -> Result<(), Failure> {
+    let range = match (&arguments.key, &arguments.range, &arguments.prefix) {
+        (Some(key), ..) => KeyRange::single(&key.0),
+        (None, Some(ends), _) if ends.len() == 2 => checked_range(ends[0].0.clone(), ends[1].0.clone())?,
+        (None, None, Some(prefix)) => prefix_range(&prefix.0, arguments.system),
+        _ => return Err(Failure::usage("what is to be cleared?", "give KEY, --range BEGIN END or --prefix PREFIX")),
+    };
+    connect::with(&arguments.connect, Missing::Refuse, |connected| {
+        let version = commit(connected, arguments.system, |tx| match &arguments.key {
+            Some(key) => tx.clear(&key.0),
+            None => tx.clear_range(&range.begin, &range.end),
+        })?;
+        print_commit(arguments.output.output, version, out)
+    })
+}
+
+/// Prints the keys and values of a range, as they come.
+pub(crate) fn range(arguments: &RangeArguments, out: impl Write) -> Result<(), Failure> {
+    let range = range_of(&arguments.keys, arguments.system)?;
+    connect::with(&arguments.connect, Missing::Refuse, |connected| {
+        let mut printer = Printer::new(arguments.output.output, out);
+        let read = print_range(connected, arguments, range, &mut printer);
+        let error = read.as_ref().err().filter(|failure| !matches!(failure, Failure::OutputClosed));
+        printer.finish(error.map(ToString::to_string).as_deref())?;
+        read
+    })
+}
+
+fn print_range(
+    connected: &Connected,
+    arguments: &RangeArguments,
+    range: KeyRange,
+    printer: &mut Printer<impl Write>,
+) -> Result<(), Failure> {
+    let limit = i32::try_from(arguments.limit).unwrap_or(i32::MAX);
+    let is_special = range.begin.starts_with(SYSTEM_END);
+    let mut next = Some(RangeOptions::from(range).limit(limit).reverse(arguments.reverse));
+    let mut is_open = printer.table("rows", &["key", "value"]).is_ok();
+    let mut print = |rows: Vec<KeyValue>| {
+        for KeyValue { key, value } in rows {
+            let (key, value) = (escape(&key), escape(&value));
+            is_open = is_open && printer.row(&[Cell::Text(&key), Cell::Text(&value)]).is_ok();
+        }
+        // The printer remembers why it is not; nobody needs further rows.
+        is_open
+    };
+    if is_special {
+        // Snapshots have stored keys only.
+        let tx = connected.database.create_transaction();
+        while let Some(options) = next {
+            let chunk = connected.run(async { Ok(tx.get_range(options.clone()).await?) })?;
+            next = options.after(&chunk).filter(|_| print(chunk.rows));
+        }
+        return Ok(());
+    }
+    // A snapshot stays readable for as long as printing takes; a transaction would be too old after five seconds.
+    let options = SnapshotOptions { read_system_keys: arguments.system, ..SnapshotOptions::default() };
+    let snapshot = connected.run(async { Ok(connected.database.snapshot(options).await?) })?;
+    while let Some(options) = next {
+        let chunk = connected.run(async { Ok(snapshot.get_range(options.clone()).await?) })?;
+        next = options.after(&chunk);
+        if !print(chunk.rows) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Runs a transaction that writes, and returns its version.
+fn commit(connected: &Connected, system: bool, write: impl Fn(&Transaction)) -> Result<Option<Version>, Failure> {
+    connected.run(async {
+        let committed = connected.database.run(async |tx| {
+            allow_system_keys(&tx, system);
+            write(&tx);
+            Ok(tx)
+        });
+        Ok(committed.await?.get_committed_version())
+    })
+}
+
+fn print_commit(output: Output, version: Option<Version>, mut out: impl Write) -> Result<(), Failure> {
+    let version = version.map_or(0, Version::get);
+    match output {
+        Output::Table => writeln!(out, "committed at version {version}")?,
+        Output::Json => writeln!(out, "{{\"committed_version\":{version}}}")?,
+    }
+    Ok(out.flush()?)
+}
+
+fn allow_system_keys(tx: &Transaction, system: bool) {
+    if system {
+        tx.set_option(&TransactionOption::AccessSystemKeys);
+    }
+}
+
+/// The range that is meant: `BEGIN END`, or all keys with a prefix.
+fn range_of(keys: &RangeOfKeys, system: bool) -> Result<KeyRange, Failure> {
+    match (&keys.begin, &keys.end, &keys.prefix) {
+        (_, _, Some(prefix)) => Ok(prefix_range(&prefix.0, system)),
+        (Some(begin), Some(end), None) => checked_range(begin.0.clone(), end.0.clone()),
+        _ => Err(Failure::usage("which range?", "give BEGIN and END, or --prefix PREFIX (\"\" for all keys)")),
+    }
+}
+
+fn checked_range(begin: Bytes, end: Bytes) -> Result<KeyRange, Failure> {
+    if begin > end {
+        let what = format!("the range begins at {} and ends before it, at {}", escape(&begin), escape(&end));
+        return Err(Failure::failed(what, Code::InvertedRange.remedy()));
+    }
+    Ok(KeyRange { begin, end })
+}
+
+/// All keys with a prefix, within what may be read.
+pub(crate) fn prefix_range(prefix: &[u8], system: bool) -> KeyRange {
+    let mut range = KeyRange::prefix(prefix);
+    if !system && !prefix.starts_with(b"\xff") {
+        range.end = range.end.min(Bytes::from_static(ferrisdb_core::key::USER_END));
+    }
+    range
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An empty prefix means all of the user's keys, and with system keys those too.
+    #[test]
+    fn a_prefix_stays_within_what_may_be_read() {
+        assert_eq!(prefix_range(b"", false), KeyRange::new(&b""[..], &b"\xff"[..]));
+        assert_eq!(prefix_range(b"", true), KeyRange::new(&b""[..], &b"\xff\xff"[..]));
+        assert_eq!(prefix_range(b"a", false), KeyRange::new(&b"a"[..], &b"b"[..]));
+        assert_eq!(prefix_range(b"\xff/conf", false), KeyRange::new(&b"\xff/conf"[..], &b"\xff/cong"[..]));
+    }
+
+    #[test]
+    fn an_inverted_range_is_refused_with_both_ends() {
+        let failure = checked_range(Bytes::from_static(b"b"), Bytes::from_static(b"a")).unwrap_err().to_string();
+        assert!(failure.contains("begins at b") && failure.contains("at a"), "{failure}");
+    }
+}

@@ -1,0 +1,170 @@
+//! [`Served`]: a node as its server's clients see it. All questions go straight to the node; only what it says about itself also has the
+//! server's side: address, connections, requests, and a warning if it listens to everybody.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use ferrisdb::api::{
+    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
+    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+};
+use ferrisdb::{Answer, Bytes, Endpoint, KeyRange, Node, Version};
+use ferrisdb_rpc::Server;
+use ferrisdb_rpc::stats::{LATENCY_CLASSES, Method, Rejection};
+use serde_json::{Map, Value, json};
+
+/// A node behind a server.
+pub(super) struct Served {
+    pub(super) node: Arc<Node>,
+    /// Where it listens.
+    pub(super) address: String,
+    /// The warning, if it listens to more than this machine without TLS.
+    pub(super) insecure: Option<String>,
+    /// Weak, because the server holds its endpoint.
+    pub(super) server: OnceLock<Weak<Server>>,
+}
+
+impl Served {
+    fn document(&self, node: &str) -> Option<String> {
+        let mut document: Value = serde_json::from_str(node).ok()?;
+        let cluster = document.get_mut("cluster")?;
+        cluster["processes"]["0"]["address"] = json!(self.address);
+        cluster["insecure"] = json!(self.insecure.is_some());
+        let warning = self.insecure.iter().map(|text| json!({"name": "insecure", "description": text}));
+        cluster["messages"] = Value::Array(warning.collect());
+        if let Some(server) = self.server.get().and_then(Weak::upgrade) {
+            cluster["rpc"] = rpc(&server);
+        }
+        Some(document.to_string())
+    }
+}
+
+/// What the server has counted.
+fn rpc(server: &Server) -> Value {
+    let stats = server.stats();
+    let errors = stats.errors();
+    let methods: Map<String, Value> = Method::ALL
+        .iter()
+        .map(|&method| {
+            let (inline, later) = stats.answered(method);
+            let latencies = stats.latencies(method);
+            let codes: Map<String, Value> = errors
+                .iter()
+                .filter(|((of, _), _)| *of == method)
+                .map(|((_, code), count)| (code.name().to_owned(), json!(count)))
+                .collect();
+            let value = json!({
+                "inline": inline,
+                "later": later,
+                "p50_seconds": quantile(&latencies, 0.50),
+                "p99_seconds": quantile(&latencies, 0.99),
+                "errors": codes,
+            });
+            (method.name().to_owned(), value)
+        })
+        .collect();
+    let rejected =
+        Rejection::ALL.iter().map(|&rejection| (rejection.name().to_owned(), json!(stats.rejected(rejection))));
+    let (request_bytes, reply_bytes) = server.memory_reserved();
+    json!({
+        "connections_open": stats.connections_open(),
+        "connections_total": stats.connections_total(),
+        "connections_max": server.options().connections_max,
+        "bytes_received": stats.bytes_received(),
+        "bytes_sent": stats.bytes_sent(),
+        "cancelled": stats.cancelled(),
+        "request_memory_bytes": request_bytes,
+        "reply_memory_bytes": reply_bytes,
+        "rejected": Value::Object(rejected.collect()),
+        "methods": methods,
+    })
+}
+
+/// The upper end, in seconds, of the class that the answer of this rank is in; of answers that were not there at once.
+fn quantile(latencies: &[u64; LATENCY_CLASSES], share: f64) -> Option<f64> {
+    let total: u64 = latencies.iter().sum();
+    #[expect(clippy::cast_precision_loss, reason = "a quantile of more than 2^53 answers may be off by one")]
+    let rank = total as f64 * share;
+    let mut seen = 0.0;
+    for (class, count) in (0i32..).zip(latencies) {
+        #[expect(clippy::cast_precision_loss, reason = "as above")]
+        let count = *count as f64;
+        seen += count;
+        if count > 0.0 && seen >= rank {
+            return Some(2f64.powi(class) * 1e-6);
+        }
+    }
+    None
+}
+
+impl Endpoint for Served {
+    fn description(&self) -> Description {
+        Description { connection_string: self.address.clone(), ..self.node.description() }
+    }
+
+    fn begin(&self, request: BeginRequest) -> Answer<Begun> {
+        self.node.begin(request)
+    }
+
+    fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
+        self.node.get(request)
+    }
+
+    fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
+        self.node.get_key(request)
+    }
+
+    fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
+        self.node.get_range(request)
+    }
+
+    fn commit(&self, request: CommitRequest) -> Answer<Committed> {
+        self.node.commit(request)
+    }
+
+    fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
+        self.node.resolve(request)
+    }
+
+    fn watch(&self, request: WatchRequest) -> Answer<Version> {
+        self.node.watch(request)
+    }
+
+    fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
+        self.node.lease(request)
+    }
+
+    fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
+        self.node.estimated_size(range)
+    }
+
+    fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
+        self.node.split_points(request)
+    }
+
+    fn addresses_for_key(&self, _key: Bytes) -> Answer<Vec<String>> {
+        Answer::now(Ok(vec![self.address.clone()]))
+    }
+
+    fn status(&self) -> Answer<String> {
+        match self.node.status().try_now() {
+            Ok(status) => Answer::now(status.map(|text| self.document(&text).unwrap_or(text))),
+            Err(later) => later,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A quantile is the upper end of a class of a power of two of microseconds; without answers there is none.
+    #[test]
+    fn quantiles_are_upper_ends_of_classes() {
+        let mut latencies = [0; LATENCY_CLASSES];
+        assert_eq!(quantile(&latencies, 0.5), None);
+        latencies[3] = 98;
+        latencies[10] = 2;
+        assert_eq!(quantile(&latencies, 0.5), Some(8e-6));
+        assert_eq!(quantile(&latencies, 0.99), Some(1024e-6));
+    }
+}

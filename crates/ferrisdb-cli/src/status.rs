@@ -1,0 +1,133 @@
+//! `ferrisdb status`: what the database says about itself, as a table or as the document itself.
+
+use std::io::Write;
+
+use ferrisdb_storage::inspect::{Cell, Sink as _};
+use serde_json::Value;
+
+use crate::arguments::{Output, StatusArguments};
+use crate::connect::{self, Connected, Missing};
+use crate::failure::Failure;
+use crate::printer::Printer;
+
+/// Prints the status.
+pub(crate) fn status(arguments: &StatusArguments, mut out: impl Write) -> Result<(), Failure> {
+    let document = connect::with(&arguments.connect, Missing::Refuse, ask)?;
+    if arguments.json || arguments.output.output == Output::Json {
+        writeln!(out, "{document:#}")?;
+        return Ok(out.flush()?);
+    }
+    print(&document, out)
+}
+
+/// Asks for the document.
+pub(crate) fn ask(connected: &Connected) -> Result<Value, Failure> {
+    let text = connected.run(async { Ok(connected.database.status().await?) })?;
+    serde_json::from_str(&text).map_err(|error| {
+        Failure::failed(format!("the status of {} is not JSON: {error}", connected.place), "report it: this is a bug")
+    })
+}
+
+/// What people look for first, with the document's own names below it.
+pub(crate) fn print(document: &Value, out: impl Write) -> Result<(), Failure> {
+    let mut printer = Printer::new(Output::Table, out);
+    let told = tell(document, &mut printer);
+    printer.finish(None)?;
+    Ok(told?)
+}
+
+fn tell(document: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage::Result<()> {
+    let cluster = &document["cluster"];
+    let is_available = document["client"]["database_status"]["available"] == true;
+    let state = match (is_available, cluster["failure"].as_str()) {
+        (true, _) => "available".to_owned(),
+        (false, Some(failure)) => format!("NOT AVAILABLE: {failure}"),
+        (false, None) => "NOT AVAILABLE".to_owned(),
+    };
+    printer.field("database", state.as_str().into())?;
+    printer.field("cluster_id", text(&cluster["cluster_id"]).as_str().into())?;
+    printer.field("directory", text(&cluster["processes"]["0"]["directory"]).as_str().into())?;
+    printer.field("address", text(&cluster["processes"]["0"]["address"]).as_str().into())?;
+    for message in cluster["messages"].as_array().into_iter().flatten() {
+        printer.field("WARNING", text(&message["description"]).as_str().into())?;
+    }
+    printer.field("limited_by", text(&cluster["qos"]["performance_limited_by"]["description"]).as_str().into())?;
+    for section in ["versions", "workload", "qos", "log", "storage"] {
+        let Value::Object(members) = &cluster[section] else { continue };
+        // Names of tables live as long as the program; these are few.
+        let title = match section {
+            "versions" => "versions",
+            "workload" => "workload",
+            "qos" => "queues_and_limits",
+            "log" => "log",
+            _ => "storage",
+        };
+        printer.table(title, &["what", "value"])?;
+        for (name, value) in members {
+            match value {
+                Value::Object(parts) if name == "commit_seconds" => {
+                    for (part, value) in parts {
+                        printer.row(&[Cell::Text(&format!("commit seconds {part}")), Cell::Text(&text(value))])?;
+                    }
+                }
+                Value::Object(_) => {}
+                // The engine's statistics are a long text for programs and reports.
+                _ if name == "engine" => {}
+                value => printer.row(&[Cell::Text(&name.replace('_', " ")), Cell::Text(&text(value))])?,
+            }
+        }
+    }
+    let rpc = &cluster["rpc"];
+    if let Value::Object(methods) = &rpc["methods"] {
+        printer.table("connections", &["what", "value"])?;
+        for name in ["connections_open", "connections_total", "bytes_received", "bytes_sent", "cancelled"] {
+            printer.row(&[Cell::Text(&name.replace('_', " ")), Cell::Text(&text(&rpc[name]))])?;
+        }
+        printer.table("requests", &["method", "at_once", "later", "p50_seconds", "p99_seconds", "errors"])?;
+        for (name, method) in methods {
+            let errors =
+                method["errors"].as_object().map_or(0, |errors| errors.values().filter_map(Value::as_u64).sum());
+            let cells = ["inline", "later", "p50_seconds", "p99_seconds"].map(|name| text(&method[name]));
+            let [inline, later, p50, p99] = cells.each_ref().map(|cell| Cell::Text(cell));
+            printer.row(&[Cell::Text(name), inline, later, p50, p99, Cell::Number(errors)])?;
+        }
+    }
+    Ok(())
+}
+
+/// A value without quotes; nothing is a dash.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) if text.is_empty() => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn printed(document: &Value) -> String {
+        let mut out = Vec::new();
+        print(document, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    /// A warning and a failure stand at the top; a document without any of the sections is printed too.
+    #[test]
+    fn what_is_wrong_comes_first() {
+        let text = printed(&json!({
+            "client": {"database_status": {"available": false}},
+            "cluster": {"failure": "no space", "messages": [{"description": "anyone may write"}], "versions": {"last": 7}},
+        }));
+        assert!(text.starts_with("database                  NOT AVAILABLE: no space\n"), "{text}");
+        assert!(text.contains("WARNING                   anyone may write"), "{text}");
+        assert!(text.contains("last  7"), "{text}");
+        assert!(printed(&json!({})).contains("NOT AVAILABLE"));
+    }
+}

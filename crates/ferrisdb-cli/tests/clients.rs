@@ -1,0 +1,401 @@
+//! `serve`, the one-shot commands and the shell, as people and scripts use them: over a real port, and on a directory.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use serde_json::Value;
+
+const VARIABLES: [&str; 3] = ["FERRISDB_CONNECT", "FERRISDB_DATA", "FERRISDB_TIMEOUT"];
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
+    for variable in VARIABLES {
+        command.env_remove(variable);
+    }
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Exit code, standard output, standard error.
+fn told(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    told(&command(arguments).output().unwrap())
+}
+
+/// What it prints, if it succeeds.
+fn ok(arguments: &[&str]) -> String {
+    let (code, out, error) = run(arguments);
+    assert_eq!((code, error.as_str()), (0, ""), "{arguments:?}");
+    out
+}
+
+fn shell(place: &[&str], input: &str) -> (i32, String, String) {
+    let mut child = command(&[&["shell"], place].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    told(&child.wait_with_output().unwrap())
+}
+
+/// A server in a process of its own, which dies with it.
+struct Server {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    head: String,
+    address: String,
+}
+
+impl Server {
+    fn start(directory: &Path, arguments: &[&str]) -> Server {
+        let data = directory.to_str().unwrap();
+        let mut command = command(&[&["serve", "--data", data], arguments].concat());
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
+        command.env("FERRISDB_DRAIN_TIMEOUT", "3s");
+        #[expect(
+            clippy::zombie_processes,
+            reason = "it is waited for by all ways to end a server, and by a failed start's panic not"
+        )]
+        let mut child = command.spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut head = String::new();
+        loop {
+            let start = head.len();
+            if out.read_line(&mut head).unwrap() == 0 {
+                let mut error = String::new();
+                child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+                panic!("it did not start: {head}{error}");
+            }
+            if let Some(rest) = head[start..].strip_prefix("listening on ") {
+                let address = rest.split(';').next().unwrap().to_owned();
+                return Server { child, out, head, address };
+            }
+        }
+    }
+
+    fn place(&self) -> [&str; 2] {
+        ["--connect", &self.address]
+    }
+
+    fn ok(&self, arguments: &[&str]) -> String {
+        ok(&[arguments, &self.place()].concat())
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// SIGTERM; what it said on standard output since its start, and its log.
+    fn stop(mut self) -> (String, String) {
+        self.signal(rustix::process::Signal::TERM);
+        let (mut said, mut log) = (String::new(), String::new());
+        self.out.read_to_string(&mut said).unwrap();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {log}");
+        (said, log)
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // After `stop` and `kill` there is nothing left to kill.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Everything that the one-shot commands can do, on a directory.
+#[test]
+fn one_shots_on_a_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let data = ["--data", path.to_str().unwrap()];
+    let ok = |arguments: &[&str]| ok(&[arguments, &data].concat());
+    assert_eq!(run(&[&["get", "a"], &data[..]].concat()).0, 1, "reading founds no database");
+
+    assert!(ok(&["set", "a", "1"]).starts_with("committed at version "));
+    assert_eq!(ok(&["get", "a"]), "1\n");
+    ok(&["set", r"b\x00\\", r"\xff\x0a"]);
+    assert_eq!(ok(&["get", r"b\x00\\"]), "\\xff\\x0a\n");
+    assert_eq!(ok(&["range", "--prefix", ""]), "rows\n  key      value\n  a        1\n  b\\x00\\\\  \\xff\\x0a\n");
+    let json: Value =
+        serde_json::from_str(&ok(&["range", "a", "c", "--reverse", "--limit", "1", "--output", "json"])).unwrap();
+    assert_eq!(json["rows"], serde_json::json!([{"key": r"b\x00\\", "value": r"\xff\x0a"}]));
+    let json: Value = serde_json::from_str(&ok(&["set", "c", "-3", "--output", "json"])).unwrap();
+    assert!(json["committed_version"].as_u64().unwrap() > 0);
+
+    let (code, out, error) = run(&[&["get", "nothing"], &data[..]].concat());
+    assert_eq!((code, out.as_str(), error.as_str()), (4, "", "not found: nothing has no value\n"));
+    let (code, out, _) = run(&[&["get", "nothing", "--output", "json"], &data[..]].concat());
+    assert_eq!((code, out.as_str()), (4, "{\n\"key\":\"nothing\",\n\"value\":null\n}\n"));
+
+    ok(&["clear", "a"]);
+    ok(&["clear", "--range", "b", "c"]);
+    assert_eq!(ok(&["range", "--prefix", ""]), "rows\n  key  value\n  c    -3\n");
+    ok(&["clear", "--prefix", ""]);
+    assert_eq!(ok(&["range", "", "z"]), "rows\n  key  value\n");
+
+    // Raw bytes in and out, and a value that is longer than any line.
+    let bytes: Vec<u8> = (0..=255).cycle().take(90_000).collect();
+    let mut child = command(&[&["set", "raw", "--stdin"], &data[..]].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&bytes).unwrap();
+    assert!(child.wait_with_output().unwrap().status.success());
+    assert_eq!(command(&[&["get", "raw", "--raw"], &data[..]].concat()).output().unwrap().stdout, bytes);
+
+    let (code, _, error) = run(&[&["set", r"\xff/x", "1"], &data[..]].concat());
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("key_outside_legal_range (2004)") && error.contains("help: "), "{error}");
+    ok(&["set", r"\xff/x", "1", "--system"]);
+    assert_eq!(ok(&["get", r"\xff/x", "--system"]), "1\n");
+
+    // The environment names the directory; an option beats it.
+    let output = command(&["get", "raw", "--output", "json"]).env("FERRISDB_DATA", &path).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let output = command(&["get", "raw", "--connect", "127.0.0.1:1"]).env("FERRISDB_DATA", &path).output().unwrap();
+    let (code, _, error) = told(&output);
+    assert_eq!(code, 1);
+    assert!(error.starts_with("error: cannot connect to 127.0.0.1:1: ") && error.contains("ferrisdb serve"), "{error}");
+
+    assert!(ok(&["status"]).starts_with("database                  available\n"));
+    let status: Value = serde_json::from_str(&ok(&["status", "--json"])).unwrap();
+    assert_eq!(status["client"]["database_status"]["available"], true);
+    let verify = run(&["verify", path.to_str().unwrap()]);
+    assert_eq!(verify.0, 0, "{verify:?}");
+}
+
+/// A server answers, says how it is, stops gracefully on SIGTERM, and what was set is there again.
+#[test]
+fn a_server_is_used_stopped_and_started_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--log-format", "json", "--connections-max", "100"]);
+    assert!(
+        server.head.contains("connections_max              100                          command line"),
+        "{}",
+        server.head
+    );
+    assert!(server.head.contains("drain_timeout                3 s                          environment"));
+    assert!(!server.head.contains("WARNING"), "{}", server.head);
+    server.ok(&["set", "hello", "world"]);
+    assert_eq!(server.ok(&["get", "hello"]), "world\n");
+
+    let held = run(&["get", "hello", "--data", directory.path().to_str().unwrap()]);
+    assert_eq!(held.0, 1);
+    assert!(held.2.contains("in use by process"), "{}", held.2);
+
+    let status: Value = serde_json::from_str(&server.ok(&["status", "--json"])).unwrap();
+    let cluster = &status["cluster"];
+    assert_eq!(cluster["processes"]["0"]["address"], server.address.as_str());
+    assert_eq!((&cluster["insecure"], &cluster["messages"]), (&false.into(), &Value::Array(Vec::new())));
+    let requests = |method: &str| {
+        let method = &cluster["rpc"]["methods"][method];
+        method["inline"].as_u64().unwrap() + method["later"].as_u64().unwrap()
+    };
+    assert_eq!((requests("commit"), requests("get")), (1, 1), "{cluster}");
+    assert_eq!(cluster["rpc"]["connections_open"], 1);
+    let table = server.ok(&["status"]);
+    assert!(table.contains("connections total  4") && table.contains("requests\n  method"), "{table}");
+
+    let (said, log) = server.stop();
+    assert_eq!(said, "stopped\n");
+    let events: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<&str> = events.iter().filter_map(|event| event["event"].as_str()).collect();
+    for name in ["server.started", "server.stopping", "server.stopped"] {
+        assert!(names.contains(&name), "{log}");
+    }
+    assert!(!log.contains("hello") && !log.contains("world"), "no keys and values in the log");
+
+    let server = Server::start(directory.path(), &[]);
+    assert_eq!(server.ok(&["get", "hello"]), "world\n");
+}
+
+/// What was acknowledged before kill -9 is there after it, every time.
+#[test]
+fn a_killed_server_has_lost_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..4 {
+        let server = Server::start(directory.path(), &[]);
+        for earlier in 0..round {
+            assert_eq!(server.ok(&["get", &format!("round/{earlier}")]), format!("{earlier}\n"));
+        }
+        server.ok(&["set", &format!("round/{round}"), &round.to_string()]);
+        server.kill();
+    }
+}
+
+/// Without --insecure nothing but loopback; with it, a warning at the start, in the log and in the status.
+#[test]
+fn who_listens_to_everybody_is_warned() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let data = path.to_str().unwrap();
+    let (code, _, error) = run(&["serve", "--data", data, "--listen", "0.0.0.0:0"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("0.0.0.0:0") && error.contains("--insecure"), "{error}");
+    assert!(!path.exists(), "a refused start founds no database");
+
+    let server = Server::start(&path, &["--listen", "0.0.0.0:0", "--insecure"]);
+    assert!(server.head.contains("WARNING: 0.0.0.0:"), "{}", server.head);
+    let port = server.address.rsplit(':').next().unwrap();
+    let connect = format!("127.0.0.1:{port}");
+    assert!(ok(&["status", "--connect", &connect]).contains("WARNING"));
+    let status: Value = serde_json::from_str(&ok(&["status", "--json", "--connect", &connect])).unwrap();
+    assert_eq!(status["cluster"]["insecure"], true);
+    let (_, log) = server.stop();
+    assert!(log.contains("WARN") && log.contains("server.insecure"), "{log}");
+}
+
+/// A script of all commands, and what it prints.
+#[test]
+fn a_shell_runs_commands_from_a_pipe() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = ["--data", directory.path().to_str().unwrap()];
+    let (code, out, error) = shell(
+        &data,
+        r#"
+# Comments and empty lines are nothing.
+begin
+set a 1
+set "b c" \x00
+get a
+commit
+get b
+begin
+clear a
+get a
+rollback
+begin
+set a 2
+reset
+commit
+getrange "" z
+set ("user", 42) ("Ada", true, 1.5)
+mode tuple
+getrange ("user",)
+mode hex
+get a
+mode json
+get a
+getrange a b
+clear a
+mode table
+clearrange "b c" z
+getrange "" z
+timing on
+get a
+exit
+get never
+"#,
+    );
+    assert_eq!((code, error.as_str()), (0, ""), "{out}");
+    let mut lines: Vec<&str> = out.lines().collect();
+    let time = lines.pop().unwrap();
+    assert!(time.ends_with(" ms"), "{out}");
+    let shown: Vec<String> = lines
+        .iter()
+        .map(|line| match line.split_once("committed at version ") {
+            Some(_) => "committed at version N".to_owned(),
+            None if line.contains("committed_version") => "{committed_version}".to_owned(),
+            None => (*line).to_owned(),
+        })
+        .collect();
+    let expected = r#"1
+committed at version N
+not found
+not found
+committed; it wrote nothing
+a = 1
+b c = \x00
+2 rows
+committed at version N
+("user", 42) = ("Ada", true, 1.5)
+1 row
+31
+{"key":"a","value":"1"}
+{"rows":[{"key":"a","value":"1"}]}
+{committed_version}
+committed at version N
+\x02user\x00\x15* = \x02Ada\x00'!\xbf\xf8\x00\x00\x00\x00\x00\x00
+1 row
+not found"#;
+    assert_eq!(shown.join("\n"), expected);
+}
+
+/// The first command that fails ends a script with exit code 1, the line and the remedy; nothing after it is done.
+#[test]
+fn a_script_ends_at_its_first_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = ["--data", directory.path().to_str().unwrap()];
+    for (script, what) in [
+        ("set a 1\nnonsense\nset a 2\n", "line 2: `nonsense` is no command"),
+        ("set a\n", "help: set KEY VALUE"),
+        ("commit\n", "no transaction is under way"),
+        ("begin\nbegin\n", "line 2: a transaction is under way"),
+        ("get a\\n\n", "is no escape"),
+        ("set \\xff/a 1\n", "key_outside_legal_range (2004)"),
+        ("begin\nset \\xff/a 1\n", "line 2: key_outside_legal_range (2004)"),
+        ("begin\nset a 3\n", "ended within a transaction"),
+        ("mode wide\n", "there is no mode `wide`"),
+        ("getrange a b many\n", "`many` is no number of rows"),
+    ] {
+        let (code, _, error) = shell(&data, script);
+        assert_eq!(code, 1, "{script}");
+        assert!(error.starts_with("error: ") && error.contains(what), "{script}{error}");
+    }
+    assert_eq!(ok(&[&["get", "a"], &data[..]].concat()), "1\n");
+}
+
+/// Two shells on one server: the second's write makes the first's commit a conflict, told with the key; a watch sees a write.
+#[test]
+fn shells_meet_on_a_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &[]);
+    server.ok(&["set", "a", "1"]);
+
+    let mut first = command(&[&["shell"], &server.place()[..]].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = first.stdin.take().unwrap();
+    let mut output = BufReader::new(first.stdout.take().unwrap());
+    input.write_all(b"begin\nget a\nset b 1\n").unwrap();
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "1\n");
+    server.ok(&["set", "a", "2"]);
+    input.write_all(b"commit\n").unwrap();
+    drop(input);
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    let (code, _, error) = told(&first.wait_with_output().unwrap());
+    assert_eq!((code, rest.as_str()), (1, "conflict in a .. a\\x00\n"));
+    assert!(error.contains("line 4: the transaction is over: not_committed (1020)"), "{error}");
+
+    let mut watcher = command(&[&["shell"], &server.place()[..]].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = watcher.stdin.take().unwrap();
+    input.write_all(b"get a\nwatch a\n").unwrap();
+    drop(input);
+    let mut output = BufReader::new(watcher.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "2\n");
+    // The watch may be set only after the first of these; one of them it sees.
+    let mut value = 3;
+    while watcher.try_wait().unwrap().is_none() {
+        server.ok(&["set", "a", &value.to_string()]);
+        value += 1;
+        assert!(value < 1000, "the watch is not told");
+    }
+    let mut seen = String::new();
+    output.read_to_string(&mut seen).unwrap();
+    assert!(seen.trim().parse::<i32>().unwrap() > 2, "{seen}");
+}
