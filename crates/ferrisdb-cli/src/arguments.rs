@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::bench::BenchArguments;
+
 /// Exit codes, at the end of each help text.
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -38,6 +40,17 @@ pub(crate) enum Command {
     /// The writing process of `demo`, which `demo` kills
     #[command(name = "__child", hide = true)]
     DemoChild(DemoChildArguments),
+
+    /// Measure a database: transactions a second, latencies, conflicts
+    ///
+    /// Loads rows, runs transactions of the chosen kind, checks every value that it reads and, where there is something to
+    /// prove, proves it at the end. Without --connect or --data it makes a database in a temporary directory.
+    #[command(after_help = example(
+        "ferrisdb bench read-only\n  \
+         ferrisdb bench ycsb-a --connect 127.0.0.1:4500 --clients 64 --seconds 30\n  \
+         ferrisdb bench bank --data db --rate 2000 --output json"
+    ))]
+    Bench(BenchArguments),
 
     /// Print what is inside a file of a database
     #[command(after_help = example(

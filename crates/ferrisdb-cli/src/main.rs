@@ -4,11 +4,13 @@
 //! Results go to standard output as a table or as JSON (`printer`), errors to standard error.
 
 mod arguments;
+mod bench;
 mod dataset;
 mod demo;
 mod failure;
 mod inspect;
 mod manual;
+mod place;
 mod printer;
 
 use std::io::{self, BufWriter};
@@ -34,6 +36,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Man(arguments) => manual::man(&arguments, &mut io::stdout().lock()),
         Command::Demo(arguments) => demo::run(&arguments, &mut io::stdout().lock()),
         Command::DemoChild(arguments) => demo::child::run(&arguments, &mut io::stdout().lock()),
+        Command::Bench(arguments) => bench::run(&arguments, &mut io::stdout().lock()),
         Command::Inspect(arguments) => inspect::inspect(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Verify(arguments) => inspect::verify(&arguments, BufWriter::new(io::stdout().lock())),
     }

@@ -25,11 +25,12 @@ fn stdout(arguments: &[&str]) -> String {
 fn help_texts() {
     expect_file!["help/ferrisdb.txt"].assert_eq(&stdout(&["--help"]));
     expect_file!["help/demo.txt"].assert_eq(&stdout(&["demo", "--help"]));
+    expect_file!["help/bench.txt"].assert_eq(&stdout(&["bench", "--help"]));
     expect_file!["help/inspect.txt"].assert_eq(&stdout(&["inspect", "--help"]));
     expect_file!["help/verify.txt"].assert_eq(&stdout(&["verify", "--help"]));
     expect_file!["help/completions.txt"].assert_eq(&stdout(&["completions", "--help"]));
     expect_file!["help/man.txt"].assert_eq(&stdout(&["man", "--help"]));
-    for command in ["demo", "inspect", "verify", "completions", "man"] {
+    for command in ["demo", "bench", "inspect", "verify", "completions", "man"] {
         let help = stdout(&[command, "--help"]);
         assert!(help.contains("Example:\n  ferrisdb ") && help.contains("Exit codes:"), "{help}");
     }
@@ -134,7 +135,8 @@ fn completions_and_manual_pages() {
         directory.path().read_dir().unwrap().map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
     pages.sort();
     pages.retain(|page| !page.contains("help"));
-    let expected = ["-completions", "-demo", "-inspect", "-man", "-verify", ""].map(|name| format!("ferrisdb{name}.1"));
+    let expected =
+        ["-bench", "-completions", "-demo", "-inspect", "-man", "-verify", ""].map(|name| format!("ferrisdb{name}.1"));
     assert_eq!(pages, expected);
 
     let page = stdout(&["man"]);
