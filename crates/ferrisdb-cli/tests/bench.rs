@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 fn bench(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ferrisdb"))
@@ -44,6 +45,34 @@ fn every_workload_runs() {
             _ => assert!(number("reads_per_second") > 0, "{report}"),
         }
     }
+}
+
+/// A server is measured over one connection, and what is proven of it is proven too.
+#[test]
+fn a_served_database_is_measured() {
+    let database = ferrisdb::Database::open_in_memory().unwrap();
+    let endpoint = Arc::clone(database.node().unwrap());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let options = ferrisdb_rpc::ServeOptions::default();
+                ferrisdb_rpc::serve(listener, endpoint, options, async { drop(stopped.await) }).await;
+            });
+        });
+        for workload in ["ycsb-e", "bank", "hot-key", "read-only"] {
+            let report =
+                measured(&[workload, "--seconds", "0.3", "--keys", "500", "--clients", "16", "--connect", &address]);
+            assert!(report["transactions"].as_u64().unwrap() > 0, "{report}");
+            assert_eq!(report["proven"].is_string(), ["bank", "hot-key"].contains(&workload), "{report}");
+        }
+        drop(stop);
+    });
 }
 
 /// A database of the user's: rows are left there if they are to be, and otherwise nothing is; what is beside them is not touched.
