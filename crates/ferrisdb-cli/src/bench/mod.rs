@@ -269,11 +269,7 @@ impl Report {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "rates and latencies are small and positive"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "rates and latencies are small and positive")]
 fn rounded(number: f64) -> u64 {
     number.round() as u64
 }

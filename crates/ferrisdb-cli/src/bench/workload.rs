@@ -321,6 +321,35 @@ mod tests {
         }
     }
 
+    /// A total that is off by one is noticed, and so are a missing account and a count that no number of commits explains.
+    #[test]
+    fn proofs_can_fail() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let database = Database::open_in_memory().unwrap();
+            let of = |workload| Work { workload, rows: Rows::new(b"p/", 8, 1), count: 3, zipf: Zipf::new(3) };
+            let bank = of(Workload::Bank);
+            let write = async |number, balance: i64| {
+                let key = bank.rows.key(number);
+                database.run(async |tx| Ok(tx.set(&key, balance.to_le_bytes()))).await.unwrap();
+            };
+            write(0, BALANCE - 7).await;
+            write(1, BALANCE).await;
+            assert!(bank.prove(&database, 1, 0).await.unwrap().unwrap().is_err(), "an account is missing");
+            write(2, BALANCE + 7).await;
+            assert!(bank.prove(&database, 1, 0).await.unwrap().unwrap().is_ok());
+            write(2, BALANCE + 8).await;
+            assert!(bank.prove(&database, 1, 0).await.unwrap().unwrap().is_err(), "money out of nothing");
+
+            let hot = of(Workload::HotKey);
+            write(0, 5).await;
+            for (commits, unknown, is_right) in [(5, 0, true), (4, 1, true), (4, 0, false), (6, 0, false)] {
+                let proven = hot.prove(&database, commits, unknown).await.unwrap().unwrap();
+                assert_eq!(proven.is_ok(), is_right, "{commits} commits and {unknown} unknown count to 5");
+            }
+        });
+    }
+
     /// A transfer from an account to itself would prove nothing.
     #[test]
     fn transfers_have_two_ends() {
