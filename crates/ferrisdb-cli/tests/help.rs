@@ -10,7 +10,14 @@ use expect_test::{Expect, expect, expect_file};
 fn ferrisdb(arguments: &[&str]) -> Output {
     // No terminal and no COLUMNS: the width is the fixed one.
     let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
-    command.args(arguments).env_remove("COLUMNS").stdin(Stdio::null()).output().unwrap()
+    command
+        .args(arguments)
+        .env_remove("COLUMNS")
+        .env_remove("FERRISDB_CONNECT")
+        .env_remove("FERRISDB_DATA")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 fn stdout(arguments: &[&str]) -> String {

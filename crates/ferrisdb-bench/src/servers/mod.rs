@@ -351,7 +351,7 @@ fn without_network(directory: &Path, settings: &Settings, runs: u32) -> Result<V
         (EMBEDDED, "reads in transactions of 10, embedded", Vec::new()),
         (ENGINE, "reads in transactions of 10, embedded", Vec::new()),
         (EMBEDDED, "put, 1 in flight, embedded", Vec::new()),
-        (DISK, "fsync of 256 bytes appended", Vec::new()),
+        (DISK, "256 bytes written and synced", Vec::new()),
     ];
     for _ in 0..runs {
         measured[0].2.push(embedded.transaction_reads(settings)?);
@@ -386,7 +386,7 @@ fn report(rows: &[Row], arguments: &Arguments) -> String {
     line(format!("`cargo run --release -p ferrisdb-bench --features servers -- {}`\n", typed.join(" ")));
     line(format!(
         "{} rows of {} bytes under keys of 16; {} s each, median of {} runs in turns; {cores} cores, which clients and servers share; load \
-         average at the end {load}.\n",
+         average at the end {load}.",
         arguments.keys, arguments.value_size, arguments.seconds, arguments.runs
     ));
     let mut workload = "";
@@ -423,7 +423,7 @@ fn targets(rows: &[Row]) -> Vec<(&'static str, &'static str, String)> {
     };
     let ratio = |one: Option<f64>, other: Option<f64>| Some(format!("{:.2} ×", one? / other?));
     let ferris = |workload| of("FerrisDB", workload);
-    let fsync = p50(DISK, "fsync of 256 bytes appended");
+    let fsync = p50(DISK, "256 bytes written and synced");
     let embedded = "reads in transactions of 10, embedded";
     let found = [
         (
@@ -457,7 +457,7 @@ mod tests {
             row("PostgreSQL, 64 connections", SERVED[2].0, 2000.0),
             row("PostgreSQL, 8 connections", SERVED[2].0, 1000.0),
             row("FerrisDB", SERVED[3].0, 500.0),
-            row(DISK, "fsync of 256 bytes appended", 1000.0),
+            row(DISK, "256 bytes written and synced", 1000.0),
         ];
         let measured: Vec<(&str, String)> =
             targets(&rows).into_iter().map(|(target, _, measured)| (target, measured)).collect();
