@@ -20,6 +20,8 @@ mod report;
 mod resolver;
 mod run;
 mod schedule;
+#[cfg(feature = "servers")]
+mod servers;
 mod values;
 mod workload;
 
@@ -57,6 +59,20 @@ enum Command {
     /// Measure the resolver's conflict window, and the structures that it was chosen from.
     #[command(after_long_help = RESOLVER_EXAMPLES)]
     Resolver(resolver::Arguments),
+    /// Compare served databases: FerrisDB, etcd, Redis, PostgreSQL.
+    ///
+    /// Starts all that are installed, durable and on loopback, with their data in a temporary directory, and runs the same work on
+    /// them in turns. Progress goes to standard error, the tables to standard output. Only ratios within one run count.
+    #[cfg(feature = "servers")]
+    #[command(after_long_help = SERVERS_EXAMPLES)]
+    Servers(servers::Arguments),
+    /// Serve FerrisDB until interrupted (`servers` calls this).
+    #[cfg(feature = "servers")]
+    #[command(hide = true)]
+    ServeChild {
+        /// The database's directory.
+        directory: PathBuf,
+    },
     /// Measure one group with one engine (the parent process calls this).
     #[command(hide = true)]
     Child {
@@ -82,6 +98,14 @@ Examples:
     ferrisdb-bench resolver
   All structures, all mixes, as JSON lines:
     ferrisdb-bench resolver --structures all --mixes all --json";
+
+#[cfg(feature = "servers")]
+const SERVERS_EXAMPLES: &str = "\
+Examples:
+  Everything, in about five minutes:
+    ferrisdb-bench servers > servers.md
+  On another disk, as JSON lines:
+    ferrisdb-bench servers --dir /mnt/disk --json";
 
 #[derive(Debug, clap::Args)]
 struct EnginesArguments {
@@ -153,6 +177,10 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Engines(arguments) => compare(&arguments),
         Command::Resolver(arguments) => resolver::run(&arguments),
+        #[cfg(feature = "servers")]
+        Command::Servers(arguments) => servers::run(&arguments),
+        #[cfg(feature = "servers")]
+        Command::ServeChild { directory } => servers::serve(&directory),
         Command::Child { job } => child(&job),
     };
     match result {

@@ -10,6 +10,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::bench::BenchArguments;
 use crate::text::Typed;
 
 /// Exit codes, at the end of each help text.
@@ -98,6 +99,16 @@ pub(crate) enum Command {
     /// Explain an error's number or name, or list all of them
     #[command(after_help = example("ferrisdb explain 1020\n  ferrisdb explain commit_unknown_result"))]
     Explain(ExplainArguments),
+    /// Measure a database: transactions a second, latencies, conflicts
+    ///
+    /// Loads rows, runs transactions of the chosen kind, checks every value that it reads and, where there is something to
+    /// prove, proves it at the end. Without --connect or --data it makes a database in a temporary directory.
+    #[command(after_help = example(
+        "ferrisdb bench read-only\n  \
+         ferrisdb bench ycsb-a --connect 127.0.0.1:4700 --clients 64 --seconds 30\n  \
+         ferrisdb bench bank --data db --rate 2000 --output json"
+    ))]
+    Bench(BenchArguments),
 
     /// Print what is inside a file of a database
     #[command(after_help = example(

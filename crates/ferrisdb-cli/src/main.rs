@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod bench;
 mod connect;
 mod dataset;
 mod demo;
@@ -20,6 +21,7 @@ mod failure;
 mod inspect;
 mod manual;
 mod oneshot;
+mod place;
 mod printer;
 mod serve;
 mod shell;
@@ -62,6 +64,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Range(arguments) => oneshot::range(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Status(arguments) => status::status(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Explain(arguments) => explain::explain(&arguments, BufWriter::new(io::stdout().lock())),
+        Command::Bench(arguments) => bench::run(&arguments, &mut io::stdout().lock()),
         Command::Inspect(arguments) => inspect::inspect(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Verify(arguments) => inspect::verify(&arguments, BufWriter::new(io::stdout().lock())),
     }

@@ -51,6 +51,11 @@ impl<W: Write> Printer<W> {
         Printer { out, form, columns: &[], failed }
     }
 
+    /// True if the output has taken something not.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+
     /// Ends the output. `error` is what ended the inspection early, if anything did.
     pub(crate) fn finish(mut self, error: Option<&str>) -> io::Result<()> {
         self.end_table()?;

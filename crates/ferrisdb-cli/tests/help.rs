@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use expect_test::{Expect, expect, expect_file};
 
 /// All but the hidden one.
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
+    "bench",
     "clear",
     "completions",
     "demo",

@@ -1,0 +1,479 @@
+//! FerrisDB served, beside etcd, Redis and PostgreSQL: the same work on loopback, in alternation.
+//!
+//! ```text
+//! process    other programs: start, CPU, stop        peers    the servers and a client for each
+//! embedded   FerrisDB without a network, fsync
+//! ```
+//!
+//! All servers run all the time; one is asked at a time. Clients are tasks on one current-thread runtime, in this process. CPU time is that of this
+//! process and the server's processes together: on a busy machine it says more than rates do.
+
+mod embedded;
+mod peers;
+mod process;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use ferrisdb_core::{Random, SplitMix64};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::engine::Result;
+use crate::measure::Usage;
+use embedded::Embedded;
+use peers::{Client, Peer};
+
+/// Point reads of a transaction.
+const READS: usize = 10;
+/// Clients of the load.
+const LOADERS: usize = 256;
+
+/// What the command takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Rows that are loaded into each server.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=100_000_000))]
+    keys: u64,
+
+    /// Bytes of a value; keys have 16.
+    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    value_size: u32,
+
+    /// Seconds of each measurement, after a warm-up of a fifth of that.
+    #[arg(long, default_value = "3", value_parser = crate::parse_seconds)]
+    seconds: f64,
+
+    /// How many times each is measured, in turns; the result is the median.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    runs: u32,
+
+    /// Where the servers put their data, each time in a new directory [default: the system's temporary directory].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+
+    /// Print one JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How something is measured.
+pub(crate) struct Settings {
+    keys: u64,
+    value_bytes: usize,
+    measured: Duration,
+}
+
+/// What clients do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Get,
+    Put,
+    /// Ten point reads in a transaction; an operation is a read.
+    TransactionReads,
+}
+
+/// What is measured on servers, in this order.
+const SERVED: [(&str, Work, usize); 6] = [
+    ("get, 64 in flight", Work::Get, 64),
+    ("get, 1 in flight", Work::Get, 1),
+    ("put, 64 in flight", Work::Put, 64),
+    ("put, 1 in flight", Work::Put, 1),
+    ("reads in transactions of 10, 64 in flight", Work::TransactionReads, 64),
+    ("reads in transactions of 10, 1 in flight", Work::TransactionReads, 1),
+];
+
+/// One measurement.
+pub(crate) struct Done {
+    operations: u64,
+    elapsed: Duration,
+    cpu: Duration,
+    /// Nanoseconds; of a transaction where an operation is a part of one.
+    latencies: Histogram<u64>,
+}
+
+impl Done {
+    fn new() -> Done {
+        let latencies = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("these bounds are valid");
+        Done { operations: 0, elapsed: Duration::ZERO, cpu: Duration::ZERO, latencies }
+    }
+
+    fn record(&mut self, latency: Duration, operations: u64) {
+        self.operations += operations;
+        self.latencies.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn per_second(&self) -> f64 {
+        self.operations as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+/// One line of `--json`.
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    server: &'static str,
+    workload: &'static str,
+    ops_per_s: f64,
+    /// CPU time of client and server, user and system.
+    cpu_us_per_op: f64,
+    p50_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+}
+
+impl Row {
+    fn new(server: &'static str, workload: &'static str, done: &Done) -> Row {
+        let micros = |quantile| done.latencies.value_at_quantile(quantile) as f64 / 1000.0;
+        Row {
+            server,
+            workload,
+            ops_per_s: done.per_second(),
+            cpu_us_per_op: done.cpu.as_secs_f64() * 1e6 / done.operations.max(1) as f64,
+            p50_us: micros(0.5),
+            p99_us: micros(0.99),
+            p999_us: micros(0.999),
+        }
+    }
+}
+
+/// The key of row `number`: 16 bytes.
+fn key_of(number: u64) -> Vec<u8> {
+    format!("key-{number:012}").into_bytes()
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let settings = Settings {
+        keys: arguments.keys,
+        value_bytes: usize::try_from(arguments.value_size)?,
+        measured: Duration::from_secs_f64(arguments.seconds),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("ferrisdb-bench-servers-");
+    let directory = match &arguments.dir {
+        Some(parent) => {
+            std::fs::create_dir_all(parent)?;
+            builder.tempdir_in(parent)?
+        }
+        None => builder.tempdir()?,
+    };
+    // PostgreSQL's user has to get to its directory in there.
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), permissions)?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut rows = runtime.block_on(tokio::task::LocalSet::new().run_until(served(
+        directory.path(),
+        &settings,
+        arguments.runs,
+    )))?;
+    drop(runtime);
+    rows.extend(without_network(directory.path(), &settings, arguments.runs)?);
+    if arguments.json {
+        for row in &rows {
+            println!("{}", serde_json::to_string(row)?);
+        }
+    } else {
+        print!("{}", report(&rows, arguments));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The child process that serves FerrisDB.
+pub(crate) fn serve(directory: &Path) -> Result<ExitCode> {
+    peers::serve(directory)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn served(directory: &Path, settings: &Settings, runs: u32) -> Result<Vec<Row>> {
+    let mut servers = peers::ferris(directory).await?;
+    for (name, package, more) in [
+        ("etcd", "etcd-server", peers::etcd(directory).await?),
+        ("Redis", "redis-server", peers::redis(directory).await?),
+        ("PostgreSQL", "postgresql", peers::postgres(directory).await?),
+    ] {
+        if more.is_empty() {
+            eprintln!("{name} is not installed (package {package}) and is left out");
+        }
+        servers.extend(more);
+    }
+    let mut loaded: Vec<*const process::Process> = Vec::new();
+    for peer in &servers {
+        // Two peers may be one server.
+        if !loaded.contains(&Arc::as_ptr(&peer.process)) {
+            eprintln!("loading {}", peer.name);
+            load(peer, settings).await.map_err(|error| format!("{}: {error}", peer.name))?;
+            loaded.push(Arc::as_ptr(&peer.process));
+        }
+    }
+    let mut measured: Vec<Vec<Vec<Done>>> =
+        SERVED.iter().map(|_| servers.iter().map(|_| Vec::new()).collect()).collect();
+    for run in 0..runs {
+        for (index, &(workload, work, in_flight)) in SERVED.iter().enumerate() {
+            for turn in 0..servers.len() {
+                // Another one goes first each time.
+                let peer_index = (turn + usize::try_from(run)? + index) % servers.len();
+                let peer = &servers[peer_index];
+                if work == Work::TransactionReads && !matches!(peer.client, Client::Ferris(_)) {
+                    continue;
+                }
+                eprintln!("{workload}: {}", peer.name);
+                let done = drive(peer, work, in_flight, settings, u64::from(run));
+                let done = done.await.map_err(|error| format!("{workload}, {}: {error}", peer.name))?;
+                measured[index][peer_index].push(done);
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    for (&(workload, ..), of_workload) in SERVED.iter().zip(measured) {
+        for (peer, mut dones) in servers.iter().zip(of_workload) {
+            rows.extend(middle(&mut dones).map(|done| Row::new(peer.name, workload, done)));
+        }
+    }
+    Ok(rows)
+}
+
+/// The measurement with the median rate.
+fn middle(dones: &mut [Done]) -> Option<&Done> {
+    dones.sort_by(|a, b| a.per_second().total_cmp(&b.per_second()));
+    dones.get(dones.len() / 2)
+}
+
+/// Writes every row once.
+async fn load(peer: &Peer, settings: &Settings) -> Result<()> {
+    let next = Arc::new(Mutex::new(0..settings.keys));
+    let clients: Vec<_> = (0..LOADERS)
+        .map(|number| {
+            let (mut client, next) = (peer.client.clone(), Arc::clone(&next));
+            let value = vec![b'v'; settings.value_bytes];
+            tokio::task::spawn_local(async move {
+                loop {
+                    let row = next.lock().expect("nothing panics while it is held").next();
+                    let Some(row) = row else { return Ok(()) };
+                    client.put(number, &key_of(row), &value).await?;
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        let ended: Result<()> = client.await?;
+        ended?;
+    }
+    Ok(())
+}
+
+/// Runs clients on one server for as long as is measured.
+async fn drive(peer: &Peer, work: Work, in_flight: usize, settings: &Settings, seed: u64) -> Result<Done> {
+    let done = Arc::new(Mutex::new(Done::new()));
+    let begin = Instant::now() + settings.measured / 5;
+    let end = begin + settings.measured;
+    let clients: Vec<_> = (0..in_flight)
+        .map(|number| {
+            let (mut client, done) = (peer.client.clone(), Arc::clone(&done));
+            let mut random = SplitMix64::new((seed << 32) + number as u64);
+            let (keys, value_bytes) = (settings.keys, settings.value_bytes);
+            tokio::task::spawn_local(async move {
+                let value = vec![b'w'; value_bytes];
+                loop {
+                    let began = Instant::now();
+                    if began >= end {
+                        return Ok(());
+                    }
+                    let key = key_of(random.below(keys));
+                    let operations = match (work, &client) {
+                        (Work::Put, _) => {
+                            client.put(number, &key, &value).await?;
+                            1
+                        }
+                        (Work::TransactionReads, Client::Ferris(database)) => {
+                            let numbers: Vec<u64> = (0..READS).map(|_| random.below(keys)).collect();
+                            read_in_transaction(database, &numbers, value_bytes).await?;
+                            READS as u64
+                        }
+                        (Work::Get | Work::TransactionReads, _) => {
+                            check(client.get(number, &key).await?.as_deref(), value_bytes)?;
+                            1
+                        }
+                    };
+                    let ended = Instant::now();
+                    // What ends while it is measured counts.
+                    if ended >= begin && ended <= end {
+                        done.lock().expect("nothing panics while it is held").record(ended - began, operations);
+                    }
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep_until(begin.into()).await;
+    let before = Usage::now()?.cpu + peer.process.cpu()?;
+    let began = Instant::now();
+    for client in clients {
+        let ended: Result<()> = client.await?;
+        ended?;
+    }
+    let cpu = Usage::now()?.cpu + peer.process.cpu()? - before;
+    let mut done = Arc::try_unwrap(done).map_err(|_| "the clients have ended")?.into_inner()?;
+    // The rate is over the time in which operations counted, CPU over that in which it was looked at: both nearly the same.
+    done.elapsed = settings.measured;
+    done.cpu = cpu.mul_f64(settings.measured.as_secs_f64() / began.elapsed().as_secs_f64());
+    Ok(done)
+}
+
+async fn read_in_transaction(database: &ferrisdb::Database, numbers: &[u64], value_bytes: usize) -> Result<()> {
+    let transaction = database.create_transaction();
+    // All are asked before the first is awaited.
+    let reads: Vec<_> = numbers.iter().map(|number| transaction.get(key_of(*number))).collect();
+    for read in reads {
+        check(read.await?.as_deref(), value_bytes)?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+fn check(value: Option<&[u8]>, value_bytes: usize) -> Result<()> {
+    match value {
+        Some(value) if value.len() == value_bytes => Ok(()),
+        Some(_) => Err("a value has the wrong length".into()),
+        None => Err("a row that was loaded is missing".into()),
+    }
+}
+
+const EMBEDDED: &str = "FerrisDB embedded";
+const ENGINE: &str = "engine";
+const DISK: &str = "disk";
+
+fn without_network(directory: &Path, settings: &Settings, runs: u32) -> Result<Vec<Row>> {
+    eprintln!("loading the embedded database and the engine");
+    let embedded = Embedded::load(directory, settings)?;
+    let mut measured: [(&'static str, &'static str, Vec<Done>); 4] = [
+        (EMBEDDED, "reads in transactions of 10, embedded", Vec::new()),
+        (ENGINE, "reads in transactions of 10, embedded", Vec::new()),
+        (EMBEDDED, "put, 1 in flight, embedded", Vec::new()),
+        (DISK, "256 bytes written and synced", Vec::new()),
+    ];
+    for _ in 0..runs {
+        measured[0].2.push(embedded.transaction_reads(settings)?);
+        measured[1].2.push(embedded.engine_reads(settings)?);
+    }
+    // Writes come after the reads, so that those find everything in tables.
+    for _ in 0..runs {
+        measured[2].2.push(embedded.commits(settings)?);
+        measured[3].2.push(embedded::fsync(directory, settings)?);
+    }
+    for (server, workload, dones) in &mut measured {
+        if let Some(done) = middle(dones) {
+            eprintln!("{workload}: {server}: {:?} in the median", embedded::median(done));
+        }
+    }
+    let rows = measured
+        .iter_mut()
+        .filter_map(|(server, workload, dones)| middle(dones).map(|done| Row::new(server, workload, done)));
+    Ok(rows.collect())
+}
+
+/// A table for each kind of work, and what was aimed at.
+fn report(rows: &[Row], arguments: &Arguments) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split_whitespace().next().unwrap_or("?").to_owned();
+    let typed: Vec<String> = std::env::args().skip(1).collect();
+    let mut line = |line: String| writeln!(text, "{line}").expect("a String takes everything");
+    line("# FerrisDB served, beside other servers\n".to_owned());
+    line(format!("`cargo run --release -p ferrisdb-bench --features servers -- {}`\n", typed.join(" ")));
+    line(format!(
+        "{} rows of {} bytes under keys of 16; {} s each, median of {} runs in turns; {cores} cores, which clients and servers share; load \
+         average at the end {load}.",
+        arguments.keys, arguments.value_size, arguments.seconds, arguments.runs
+    ));
+    let mut workload = "";
+    for row in rows {
+        if row.workload != workload {
+            workload = row.workload;
+            line(format!(
+                "\n## {workload}\n\n| | ops/s | CPU µs/op | p50 µs | p99 µs | p99.9 µs |\n|---|---:|---:|---:|---:|---:|"
+            ));
+        }
+        line(format!(
+            "| {} | {:.0} | {:.2} | {:.1} | {:.1} | {:.1} |",
+            row.server, row.ops_per_s, row.cpu_us_per_op, row.p50_us, row.p99_us, row.p999_us
+        ));
+    }
+    line("\n## Targets\n\n| | aimed at | measured |\n|---|---:|---:|".to_owned());
+    for (target, aimed, measured) in targets(rows) {
+        line(format!("| {target} | {aimed} | {measured} |"));
+    }
+    text
+}
+
+/// What is aimed at, and what was reached, of what was measured.
+fn targets(rows: &[Row]) -> Vec<(&'static str, &'static str, String)> {
+    let of = |server: &str, workload: &str| {
+        let rates = rows.iter().filter(|row| row.server.starts_with(server) && row.workload == workload);
+        rates.map(|row| row.ops_per_s).reduce(f64::max)
+    };
+    let p50 = |server: &str, workload: &str| {
+        rows.iter().find(|row| row.server == server && row.workload == workload).map(|row| row.p50_us)
+    };
+    let cpu = |server: &str, workload: &str| {
+        rows.iter().find(|row| row.server == server && row.workload == workload).map(|row| row.cpu_us_per_op)
+    };
+    let ratio = |one: Option<f64>, other: Option<f64>| Some(format!("{:.2} ×", one? / other?));
+    let ferris = |workload| of("FerrisDB", workload);
+    let fsync = p50(DISK, "256 bytes written and synced");
+    let embedded = "reads in transactions of 10, embedded";
+    let found = [
+        (
+            "point reads/s inside transactions, 64 in flight",
+            "150,000",
+            ferris("reads in transactions of 10, 64 in flight").map(|rate| format!("{rate:.0}")),
+        ),
+        ("gets beside etcd's, 64 in flight", "10 ×", ratio(ferris(SERVED[0].0), of("etcd", SERVED[0].0))),
+        ("puts beside etcd's, 64 in flight", "5 ×", ratio(ferris(SERVED[2].0), of("etcd", SERVED[2].0))),
+        ("puts beside PostgreSQL's, 64 in flight", "1 ×", ratio(ferris(SERVED[2].0), of("PostgreSQL", SERVED[2].0))),
+        ("a put at one in flight, in fsyncs (p50)", "≤ 2 ×", ratio(p50("FerrisDB", SERVED[3].0), fsync)),
+        ("an embedded put, in fsyncs (p50)", "≤ 2 ×", ratio(p50(EMBEDDED, "put, 1 in flight, embedded"), fsync)),
+        ("CPU of an embedded read, in the engine's", "≤ 1.5 ×", ratio(cpu(EMBEDDED, embedded), cpu(ENGINE, embedded))),
+    ];
+    found.into_iter().filter_map(|(target, aimed, measured)| Some((target, aimed, measured?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(server: &'static str, workload: &'static str, ops_per_s: f64) -> Row {
+        Row { server, workload, ops_per_s, cpu_us_per_op: 2.0, p50_us: 1e6 / ops_per_s, p99_us: 0.0, p999_us: 0.0 }
+    }
+
+    /// Targets compare with the better of two ways to use a server, and leave out what was not measured.
+    #[test]
+    fn targets_are_ratios_of_what_was_measured() {
+        let rows = [
+            row("FerrisDB", SERVED[2].0, 3000.0),
+            row("PostgreSQL, 64 connections", SERVED[2].0, 2000.0),
+            row("PostgreSQL, 8 connections", SERVED[2].0, 1000.0),
+            row("FerrisDB", SERVED[3].0, 500.0),
+            row(DISK, "256 bytes written and synced", 1000.0),
+        ];
+        let measured: Vec<(&str, String)> =
+            targets(&rows).into_iter().map(|(target, _, measured)| (target, measured)).collect();
+        let expected = [
+            ("puts beside PostgreSQL's, 64 in flight", "1.50 ×".to_owned()),
+            ("a put at one in flight, in fsyncs (p50)", "2.00 ×".to_owned()),
+        ];
+        assert_eq!(measured, expected);
+    }
+
+    /// The middle of three, not the first.
+    #[test]
+    fn the_median_is_the_middle() {
+        let done = |operations| Done { operations, elapsed: Duration::from_secs(1), ..Done::new() };
+        let mut dones = [done(30), done(10), done(20)];
+        assert_eq!(middle(&mut dones).map(|done| done.operations), Some(20));
+        assert!(middle(&mut []).is_none());
+    }
+}

@@ -1,0 +1,156 @@
+//! Other programs: where they are, how they start, what CPU they use, how they stop.
+
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::engine::Result;
+
+/// How long a program may take to end when it is asked to.
+const STOP_MAX: Duration = Duration::from_secs(20);
+/// Ticks of `/proc/PID/stat` per second: fixed in Linux's interface.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// A server in a process of its own, ended when dropped.
+pub(crate) struct Process {
+    name: &'static str,
+    child: Child,
+}
+
+impl Process {
+    /// Starts `command`; what it says goes to a file in `directory`.
+    pub(crate) fn start(name: &'static str, command: &mut Command, directory: &Path) -> Result<Process> {
+        let log = fs::File::create(directory.join(format!("{name}.log")))?;
+        // A process group of its own: an interrupt from the terminal is for us, and we end it.
+        let child = command
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| format!("cannot start {name} ({:?}): {error}", command.get_program()))?;
+        Ok(Process { name, child })
+    }
+
+    /// The standard output, if it was piped; once.
+    pub(crate) fn stdout(&mut self) -> Option<std::process::ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// User and system time of it and all its children that live or were waited for.
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        let mut processes = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            // It may be gone by now.
+            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+            if let Some((parent, ticks)) = parent_and_ticks(&stat) {
+                processes.push((pid, parent, ticks));
+            }
+        }
+        let (mut family, mut ticks) = (vec![self.child.id()], 0);
+        let mut next = 0;
+        while let Some(&pid) = family.get(next) {
+            next += 1;
+            family.extend(processes.iter().filter(|process| process.1 == pid).map(|process| process.0));
+            ticks += processes.iter().find(|process| process.0 == pid).map_or(0, |process| process.2);
+        }
+        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+    }
+}
+
+/// The parent and all CPU ticks in a line of `/proc/PID/stat`. The name before them may contain anything.
+fn parent_and_ticks(stat: &str) -> Option<(u32, u64)> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some((fields.get(1)?.parse().ok()?, ticks(11)? + ticks(12)? + ticks(13)? + ticks(14)?))
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // All of them end on SIGINT; PostgreSQL ends its children too.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            // It may have ended by itself: then there is nothing to ask.
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::INT).is_err();
+        }
+        let asked = Instant::now();
+        while asked.elapsed() < STOP_MAX {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(20)),
+                Ok(Some(_)) | Err(_) => return,
+            }
+        }
+        eprintln!("{} does not end, and is killed", self.name);
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// A program on the search path or in `directories`.
+pub(crate) fn find(program: &str, directories: &[PathBuf]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(directories.iter().cloned())
+        .map(|directory| directory.join(program))
+        .find(|program| program.is_file())
+}
+
+/// A port of the loopback interface that was free a moment ago.
+pub(crate) fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The number and group of a user, from `/etc/passwd`.
+pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next()? != name {
+            return None;
+        }
+        let mut fields = fields.skip(1);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    })
+}
+
+/// Runs a program to its end.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
+    let output =
+        command.stdin(Stdio::null()).output().map_err(|error| format!("{:?}: {error}", command.get_program()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{:?} failed: {}", command.get_program(), said.trim()).into());
+    }
+    let mut text = String::new();
+    (&output.stdout[..]).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name with spaces and brackets does not shift the fields.
+    #[test]
+    fn a_stat_line_is_understood() {
+        let stat = "77 (a (b) c) S 12 77 77 0 -1 4194560 1 2 3 4 100 20 3 1 20 0 1 0 5 6 7";
+        assert_eq!(parent_and_ticks(stat), Some((12, 124)));
+    }
+
+    /// A child's work counts, and dropping it ends it.
+    #[test]
+    fn a_process_is_measured_and_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        let process = Process::start("busy", command.args(["-c", "sh -c 'while :; do :; done'; :"]), directory.path());
+        let process = process.unwrap();
+        let began = Instant::now();
+        while process.cpu().unwrap().is_zero() {
+            assert!(began.elapsed() < Duration::from_secs(20), "a busy child uses no CPU");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
