@@ -22,7 +22,7 @@ pub(crate) fn inspect(arguments: &InspectArguments, out: impl Write) -> Result<(
     };
     let path = match arguments.what {
         Inspected::Dir => tables(&arguments.path),
-        Inspected::Wal | Inspected::Sst | Inspected::Manifest => arguments.path.clone(),
+        Inspected::Wal | Inspected::Sst | Inspected::Blob | Inspected::Manifest => arguments.path.clone(),
     };
     print(&arguments.output, out, |sink| look(&RealFileSystem::new(), &path, sink))
 }

@@ -331,15 +331,7 @@ fn scan(
     end: &'static [u8],
 ) -> Result<Vec<KeyValue>, Failure> {
     let options = RangeOptions::from(KeyRange::new(begin, end)).mode(StreamingMode::WantAll);
-    let mut rows = Vec::new();
-    connected.run(async {
-        let keep = |row| {
-            rows.push(row);
-            Ok(true)
-        };
-        Ok(snapshot.for_each(options, keep).await?)
-    })?;
-    Ok(rows)
+    connected.run(async { Ok(snapshot.get_ranges(options).collect().await?) })
 }
 
 fn character_key(code_point: u32) -> Vec<u8> {
