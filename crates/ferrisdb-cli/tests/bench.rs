@@ -86,7 +86,13 @@ fn it_leaves_a_database_as_it_was() {
         runtime.block_on(async {
             let all = ferrisdb::KeyRange::new(&b""[..], &b"\xff"[..]);
             let rows = database.run(async |transaction| transaction.get_ranges(all.clone()).collect().await).await;
-            database.run(async |transaction| Ok(transaction.set(b"mine", b"1"))).await.unwrap();
+            database
+                .run(async |transaction| {
+                    transaction.set(b"mine", b"1");
+                    Ok(())
+                })
+                .await
+                .unwrap();
             database.close().await.unwrap();
             rows.unwrap().len()
         })
