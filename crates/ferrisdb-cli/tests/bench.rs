@@ -35,7 +35,10 @@ fn every_workload_runs() {
         assert!(number("p50_us") <= number("p99_us") && number("p99_us") <= number("max_us"), "{report}");
         assert_eq!(number("unknown_outcomes"), 0, "{report}");
         match workload {
-            "read-only" => assert_eq!(number("reads_per_second").div_ceil(10), number("transactions_per_second")),
+            // Both are rounded.
+            "read-only" => {
+                assert!(number("reads_per_second").abs_diff(10 * number("transactions_per_second")) <= 5, "{report}")
+            }
             "commit-only" => assert_eq!((number("reads_per_second"), number("conflicts")), (0, 0), "{report}"),
             "bank" => assert_eq!(report["proven"], "the total of 500 accounts is 500000, as before"),
             "hot-key" => {

@@ -107,7 +107,10 @@ impl Embedded {
         let value = vec![b'w'; settings.value_bytes];
         repeat(settings, 1, |_| {
             let number = random.below(settings.keys);
-            block_on(self.database.run(async |transaction| Ok(transaction.set(key_of(number), &value))))?;
+            block_on(self.database.run(async |transaction| {
+                transaction.set(key_of(number), &value);
+                Ok(())
+            }))?;
             Ok(())
         })
     }

@@ -86,7 +86,12 @@ impl Client {
     pub(crate) async fn put(&mut self, number: usize, key: &[u8], value: &[u8]) -> Result<()> {
         match self {
             Client::Ferris(database) => {
-                database.run(async |transaction| Ok(transaction.set(key, value))).await?;
+                database
+                    .run(async |transaction| {
+                        transaction.set(key, value);
+                        Ok(())
+                    })
+                    .await?;
             }
             Client::Etcd(grpc) => {
                 grpc.ready().await?;

@@ -71,10 +71,14 @@ fn parent_and_ticks(stat: &str) -> Option<(u32, u64)> {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // All of them end on SIGINT; PostgreSQL ends its children too.
+        // PostgreSQL would wait for its clients on SIGTERM; the others may have been started with SIGINT ignored, as a shell does in the background.
+        let signal = match self.name {
+            "postgres" => rustix::process::Signal::INT,
+            _ => rustix::process::Signal::TERM,
+        };
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw) {
             // It may have ended by itself: then there is nothing to ask.
-            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::INT).is_err();
+            let _gone = rustix::process::kill_process(pid, signal).is_err();
         }
         let asked = Instant::now();
         while asked.elapsed() < STOP_MAX {

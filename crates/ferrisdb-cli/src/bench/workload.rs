@@ -331,7 +331,11 @@ mod tests {
             let bank = of(Workload::Bank);
             let write = async |number, balance: i64| {
                 let key = bank.rows.key(number);
-                database.run(async |tx| { tx.set(&key, balance.to_le_bytes()); Ok(()) }).await.unwrap();
+                let set = async |tx: Transaction| {
+                    tx.set(&key, balance.to_le_bytes());
+                    Ok(())
+                };
+                database.run(set).await.unwrap();
             };
             write(0, BALANCE - 7).await;
             write(1, BALANCE).await;
