@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Code, Error, KeyRange, Result, Version, Versionstamp};
 use ferrisdb_rpc::api::{CommitRequest, Committed, ResolveRequest};
 use futures_util::future::join_all;
@@ -144,6 +145,12 @@ async fn run(inner: Arc<Inner>, epoch: u64, is_abandoned: Arc<AtomicBool>) -> Re
                 if let Some(promise) = state.stamp.take() {
                     state.after(move || promise.set(Err(Code::TransactionInvalidVersion.into())));
                 }
+                if planted(Bug::WatchSurvivesConflict) && error.code() == Code::NotCommitted {
+                    let armed_at = state.known_version().unwrap_or(Version::ZERO);
+                    for watch in std::mem::take(&mut state.watches) {
+                        state.after(move || watch.arm(armed_at));
+                    }
+                }
                 state.end_promises(error);
                 return;
             }
@@ -254,6 +261,9 @@ async fn send(inner: &Inner, request: CommitRequest, is_abandoned: &AtomicBool) 
         Err(error) if error.code() == Code::CommitUnknownResult => error,
         known => return known,
     };
+    if planted(Bug::LostAnswerIsNo) {
+        return Err(Code::NotCommitted.into());
+    }
     let mut delay = RESOLVE_DELAY_INITIAL;
     let begun = database.runtime.now();
     loop {

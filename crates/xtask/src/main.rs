@@ -6,6 +6,7 @@
 mod checks;
 mod deps;
 mod planted;
+mod planted_transactions;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -53,7 +54,7 @@ type Outcome = Result<(), String>;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
-        Task::PlantedBugs { only } => planted::run(only.as_deref()),
+        Task::PlantedBugs { only } => planted_bugs(only.as_deref()),
         Task::Loom { filter } => checks::loom(filter.as_deref()),
         Task::Shuttle { filter } => checks::shuttle(filter.as_deref()),
         Task::Asan { filter } => checks::asan(&filter),
@@ -65,6 +66,15 @@ fn main() -> ExitCode {
             eprintln!("xtask: {reason}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Both lists, storage's and that of transactions, or the one bug of either.
+fn planted_bugs(only: Option<&str>) -> Outcome {
+    match only {
+        Some(bug) if planted_transactions::bug_names().contains(&bug) => planted_transactions::run(only, false),
+        Some(_) => planted::run(only),
+        None => planted::run(None).and(planted_transactions::run(None, false)),
     }
 }
 
