@@ -249,9 +249,7 @@ impl View {
     fn conflict_of(&self, options: &RangeOptions, chunk: &RangeChunk, to_begin: bool, through_end: bool) -> KeyRange {
         let (begin, end) = (&options.begin, &options.end);
         let (mut from, mut to) = match begin.key.cmp(&end.key) {
-            Ordering::Less
-                if !options.reverse && end.offset > 0 && chunk.more && !planted(Bug::ConflictNotShrunk) =>
-            {
+            Ordering::Less if !options.reverse && end.offset > 0 && chunk.more && !planted(Bug::ConflictNotShrunk) => {
                 (&begin.key, begin.key.clone())
             }
             Ordering::Less if options.reverse && begin.offset <= 1 && chunk.more => (&end.key, end.key.clone()),
@@ -259,6 +257,8 @@ impl View {
             _ => (&end.key, begin.key.clone()),
         };
         let empty = Bytes::new();
+        let (to_begin, through_end) =
+            (to_begin && !planted(Bug::OffTheFrontNoConflict), through_end && !planted(Bug::OffTheEndNoConflict));
         if to_begin && begin.offset <= 0 && !(options.reverse && chunk.more) {
             from = &empty;
         }

@@ -456,6 +456,14 @@ impl State {
         self.wake_all();
     }
 
+    /// The commit has failed with `error`: so have the watches, and there will be no versionstamp.
+    pub(crate) fn fail_commit_promises(&mut self, error: &Error) {
+        if let Some(promise) = self.stamp.take() {
+            self.after(move || promise.set(Err(Code::TransactionInvalidVersion.into())));
+        }
+        self.end_promises(error);
+    }
+
     /// Watches that are not armed and a versionstamp that is not known end with `error`.
     pub(crate) fn end_promises(&mut self, error: &Error) {
         let watches = std::mem::take(&mut self.watches);

@@ -36,6 +36,10 @@ bugs! {
     ConflictNotShrunk = "conflict-not-shrunk",
     /// A reversed range read that was cut short conflicts only with the rows above its last one.
     ReverseConflictMissesLast = "reverse-conflict-misses-last",
+    /// A range read whose end selector led behind all keys does not conflict with keys behind the last one.
+    OffTheEndNoConflict = "off-the-end-no-conflict",
+    /// A range read whose begin selector led before all keys does not conflict with keys before the first one.
+    OffTheFrontNoConflict = "off-the-front-no-conflict",
     /// The conflict range of a key that a selector found lacks the key itself.
     GetKeyConflictMissesEnd = "get-key-conflict-misses-end",
     /// What a versionstamped key may become can be read.
@@ -80,6 +84,8 @@ bugs! {
     ReadVersionNotNewest = "read-version-not-newest",
     /// Commits are answered before they are durable.
     AnsweredBeforeDurable = "answered-before-durable",
+    /// The log takes for durable what it has written, without a sync.
+    LogSkipsSync = "log-skips-sync",
     /// Storage clears a range of a batch after it has set the batch's keys.
     ClearAfterSet = "clear-after-set",
     /// Storage answers from what it has, whatever version is asked for.

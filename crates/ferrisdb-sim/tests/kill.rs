@@ -115,7 +115,8 @@ fn killed_again_and_again_it_loses_and_repeats_nothing() {
                 let is_over = Arc::clone(&is_over);
                 async move {
                     while !is_over.load(Ordering::SeqCst) {
-                        client(recording.clone(), Arc::<TokioRuntime>::clone(&of), Arc::clone(&recorder), seed, 5).await;
+                        client(recording.clone(), Arc::<TokioRuntime>::clone(&of), Arc::clone(&recorder), seed, 5)
+                            .await;
                         seed = seed.wrapping_add(1);
                     }
                 }

@@ -715,7 +715,9 @@ impl Driver {
                         continue;
                     }
                 },
-                Decision::WhenDurable(_, response) if planted(Bug::AnsweredBeforeDurable) && refused.is_none() => response,
+                Decision::WhenDurable(_, response) if planted(Bug::AnsweredBeforeDurable) && refused.is_none() => {
+                    response
+                }
                 Decision::WhenDurable(version, response) => {
                     let group = self.in_flight.iter_mut().find(|group| group.version == Some(version));
                     if let Some(group) = group {

@@ -363,7 +363,8 @@ fn check_read(replay: &Replay, attempt: &Attempt, read: &Read, certificate: &mut
 
 /// Check b.
 fn check_overtaken(attempts: &[Attempt], order: &[usize], places: &Places) -> Result<(), Violation> {
-    let writes: Vec<Vec<KeyRange>> = order.iter().map(|&index| written(&attempts[index].mutations, places[&attempts[index].id])).collect();
+    let writes: Vec<Vec<KeyRange>> =
+        order.iter().map(|&index| written(&attempts[index].mutations, places[&attempts[index].id])).collect();
     for (rank, &index) in order.iter().enumerate() {
         let attempt = &attempts[index];
         let reads: Vec<KeyRange> =

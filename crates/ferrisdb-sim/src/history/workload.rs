@@ -57,13 +57,7 @@ impl Recorder {
 }
 
 /// Runs `transactions` random transactions, each until it has ended in one way or another.
-pub async fn client(
-    db: Database,
-    runtime: Arc<dyn Runtime>,
-    recorder: Arc<Recorder>,
-    seed: u64,
-    transactions: u32,
-) {
+pub async fn client(db: Database, runtime: Arc<dyn Runtime>, recorder: Arc<Recorder>, seed: u64, transactions: u32) {
     let mut random = SplitMix64::new(seed);
     for _ in 0..transactions {
         let kind = random.below(100);
@@ -143,7 +137,8 @@ async fn attempt(tx: &Transaction, recorder: &Recorder, random: &mut SplitMix64,
         _ if is_read_only => Outcome::ReadOnly,
         Ok(()) => {
             let stamp = stamp.await?;
-            let (version, batch_index) = stamp.as_bytes().split_last_chunk::<2>().expect("a versionstamp has ten bytes");
+            let (version, batch_index) =
+                stamp.as_bytes().split_last_chunk::<2>().expect("a versionstamp has ten bytes");
             let version = u64::from_be_bytes(version.try_into().expect("and eight of them are a version"));
             let batch_index = u16::from_be_bytes(*batch_index);
             Outcome::Committed { version: Version::from_u64(version), batch_index }
@@ -269,13 +264,7 @@ impl Draft<'_> {
     }
 
     /// Rows in the order in which they were read.
-    async fn range(
-        &mut self,
-        range: KeyRange,
-        limit: i32,
-        reverse: bool,
-        is_snapshot: bool,
-    ) -> Result<Vec<KeyValue>> {
+    async fn range(&mut self, range: KeyRange, limit: i32, reverse: bool, is_snapshot: bool) -> Result<Vec<KeyValue>> {
         let options = RangeOptions::from(range.clone()).limit(limit).reverse(reverse);
         let tx = self.tx;
         let chunk = if is_snapshot { tx.snapshot().get_range(options) } else { tx.get_range(options) }.await?;

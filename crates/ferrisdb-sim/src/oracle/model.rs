@@ -116,11 +116,15 @@ impl Watch {
     fn check(&self, must_fire: bool, observed: &Observed) -> Checked {
         match (self.state, observed) {
             (_, Observed::Fired(true)) if self.is_overwritten => Ok(()),
-            (WatchState::Pending, Observed::Fired(true)) => Err("a watch fired before its transaction committed".to_owned()),
+            (WatchState::Pending, Observed::Fired(true)) => {
+                Err("a watch fired before its transaction committed".to_owned())
+            }
             (WatchState::Armed, Observed::Fired(false)) if must_fire => {
                 Err("a watch did not fire although its key changed".to_owned())
             }
-            (WatchState::Dead, Observed::Failed(_)) | (WatchState::Pending | WatchState::Armed, Observed::Fired(_)) => Ok(()),
+            (WatchState::Dead, Observed::Failed(_)) | (WatchState::Pending | WatchState::Armed, Observed::Fired(_)) => {
+                Ok(())
+            }
             (WatchState::Dead, _) => Err(format!("the watch of a transaction that did not commit: {observed:?}")),
             _ => unexpected(observed),
         }
@@ -374,7 +378,13 @@ impl Model {
         if !failing.is_empty() {
             transaction.note_misuse(observed);
             // It may also say so only through its future.
-            self.watches.push(Watch { slot, key: key.clone(), value: None, state: WatchState::Dead, is_overwritten: false });
+            self.watches.push(Watch {
+                slot,
+                key: key.clone(),
+                value: None,
+                state: WatchState::Dead,
+                is_overwritten: false,
+            });
             return match observed {
                 Observed::Done | Observed::Failed(_) => Ok(()),
                 _ => unexpected(observed),
@@ -386,11 +396,23 @@ impl Model {
                 let conflicts = transaction.view(false).depends_on(&KeyRange::single(key));
                 transaction.read_conflicts.add_all(conflicts, Vec::new());
                 transaction.is_used = true;
-                self.watches.push(Watch { slot, key: key.clone(), value, state: WatchState::Pending, is_overwritten: false });
+                self.watches.push(Watch {
+                    slot,
+                    key: key.clone(),
+                    value,
+                    state: WatchState::Pending,
+                    is_overwritten: false,
+                });
                 Ok(())
             }
             (Err(code), Observed::Failed(found)) => {
-                self.watches.push(Watch { slot, key: key.clone(), value: None, state: WatchState::Dead, is_overwritten: false });
+                self.watches.push(Watch {
+                    slot,
+                    key: key.clone(),
+                    value: None,
+                    state: WatchState::Dead,
+                    is_overwritten: false,
+                });
                 equal("watch", found, &code)
             }
             (seen, _) => Err(format!("found {observed:?}, expected {seen:?}")),
@@ -651,10 +673,17 @@ impl Transaction {
                 low = low.max(least.key.clone());
             }
         }
-        let must = KeyRange::new(low.clone(), high.clone());
-        // A selector was found by looking at everything up to the key that it found, or up to the end that it ran off.
+        // Who ran off an end has seen that nothing is there, unless the chunk ended before that mattered.
         let off_front = from.ran_off_front || to.ran_off_front;
         let off_end = from.ran_off_end || to.ran_off_end;
+        if off_front && begin.offset <= 0 && !(reverse && more) {
+            low = Bytes::new();
+        }
+        if off_end && end.offset > 0 && (reverse || !more) {
+            high = Bytes::from_static(END);
+        }
+        let must = KeyRange::new(low.clone(), high.clone());
+        // A selector was found by looking at everything up to the key that it found, or up to the end that it ran off.
         let (least, greatest) = ((&from.key).min(&to.key), (&from.key).max(&to.key));
         let low = if off_front { Bytes::new() } else { low.min(least.clone()) };
         let high = if off_end { Bytes::from_static(END) } else { high.max(key_after(greatest)) };

@@ -264,7 +264,8 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
     let watches = model.watches();
     if watches > 0 && random.one_in(40) {
         // Mostly one whose transaction may still be open.
-        let watch = if random.one_in(3) { index(random, watches) } else { watches - 1 - index(random, watches.min(SLOTS)) };
+        let watch =
+            if random.one_in(3) { index(random, watches) } else { watches - 1 - index(random, watches.min(SLOTS)) };
         return Step::WatchFired { slot, watch, wait: model.must_fire(watch) };
     }
     if !model.has_read_version(slot) && random.one_in(2) {
