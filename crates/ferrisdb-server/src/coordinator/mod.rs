@@ -399,8 +399,10 @@ impl Shared {
             }
         }
         let owner = self.owner;
+        // Below the first commit of an epoch nothing can be read.
+        let has_committed = planted(Bug::ReadVersionNotNewest) && self.counters.committed.load(Ordering::Relaxed) > 0;
         let begun = move |confirmed: Result<(Owner, Version)>| match confirmed {
-            Ok((now, version)) if now == owner && planted(Bug::ReadVersionNotNewest) => {
+            Ok((now, version)) if now == owner && has_committed => {
                 Ok(Begun { version: Version::from_u64(version.get().saturating_sub(1)) })
             }
             Ok((now, version)) if now == owner => Ok(Begun { version }),
