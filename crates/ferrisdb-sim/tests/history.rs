@@ -3,6 +3,11 @@
 //!
 //! `FERRISDB_HISTORY_SEED` replays one seed; `FERRISDB_HISTORY_SEEDS` sets how many each test runs.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "figures of a run, and where `cargo xtask planted-bugs` reads when a bug was found"
+)]
+
 mod served;
 
 use std::cell::RefCell;

@@ -7,6 +7,7 @@
 //! `FERRISDB_KILLS` sets how often the server is killed.
 
 #![expect(clippy::disallowed_methods, reason = "processes live in real time")]
+#![expect(clippy::print_stdout, reason = "figures of a run")]
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

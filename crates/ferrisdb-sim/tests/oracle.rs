@@ -4,6 +4,11 @@
 //! `FERRISDB_ORACLE_SEED` replays one seed of the simulation; `FERRISDB_ORACLE_STEPS` and `FERRISDB_ORACLE_SERVED_STEPS` set how many steps there are
 //! in all.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "figures of a run, and where `cargo xtask planted-bugs` reads when a bug was found"
+)]
+
 mod served;
 
 use std::pin::pin;
