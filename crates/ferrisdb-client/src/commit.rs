@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Code, Error, KeyRange, Result, Version, Versionstamp};
 use ferrisdb_rpc::api::{CommitRequest, Committed, ResolveRequest};
 use futures_util::future::join_all;
@@ -63,7 +64,13 @@ impl Commit {
     pub(crate) fn start(inner: &Arc<Inner>) -> Commit {
         let is_abandoned = Arc::new(AtomicBool::new(false));
         let begun = inner.with(|state| {
-            inner.enter(state)?;
+            if let Err(error) = inner.enter(state) {
+                // A commit under way decides about promises itself; one that cannot even begin has failed.
+                if state.commit == CommitPhase::NotBegun {
+                    state.fail_commit_promises(&error);
+                }
+                return Err(error);
+            }
             state.commit = CommitPhase::Begun;
             Ok(state.epoch)
         });
@@ -141,10 +148,13 @@ async fn run(inner: Arc<Inner>, epoch: u64, is_abandoned: Arc<AtomicBool>) -> Re
             Ok(Outcome::Committed(version, stamp)) => (Some(*version), Ok(*stamp)),
             Err(error) => {
                 state.commit = CommitPhase::Failed;
-                if let Some(promise) = state.stamp.take() {
-                    state.after(move || promise.set(Err(Code::TransactionInvalidVersion.into())));
+                if planted(Bug::WatchSurvivesConflict) && error.code() == Code::NotCommitted {
+                    let armed_at = state.known_version().unwrap_or(Version::ZERO);
+                    for watch in std::mem::take(&mut state.watches) {
+                        state.after(move || watch.arm(armed_at));
+                    }
                 }
-                state.end_promises(error);
+                state.fail_commit_promises(error);
                 return;
             }
         };
@@ -254,6 +264,9 @@ async fn send(inner: &Inner, request: CommitRequest, is_abandoned: &AtomicBool) 
         Err(error) if error.code() == Code::CommitUnknownResult => error,
         known => return known,
     };
+    if planted(Bug::LostAnswerIsNo) {
+        return Err(Code::NotCommitted.into());
+    }
     let mut delay = RESOLVE_DELAY_INITIAL;
     let begun = database.runtime.now();
     loop {

@@ -15,6 +15,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use ferrisdb_core::key::key_after;
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Result};
 use futures_util::stream::Stream;
 
@@ -220,6 +221,9 @@ impl View {
         let mut chunk = RangeChunk::default();
         if let Some(range) = self.between(&begin, &end) {
             chunk.more = self.walk(range, options.reverse, budget, &mut chunk.rows).await?;
+            if planted(Bug::NoMoreAfterBytes) && budget.rows.is_none() {
+                chunk.more = false;
+            }
         }
         let read_to_begin = begin == Place::Front || end == Place::Front;
         let read_through_end = begin == Place::End || end == Place::End;
@@ -253,12 +257,16 @@ impl View {
     fn conflict_of(&self, options: &RangeOptions, chunk: &RangeChunk, to_begin: bool, through_end: bool) -> KeyRange {
         let (begin, end) = (&options.begin, &options.end);
         let (mut from, mut to) = match begin.key.cmp(&end.key) {
-            Ordering::Less if !options.reverse && end.offset > 0 && chunk.more => (&begin.key, begin.key.clone()),
+            Ordering::Less if !options.reverse && end.offset > 0 && chunk.more && !planted(Bug::ConflictNotShrunk) => {
+                (&begin.key, begin.key.clone())
+            }
             Ordering::Less if options.reverse && begin.offset <= 1 && chunk.more => (&end.key, end.key.clone()),
             Ordering::Less => (&begin.key, end.key.clone()),
             _ => (&end.key, begin.key.clone()),
         };
         let empty = Bytes::new();
+        let (to_begin, through_end) =
+            (to_begin && !planted(Bug::OffTheFrontNoConflict), through_end && !planted(Bug::OffTheEndNoConflict));
         if to_begin && begin.offset <= 0 && !(options.reverse && chunk.more) {
             from = &empty;
         }
@@ -267,7 +275,9 @@ impl View {
         }
         if let (Some(first), Some(last)) = (chunk.rows.first(), chunk.rows.last()) {
             let (lowest, highest) = if options.reverse { (&last.key, &first.key) } else { (&first.key, &last.key) };
-            if options.reverse || begin.offset <= 0 {
+            if planted(Bug::ReverseConflictMissesLast) && options.reverse && chunk.more {
+                from = highest;
+            } else if options.reverse || begin.offset <= 0 {
                 from = from.min(lowest);
             }
             if (!options.reverse || end.offset > 0) && to <= *highest {
@@ -283,6 +293,8 @@ pub(crate) fn conflict_of_key(selector: &KeySelector, found: &Bytes) -> KeyRange
     let key = selector.clone().without_or_equal().key;
     if selector.offset <= 0 {
         KeyRange { begin: found.clone(), end: key }
+    } else if planted(Bug::GetKeyConflictMissesEnd) {
+        KeyRange { begin: key, end: found.clone() }
     } else {
         KeyRange { begin: key, end: key_after(found) }
     }

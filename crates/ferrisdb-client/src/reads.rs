@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use ferrisdb_core::key::{SYSTEM_END, USER_END};
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, Result, Version};
 use ferrisdb_rpc::api::{GetRequest, SplitPointsRequest};
 
@@ -108,7 +109,7 @@ impl Inner {
             return Get::Refused(Ok(None));
         }
         state.note_read_begun();
-        let (mut conflicts, mut entry) = (!is_snapshot, None);
+        let (mut conflicts, mut entry) = (!is_snapshot || planted(Bug::SnapshotReadConflicts), None);
         if state.sees_own_writes(is_snapshot) && !state.overlay.is_transparent() {
             conflicts &= state.overlay.conflicts_at(key);
             match state.overlay.find(key, state.settings.bypass_unreadable, self.limits().value_bytes) {

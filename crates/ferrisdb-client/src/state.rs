@@ -21,6 +21,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use ferrisdb_core::key::{SYSTEM_END, USER_END};
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Result, Runtime, Version, Versionstamp};
 use futures_util::FutureExt as _;
@@ -157,6 +158,11 @@ impl Inner {
     /// May a call that returns something begin? In this order: deferred errors, use during a commit, poison.
     #[inline]
     pub(crate) fn enter(&self, state: &mut State) -> Result<()> {
+        if planted(Bug::DeferredErrorToldOnce)
+            && let Some(error) = state.deferred.take()
+        {
+            return Err(error);
+        }
         state.check_deferred()?;
         state.check_commit()?;
         self.check_poison(state)
@@ -284,6 +290,9 @@ impl Inner {
         self.with(|state| {
             if state.epoch == epoch {
                 let settings = state.settings.after_error(&defaults);
+                if planted(Bug::RetryLimitForgotten) {
+                    state.retry = RetryState::default();
+                }
                 state.begin_epoch(&self.database, settings);
             }
         });
@@ -405,6 +414,9 @@ impl State {
 
     /// Whether the write that is being made adds a conflict range: asked once for each.
     pub(crate) fn take_write_conflict_wish(&mut self) -> bool {
+        if planted(Bug::NoConflictWishStays) {
+            return !self.settings.next_write_no_conflict;
+        }
         !std::mem::take(&mut self.settings.next_write_no_conflict)
     }
 
@@ -448,6 +460,14 @@ impl State {
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> (usize, usize) {
         (self.wakers.len(), self.outstanding.iter().filter(|read| read.is_awaited()).count())
+    }
+
+    /// The commit has failed with `error`: so have the watches, and there will be no versionstamp.
+    pub(crate) fn fail_commit_promises(&mut self, error: &Error) {
+        if let Some(promise) = self.stamp.take() {
+            self.after(move || promise.set(Err(Code::TransactionInvalidVersion.into())));
+        }
+        self.end_promises(error);
     }
 
     /// Watches that are not armed and a versionstamp that is not known end with `error`.

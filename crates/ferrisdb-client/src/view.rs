@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use ferrisdb_core::key::key_after;
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Result, Version};
 use ferrisdb_rpc::Endpoint;
 use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, Rows};
@@ -142,6 +143,7 @@ impl View {
         let reverse = selector.offset <= 0;
         let steps =
             if reverse { selector.offset.unsigned_abs().saturating_add(1) } else { selector.offset.unsigned_abs() };
+        let steps = if reverse && planted(Bug::BackwardSelectorOffByOne) { (steps - 1).max(1) } else { steps };
         let range = if reverse {
             KeyRange { begin: Bytes::new(), end: selector.key.clone() }
         } else {

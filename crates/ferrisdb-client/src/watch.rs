@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Version};
 use ferrisdb_rpc::api::{GetRequest, Priority, WatchRequest};
@@ -147,6 +148,11 @@ fn note_seen(state: &mut State, epoch: u64, found: &Promise<Start>, value: Resul
         }
         Ok(value) => {
             state.watches[at].seen = Some(value);
+            if planted(Bug::WatchArmedEarly) {
+                let (watch, version) = (state.watches.swap_remove(at), state.known_version().unwrap_or(Version::ZERO));
+                state.after(move || watch.arm(version));
+                return Ok(());
+            }
             if state.watches[at].differs() {
                 let watch = state.watches.swap_remove(at);
                 state.after(move || watch.start.set(Ok(Start::Fired)));

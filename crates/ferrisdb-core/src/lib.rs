@@ -19,6 +19,8 @@ pub mod error;
 pub mod key;
 pub mod limits;
 pub mod mutation;
+#[doc(hidden)]
+pub mod planted;
 pub mod random;
 pub mod runtime;
 pub mod selector;

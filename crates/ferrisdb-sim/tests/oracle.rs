@@ -1,24 +1,30 @@
-//! Random programs of the whole API on the real client over a node in this process, compared with the model step by step.
+//! Random programs of the whole API on the real client, compared with the model step by step: over a node in this process, in a simulation;
+//! and over a connection to a server.
 //!
-//! `FERRISDB_ORACLE_SEED` replays one seed; `FERRISDB_ORACLE_STEPS` sets how many steps there are in all.
+//! `FERRISDB_ORACLE_SEED` replays one seed of the simulation; `FERRISDB_ORACLE_STEPS` and `FERRISDB_ORACLE_SERVED_STEPS` set how many steps there are
+//! in all.
 
-#![expect(clippy::print_stdout, reason = "what a run went through is part of its output")]
+#![expect(
+    clippy::print_stdout,
+    reason = "figures of a run, and where `cargo xtask planted-bugs` reads when a bug was found"
+)]
+
+mod served;
 
 use std::pin::pin;
 use std::sync::Arc;
 
 use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::ManualClock;
-use ferrisdb_rpc::Endpoint as _;
 use ferrisdb_server::{JobRuntime, Node, NodeOptions};
-use ferrisdb_sim::oracle::{self, ClientSubject, Report};
+use ferrisdb_sim::oracle::{self, ClientSubject, Mismatch, Report};
 use ferrisdb_storage::Env;
 use ferrisdb_storage::env::SeededEntropy;
 use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::SimFileSystem;
 
 /// One run: everything on this thread, on a simulated disk and clock, in an order that the seed decides.
-fn run(seed: u64, steps: u64) -> Report {
+fn run(seed: u64, steps: u64) -> Result<Report, Box<Mismatch>> {
     let clock = Arc::new(ManualClock::new());
     let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
     let env = Env {
@@ -36,27 +42,26 @@ fn run(seed: u64, steps: u64) -> Report {
         let mut program = pin!(async { report = Some(oracle::run(&mut subject, seed, steps).await) });
         env.spawner.block_on(program.as_mut());
     }
-    report.expect("the program ended").unwrap_or_else(|mismatch| {
-        let status = node.status().try_now().expect("the status is there at once");
-        panic!("{mismatch}\nstatus: {status:?}\njobs: {:?}", spawner.jobs())
-    })
+    let report = report.expect("the program ended");
+    drop((subject, node));
+    spawner.drop_jobs();
+    report
 }
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not '{text}'")))
 }
 
-#[test]
-fn the_client_is_as_the_contract_says() {
-    const STEPS_OF_A_SEED: u64 = 5_000;
-    let steps = number("FERRISDB_ORACLE_STEPS").unwrap_or(1_000_000);
-    if let Some(seed) = number("FERRISDB_ORACLE_SEED") {
-        println!("seed {seed}: {:?}", run(seed, STEPS_OF_A_SEED));
-        return;
-    }
+const STEPS_OF_A_SEED: u64 = 5_000;
+
+/// Programs of many seeds, one after the other.
+fn run_all(steps: u64, mut run: impl FnMut(u64) -> Result<Report, Box<Mismatch>>) {
     let mut total = Report::default();
     for seed in 0..steps.div_ceil(STEPS_OF_A_SEED) {
-        let report = run(seed, STEPS_OF_A_SEED);
+        let report = run(seed).unwrap_or_else(|mismatch| {
+            // `cargo xtask planted-bugs` reads this number.
+            panic!("{mismatch}\nfound after {} steps", total.steps + mismatch.step + 1)
+        });
         total.steps += report.steps;
         total.commits += report.commits;
         total.conflicts += report.conflicts;
@@ -68,4 +73,31 @@ fn the_client_is_as_the_contract_says() {
         total.commits > total.steps / 100 && total.conflicts > total.steps / 1000,
         "programs that test little: {total:?}"
     );
+}
+
+#[test]
+fn the_client_is_as_the_contract_says() {
+    if let Some(seed) = number("FERRISDB_ORACLE_SEED") {
+        let report = run(seed, STEPS_OF_A_SEED).unwrap_or_else(|mismatch| panic!("{mismatch}"));
+        println!("seed {seed}: {report:?}");
+        return;
+    }
+    let steps = number("FERRISDB_ORACLE_STEPS").unwrap_or(1_000_000);
+    run_all(steps, |seed| run(seed, STEPS_OF_A_SEED));
+}
+
+#[test]
+fn the_served_client_is_as_the_contract_says() {
+    let steps = number("FERRISDB_ORACLE_SERVED_STEPS").unwrap_or(100_000);
+    run_all(steps, |seed| {
+        let node = served::node_in_memory();
+        let report = served::served(&node, async |address| {
+            let (endpoint, runtime) = served::connect(&address).await;
+            let hasty = Arc::new(served::Hasty(Arc::clone(&runtime)));
+            let db = Database::new(Arc::new(endpoint), hasty, DatabaseOptions::default());
+            oracle::run(&mut ClientSubject::new(db, runtime), seed, STEPS_OF_A_SEED).await
+        });
+        node.close_blocking().expect("it closes");
+        report
+    });
 }

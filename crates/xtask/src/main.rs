@@ -7,6 +7,7 @@ mod checks;
 mod deps;
 mod fuzz;
 mod planted;
+mod planted_transactions;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -65,7 +66,7 @@ type Outcome = Result<(), String>;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
-        Task::PlantedBugs { only, quick } => planted::run(only.as_deref(), quick),
+        Task::PlantedBugs { only, quick } => planted_bugs(only.as_deref(), quick),
         Task::Loom { filter } => checks::loom(filter.as_deref()),
         Task::Shuttle { filter } => checks::shuttle(filter.as_deref()),
         Task::Asan { filter } => checks::asan(&filter),
@@ -78,6 +79,16 @@ fn main() -> ExitCode {
             eprintln!("xtask: {reason}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Both lists, storage's and that of transactions, or the one bug of either; quick: a handful of storage's, which need one build only.
+fn planted_bugs(only: Option<&str>, quick: bool) -> Outcome {
+    match only {
+        _ if quick => planted::run(only, true),
+        Some(bug) if planted_transactions::bug_names().contains(&bug) => planted_transactions::run(only, false),
+        Some(_) => planted::run(only, false),
+        None => planted::run(None, false).and(planted_transactions::run(None, false)),
     }
 }
 

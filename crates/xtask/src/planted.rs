@@ -141,7 +141,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 
 /// What a run of a test came to.
 #[derive(Debug, PartialEq, Eq)]
-enum Run {
+pub(crate) enum Run {
     Passed,
     Failed,
     /// No such test, a crash, a hang: what happened.
@@ -223,7 +223,7 @@ fn run_all<'a>(
 }
 
 /// What a run with the bug says: caught, or why not.
-fn verdict_of(run: &Run) -> Result<String, String> {
+pub(crate) fn verdict_of(run: &Run) -> Result<String, String> {
     match run {
         Run::Failed => Ok("caught".to_string()),
         Run::Passed => Err("MISSED: the test passes with the bug".to_string()),
@@ -236,8 +236,13 @@ fn add_row(report: &mut String, bug: &str, test: &str, verdict: &str) {
 }
 
 /// The names in the storage crate's list: one `Bug = "name",` on a line.
-fn bug_names() -> Vec<&'static str> {
-    SOURCE
+pub(crate) fn bug_names() -> Vec<&'static str> {
+    names_in(SOURCE)
+}
+
+/// The names in a list of bugs.
+pub(crate) fn names_in(source: &str) -> Vec<&str> {
+    source
         .lines()
         .filter_map(|line| line.strip_prefix("    ")?.strip_suffix("\",")?.split_once(" = \""))
         .map(|(_, name)| name)
@@ -246,15 +251,21 @@ fn bug_names() -> Vec<&'static str> {
 
 /// Builds these test targets of the storage crate with the bugs in and returns the executable of each.
 fn build(targets: &BTreeSet<&str>) -> Result<BTreeMap<String, PathBuf>, String> {
-    let mut command = cargo();
-    command.args(["test", "--package", "ferrisdb-storage", "--features", "ferrisdb-storage/planted-bugs", "--no-run"]);
-    for target in targets {
-        match *target {
-            "lib" => command.arg("--lib"),
-            other => command.args(["--test", other]),
-        };
+    let mut arguments = Vec::new();
+    for &target in targets {
+        match target {
+            "lib" => arguments.push("--lib"),
+            other => arguments.extend(["--test", other]),
+        }
     }
-    command.args(["--target-dir", "target/planted", "--message-format", "json-render-diagnostics"]);
+    build_tests("ferrisdb-storage", &arguments)
+}
+
+/// Builds tests of a package with its bugs in and returns the executable of each target.
+pub(crate) fn build_tests(package: &str, targets: &[&str]) -> Result<BTreeMap<String, PathBuf>, String> {
+    let mut command = cargo();
+    command.args(["test", "--package", package, "--features", &format!("{package}/planted-bugs"), "--no-run"]);
+    command.args(targets).args(["--target-dir", "target/planted", "--message-format", "json-render-diagnostics"]);
     let output =
         command.stderr(Stdio::inherit()).output().map_err(|error| format!("cannot start {command:?}: {error}"))?;
     if !output.status.success() {
@@ -286,6 +297,11 @@ fn try_run_test(executable: &Path, test: &str, bug: Option<&str>) -> std::io::Re
     let mut command = Command::new(executable);
     command.arg(test).current_dir(&package).env("CARGO_MANIFEST_DIR", &package);
     command.env_remove("FERRISDB_PLANTED_BUG").envs(bug.map(|bug| ("FERRISDB_PLANTED_BUG", OsString::from(bug))));
+    output_of(command).map(|(run, _)| run)
+}
+
+/// Runs a test, and returns what it came to and what it printed.
+pub(crate) fn output_of(mut command: Command) -> std::io::Result<(Run, String)> {
     let (mut reader, writer) = std::io::pipe()?;
     command.stdin(Stdio::null()).stderr(writer.try_clone()?).stdout(writer);
     let mut child = command.spawn()?;
@@ -297,7 +313,8 @@ fn try_run_test(executable: &Path, test: &str, bug: Option<&str>) -> std::io::Re
     })?;
     let status = wait(&mut child)?;
     let output = reading.join().expect("reading a pipe does not panic")?;
-    Ok(judge(status, &String::from_utf8_lossy(&output)))
+    let output = String::from_utf8_lossy(&output).into_owned();
+    Ok((judge(status, &output), output))
 }
 
 /// Waits for the end, or ends it at the deadline (`None`).

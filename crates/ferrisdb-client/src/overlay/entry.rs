@@ -1,7 +1,7 @@
 //! [`Entry`]: what a transaction has done to one key, in order.
 
-use ferrisdb_core::mutation::apply;
-use ferrisdb_core::{Bytes, Mutation, MutationKind};
+use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::{Bytes, Mutation, MutationKind, mutation};
 
 /// One change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,22 @@ enum Op {
     Atomic(MutationKind, Bytes),
     /// The value is a template into which the commit's versionstamp goes.
     Stamped(Bytes),
+}
+
+/// What an operation makes of a value.
+fn apply(kind: MutationKind, existing: Option<&Bytes>, operand: &Bytes, value_bytes_max: usize) -> Option<Bytes> {
+    let result = mutation::apply(kind, existing, operand, value_bytes_max);
+    match (kind, existing) {
+        (MutationKind::ByteMax, Some(existing)) if planted(Bug::ByteMaxByLength) => {
+            Some(if existing.len() > operand.len() { existing.clone() } else { operand.clone() })
+        }
+        (MutationKind::Min, Some(existing))
+            if planted(Bug::MinWithoutResize) && result.as_ref() != Some(operand) && !existing.is_empty() =>
+        {
+            Some(existing.clone())
+        }
+        _ => result,
+    }
 }
 
 /// The operations on one key since it was last cleared. Their order is kept; what a value makes superfluous is dropped, and what can

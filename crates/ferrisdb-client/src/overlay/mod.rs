@@ -29,6 +29,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use ferrisdb_core::key::key_after;
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, KeyRange, Mutation, MutationKind};
 
 pub(crate) use entry::Entry;
@@ -84,6 +85,9 @@ impl Overlay {
 
     /// `key` becomes `value`.
     pub(crate) fn set(&mut self, key: &Bytes, value: Bytes) {
+        if planted(Bug::SetMakesReadable) {
+            self.unreadable.remove(&KeyRange::single(key));
+        }
         match self.entries.get_mut(key) {
             Some(entry) if self.unreadable.contains(key) => entry.push_value(value),
             _ => {
@@ -103,7 +107,9 @@ impl Overlay {
         }
         self.cleared.insert(range);
         self.unsealed_clears.insert(range);
-        self.unreadable.remove(range);
+        if !planted(Bug::ClearStaysUnreadable) {
+            self.unreadable.remove(range);
+        }
     }
 
     /// An atomic operation.
@@ -114,7 +120,7 @@ impl Overlay {
             Some(entry) => entry.fold_atomic(kind, operand, value_bytes_max),
             None => {
                 // A cleared key that can be read has a value that is known: none.
-                let entry = if self.cleared.contains(key) && !is_unreadable {
+                let entry = if self.cleared.contains(key) && !is_unreadable && !planted(Bug::AtomicSeesCleared) {
                     let mut entry = Entry::value(None);
                     entry.fold_atomic(kind, operand, value_bytes_max);
                     entry
@@ -150,7 +156,9 @@ impl Overlay {
             }
         }
         self.sealed.push(Mutation::new(MutationKind::SetVersionstampedKey, template, value));
-        self.unreadable.insert(possible);
+        if !planted(Bug::StampedKeyReadable) {
+            self.unreadable.insert(possible);
+        }
     }
 
     /// Others that have read something in `range` conflict.
@@ -187,7 +195,9 @@ impl Overlay {
         }
         match self.entries.get(key) {
             Some(entry) if entry.is_independent() => Found::Known(entry.fold(None, value_bytes_max)),
-            Some(entry) if self.cleared.contains(key) => Found::Known(entry.fold(None, value_bytes_max)),
+            Some(entry) if self.cleared.contains(key) && !planted(Bug::AtomicSeesCleared) => {
+                Found::Known(entry.fold(None, value_bytes_max))
+            }
             Some(entry) => Found::Dependent(entry),
             None if self.cleared.contains(key) => Found::Known(None),
             None => Found::Unmodified,
@@ -280,6 +290,8 @@ impl Overlay {
     /// True if a read of `key` can conflict.
     pub(crate) fn conflicts_at(&self, key: &[u8]) -> bool {
         match self.entries.get(key) {
+            Some(_) if planted(Bug::DependentReadNoConflict) => false,
+            Some(_) if planted(Bug::IndependentReadConflicts) => true,
             Some(entry) => !entry.is_independent(),
             None => !self.cleared.contains(key),
         }

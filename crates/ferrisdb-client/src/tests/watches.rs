@@ -52,6 +52,18 @@ fn a_watch_reads_with_a_conflict() {
     assert_eq!(code(block_on(watch)), 1020, "it fails with the commit");
 }
 
+/// A commit that a deferred error refuses has failed, as any other: nobody waits for what depends on it.
+#[test]
+fn a_refused_commit_ends_its_watches() {
+    let (db, _, _) = database();
+    let tx = db.create_transaction();
+    let (watch, stamp) = (tx.watch("k"), tx.get_versionstamp());
+    tx.set([0xFF, b'x'], "");
+    assert_eq!(code(block_on(tx.commit())), 2004);
+    assert_eq!(watch.now_or_never().map(code), Some(2004));
+    assert_eq!(stamp.now_or_never().map(code), Some(2020));
+}
+
 /// What the transaction saw counts, and what it writes afterwards fires at once if it differs.
 #[test]
 fn own_writes_count() {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ferrisdb_core::key::{SYSTEM_END, printable};
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::versionstamp::{OFFSET_BYTES, fill, stamp_offset};
 use ferrisdb_core::{Code, Error, KeyRange, Limits, Mutation, MutationKind, Result, Version, Versionstamp};
 use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Lease, LeaseRequest, ResolveRequest};
@@ -287,6 +288,7 @@ impl Batcher {
         }
         match self.window.check(request.read_version, &request.read_conflicts) {
             Checked::Ok => {}
+            Checked::Conflict(_) if planted(Bug::BatchMatesNotChecked) && group.transactions > 0 => {}
             Checked::TooOld => {
                 let (read, floor) = (request.read_version, self.window.floor());
                 let detail = format!("its read version {read} is below {floor}, the oldest that may still commit");
@@ -298,7 +300,7 @@ impl Batcher {
             }
         }
         let batch_index = u16::try_from(group.transactions).expect("a group has at most 65,536 transactions");
-        let stamp = Versionstamp::new(version, batch_index);
+        let stamp = Versionstamp::new(version, if planted(Bug::BatchIndexNotFilled) { 0 } else { batch_index });
         self.window.add(version, &request.write_conflicts);
         for mut mutation in request.mutations {
             match mutation.kind {
@@ -346,6 +348,9 @@ impl Batcher {
         }
         match known(id) {
             (Known::Outcome(version, outcome), _) => Decision::Now(Ok(response(version, outcome))),
+            (Known::Nothing, _) if planted(Bug::ResolveWritesNothing) => {
+                Decision::Now(Ok(response(version, Outcome::Aborted)))
+            }
             (Known::Nothing, floor) if request.read_version >= floor => {
                 let outcome = Outcome::Aborted;
                 ids.push(IdOutcome { id, lowest_unanswered: 0, outcome });

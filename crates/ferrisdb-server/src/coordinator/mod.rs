@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Clock, Code, Error, KeyRange, Limits, Mutation, Result, Runtime, Version};
 use ferrisdb_rpc::Answer;
@@ -399,7 +400,12 @@ impl Shared {
             }
         }
         let owner = self.owner;
+        // Below the first commit of an epoch nothing can be read.
+        let has_committed = planted(Bug::ReadVersionNotNewest) && self.counters.committed.load(Ordering::Relaxed) > 0;
         let begun = move |confirmed: Result<(Owner, Version)>| match confirmed {
+            Ok((now, version)) if now == owner && has_committed => {
+                Ok(Begun { version: Version::from_u64(version.get().saturating_sub(1)) })
+            }
             Ok((now, version)) if now == owner => Ok(Begun { version }),
             Ok(_) => Err(Error::with(Code::ProcessBehind, "another coordinator has taken over")),
             Err(error) => Err(error),
@@ -718,6 +724,9 @@ impl Driver {
                         continue;
                     }
                 },
+                Decision::WhenDurable(_, response) if planted(Bug::AnsweredBeforeDurable) && refused.is_none() => {
+                    response
+                }
                 Decision::WhenDurable(version, response) => {
                     let group = self.in_flight.iter_mut().find(|group| group.version == Some(version));
                     if let Some(group) = group {

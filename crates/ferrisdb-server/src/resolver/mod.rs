@@ -34,6 +34,7 @@ mod tests;
 
 use std::collections::VecDeque;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{KeyRange, Version};
 
 use points::Generation;
@@ -109,6 +110,9 @@ impl ConflictWindow {
                 found.is_some_and(|version| version > read_version) || self.ranges.meets_key(key, read_version)
             }
             None if read.is_empty() => false,
+            None if planted(Bug::ResolverIgnoresPhantoms) => {
+                self.is_changed(read_version, &KeyRange::single(&read.begin))
+            }
             None => {
                 newer().any(|generation| generation.meets(&read.begin, &read.end, read_version))
                     || self.ranges.meets(&read.begin, &read.end, read_version)
@@ -130,6 +134,7 @@ impl ConflictWindow {
             match single_key(write) {
                 Some(key) => self.add_point(version, key),
                 None if write.is_empty() => {}
+                None if planted(Bug::ResolverIgnoresRangeWrites) => {}
                 None => self.ranges.add(version, &write.begin, &write.end),
             }
         }

@@ -13,6 +13,7 @@ use std::task::Poll;
 
 use ferrisdb_core::key::printable;
 use ferrisdb_core::mutation::apply as apply_operation;
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Code, Error, Mutation, MutationKind, Result, Runtime, Version};
 use ferrisdb_storage::{Durability, Engine, Error as EngineError, Submitted, WriteBatch, WriteOptions};
 
@@ -107,7 +108,8 @@ impl Shared {
         fence(Ordering::SeqCst);
         if !self.watches.is_empty() {
             let writes = fold.points.iter().map(|(key, value)| (key, value.as_ref()));
-            self.watches.applied(batch.version, writes, fold.cleared.iter(), |key| fold.points.contains_key(key));
+            let cleared = if planted(Bug::RangeClearWakesNoWatch) { &BTreeMap::new() } else { &fold.cleared };
+            self.watches.applied(batch.version, writes, cleared.iter(), |key| fold.points.contains_key(key));
         }
         self.waiters.advance(batch.version);
         Ok(())
@@ -290,6 +292,9 @@ impl Fold {
             write.delete_range(begin, end);
         }
         for (key, value) in &self.points {
+            if planted(Bug::ClearAfterSet) && self.is_cleared(key) {
+                continue;
+            }
             match value {
                 Some(value) => write.put(key, value),
                 None => write.delete(key),

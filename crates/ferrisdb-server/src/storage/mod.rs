@@ -40,6 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeyValue, Limits, Mutation, Result, Runtime, Version};
 use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, GetRequest, Rows, SplitPointsRequest, WatchRequest};
@@ -278,7 +279,10 @@ impl StorageServer {
 
     /// The value of a key. See [`Endpoint::get`](ferrisdb_rpc::Endpoint::get).
     #[inline]
-    pub fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
+    pub fn get(&self, mut request: GetRequest) -> Answer<Option<Bytes>> {
+        if planted(Bug::ReadAboveApplied) {
+            request.version = request.version.min(self.shared.engine.visible_version());
+        }
         // The fast path, without anything that the slow one needs.
         match self.shared.engine.try_get(&request.key, Some(request.version)) {
             Ok(value) => Answer::now(Ok(value.map(|value| Bytes::copy_from_slice(&value)))),
@@ -292,7 +296,10 @@ impl StorageServer {
     }
 
     /// Rows of a range. See [`Endpoint::get_range`](ferrisdb_rpc::Endpoint::get_range).
-    pub fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
+    pub fn get_range(&self, mut request: GetRangeRequest) -> Answer<Rows> {
+        if planted(Bug::ReadAboveApplied) {
+            request.version = request.version.min(self.shared.engine.visible_version());
+        }
         if request.range.is_empty() {
             return Answer::now(Ok(Rows::default()));
         }

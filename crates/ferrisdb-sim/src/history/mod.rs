@@ -16,16 +16,19 @@
 //! Whether an unknown commit happened must be visible in the data. So each transaction that writes also sets its [`marker`] to its own
 //! versionstamp. The final state then says which commits are in, and where.
 
-mod replay;
+//! A [`workload`] records such histories; on an [`unreliable`] way to the database answers are lost.
 
+mod replay;
 #[cfg(test)]
 mod tests;
+pub mod unreliable;
+pub mod workload;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use ferrisdb_core::key::printable;
-use ferrisdb_core::{Bytes, KeyRange, KeyValue, Mutation, MutationKind, Version};
+use ferrisdb_core::{Bytes, KeyRange, KeyValue, Mutation, MutationKind, Version, Versionstamp, versionstamp};
 
 use replay::Replay;
 
@@ -360,7 +363,8 @@ fn check_read(replay: &Replay, attempt: &Attempt, read: &Read, certificate: &mut
 
 /// Check b.
 fn check_overtaken(attempts: &[Attempt], order: &[usize], places: &Places) -> Result<(), Violation> {
-    let writes: Vec<Vec<KeyRange>> = order.iter().map(|&index| written(&attempts[index].mutations)).collect();
+    let writes: Vec<Vec<KeyRange>> =
+        order.iter().map(|&index| written(&attempts[index].mutations, places[&attempts[index].id])).collect();
     for (rank, &index) in order.iter().enumerate() {
         let attempt = &attempts[index];
         let reads: Vec<KeyRange> =
@@ -426,11 +430,16 @@ fn check_end(replay: &Replay, end: &[KeyValue]) -> Result<(), Violation> {
 }
 
 /// The ranges that mutations write.
-fn written(mutations: &[Mutation]) -> Vec<KeyRange> {
+fn written(mutations: &[Mutation], (version, batch_index): (Version, u16)) -> Vec<KeyRange> {
+    let stamp = Versionstamp::new(version, batch_index);
     mutations
         .iter()
         .map(|mutation| match mutation.kind {
             MutationKind::ClearRange => KeyRange::new(mutation.key.clone(), mutation.value.clone()),
+            MutationKind::SetVersionstampedKey => {
+                let key = versionstamp::fill(&mutation.key, stamp).expect("the client checked the template");
+                KeyRange::single(&key)
+            }
             _ => KeyRange::single(&mutation.key),
         })
         .collect()

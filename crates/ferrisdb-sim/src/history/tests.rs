@@ -196,3 +196,16 @@ fn two_at_one_place_are_found() {
         [attempt(1, (0, 5), (5, 10), vec![], &[("a", "1")]), attempt(2, (0, 5), (5, 10), vec![], &[("b", "1")])];
     assert!(matches!(certify_all(&[], &history), Err(Violation::SamePlace { .. })));
 }
+
+/// A key that only the commit knew is a phantom like any other, and only where it came to lie.
+#[test]
+fn a_versionstamped_phantom_is_found() {
+    let template = Bytes::from([b"k/".as_slice(), &[0; 10], &2u32.to_le_bytes()].concat());
+    let mut writer = attempt(1, (0, 5), (5, 10), vec![], &[]);
+    writer.mutations.push(Mutation::new(MutationKind::SetVersionstampedKey, template, bytes("v")));
+    let reader = |begin: &str, end: &str| attempt(2, (0, 20), (5, 20), vec![scan(begin, end, vec![])], &[("x", "y")]);
+    let whole = certify_all(&[], &[writer.clone(), reader("k/", "k0")]);
+    assert!(matches!(whole, Err(Violation::Overtaken { id: 2, by: 1, .. })), "{whole:?}");
+    // Where the template's zeros stand nothing was written.
+    certify_all(&[], &[writer, reader("k/", "k/\0\0\0\0\0\0\0\0\0\0\0")]).expect("it was not read");
+}

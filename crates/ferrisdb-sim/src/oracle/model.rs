@@ -97,6 +97,8 @@ struct Watch {
     key: Bytes,
     value: Option<Bytes>,
     state: WatchState,
+    /// Its own transaction wrote the key after it was set: it may have fired for that.
+    is_overwritten: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +110,26 @@ enum WatchState {
 }
 
 type Checked = Result<(), String>;
+
+impl Watch {
+    /// Section 10: armed only after a successful commit, failed if there is none. A change by its own transaction fires it at once.
+    fn check(&self, must_fire: bool, observed: &Observed) -> Checked {
+        match (self.state, observed) {
+            (_, Observed::Fired(true)) if self.is_overwritten => Ok(()),
+            (WatchState::Pending, Observed::Fired(true)) => {
+                Err("a watch fired before its transaction committed".to_owned())
+            }
+            (WatchState::Armed, Observed::Fired(false)) if must_fire => {
+                Err("a watch did not fire although its key changed".to_owned())
+            }
+            (WatchState::Dead, Observed::Failed(_)) | (WatchState::Pending | WatchState::Armed, Observed::Fired(_)) => {
+                Ok(())
+            }
+            (WatchState::Dead, _) => Err(format!("the watch of a transaction that did not commit: {observed:?}")),
+            _ => unexpected(observed),
+        }
+    }
+}
 
 impl Transaction {
     fn new() -> Transaction {
@@ -246,6 +268,10 @@ impl Model {
     /// Compares what was observed with the contract, and takes the step.
     pub fn check(&mut self, step: &Step, observed: &Observed) -> Checked {
         let checked = self.check_step(step, observed);
+        for watch in &mut self.watches {
+            let may_write = watch.slot == step.slot() && watch.state == WatchState::Pending;
+            watch.is_overwritten |= may_write && step.may_write(&watch.key);
+        }
         if let Some(transaction) = &mut self.slots[step.slot()] {
             let is_neutral = matches!(
                 step,
@@ -286,12 +312,7 @@ impl Model {
             }
             Step::Commit { slot } => self.commit(*slot, observed),
             Step::OnError { slot, code } => self.on_error(*slot, *code, observed),
-            Step::WatchFired { watch, wait, .. } => match observed {
-                Observed::Fired(false) if *wait => Err("a watch did not fire although its key changed".to_owned()),
-                Observed::Fired(_) => Ok(()),
-                Observed::Failed(_) if self.watches[*watch].state == WatchState::Dead => Ok(()),
-                _ => unexpected(observed),
-            },
+            Step::WatchFired { watch, wait, .. } => self.watches[*watch].check(*wait, observed),
             Step::ReadVersion { slot } => self.read_version(*slot, observed),
             Step::Get { slot, key, snapshot } => self.of(*slot).get(key, *snapshot, observed),
             Step::GetKey { slot, selector, snapshot } => self.of(*slot).get_key(selector, *snapshot, observed),
@@ -357,7 +378,13 @@ impl Model {
         if !failing.is_empty() {
             transaction.note_misuse(observed);
             // It may also say so only through its future.
-            self.watches.push(Watch { slot, key: key.clone(), value: None, state: WatchState::Dead });
+            self.watches.push(Watch {
+                slot,
+                key: key.clone(),
+                value: None,
+                state: WatchState::Dead,
+                is_overwritten: false,
+            });
             return match observed {
                 Observed::Done | Observed::Failed(_) => Ok(()),
                 _ => unexpected(observed),
@@ -369,11 +396,23 @@ impl Model {
                 let conflicts = transaction.view(false).depends_on(&KeyRange::single(key));
                 transaction.read_conflicts.add_all(conflicts, Vec::new());
                 transaction.is_used = true;
-                self.watches.push(Watch { slot, key: key.clone(), value, state: WatchState::Pending });
+                self.watches.push(Watch {
+                    slot,
+                    key: key.clone(),
+                    value,
+                    state: WatchState::Pending,
+                    is_overwritten: false,
+                });
                 Ok(())
             }
             (Err(code), Observed::Failed(found)) => {
-                self.watches.push(Watch { slot, key: key.clone(), value: None, state: WatchState::Dead });
+                self.watches.push(Watch {
+                    slot,
+                    key: key.clone(),
+                    value: None,
+                    state: WatchState::Dead,
+                    is_overwritten: false,
+                });
                 equal("watch", found, &code)
             }
             (seen, _) => Err(format!("found {observed:?}, expected {seen:?}")),
@@ -634,10 +673,17 @@ impl Transaction {
                 low = low.max(least.key.clone());
             }
         }
-        let must = KeyRange::new(low.clone(), high.clone());
-        // A selector was found by looking at everything up to the key that it found, or up to the end that it ran off.
+        // Who ran off an end has seen that nothing is there, unless the chunk ended before that mattered.
         let off_front = from.ran_off_front || to.ran_off_front;
         let off_end = from.ran_off_end || to.ran_off_end;
+        if off_front && begin.offset <= 0 && !(reverse && more) {
+            low = Bytes::new();
+        }
+        if off_end && end.offset > 0 && (reverse || !more) {
+            high = Bytes::from_static(END);
+        }
+        let must = KeyRange::new(low.clone(), high.clone());
+        // A selector was found by looking at everything up to the key that it found, or up to the end that it ran off.
         let (least, greatest) = ((&from.key).min(&to.key), (&from.key).max(&to.key));
         let low = if off_front { Bytes::new() } else { low.min(least.clone()) };
         let high = if off_end { Bytes::from_static(END) } else { high.max(key_after(greatest)) };

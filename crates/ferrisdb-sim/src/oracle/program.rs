@@ -160,6 +160,18 @@ pub enum Step {
 }
 
 impl Step {
+    /// True if it may change the value of `key`. Which key a versionstamped one is nobody knows.
+    pub(super) fn may_write(&self, key: &Bytes) -> bool {
+        match self {
+            Step::Atomic { kind: MutationKind::SetVersionstampedKey, .. } => true,
+            Step::Set { key: written, .. } | Step::Clear { key: written, .. } | Step::Atomic { key: written, .. } => {
+                written == key
+            }
+            Step::ClearRange { begin, end, .. } => begin <= key && key < end,
+            _ => false,
+        }
+    }
+
     /// The slot.
     pub fn slot(&self) -> usize {
         match *self {
@@ -251,7 +263,9 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
     }
     let watches = model.watches();
     if watches > 0 && random.one_in(40) {
-        let watch = index(random, watches);
+        // Mostly one whose transaction may still be open.
+        let watch =
+            if random.one_in(3) { index(random, watches) } else { watches - 1 - index(random, watches.min(SLOTS)) };
         return Step::WatchFired { slot, watch, wait: model.must_fire(watch) };
     }
     if !model.has_read_version(slot) && random.one_in(2) {

@@ -1,0 +1,148 @@
+//! Deliberate bugs in transactions, to prove that the oracle and the history checker would notice them. Not an API.
+//!
+//! The storage engine has such a list of its own. This one is for what stands above it, the client library and the roles,
+//! and lies here because both know this crate. Each [`Bug`] is wrong in one place (`if planted(Bug::X) { wrong } else { right }`), and
+//! `cargo xtask planted-bugs` requires of each that a test which passes without it fails with it.
+//!
+//! Without the feature `planted-bugs` the answer is the constant `false`, so nothing is left in the binary. With it, the
+//! environment variable `FERRISDB_PLANTED_BUG` names the one bug that is there; it is read once in a process.
+
+/// Lists the bugs once, for the enum and for the names.
+macro_rules! bugs {
+    ($($(#[$doc:meta])* $bug:ident = $name:literal,)*) => {
+        /// Something that can be made wrong.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Bug {
+            $($(#[$doc])* $bug,)*
+        }
+
+        /// Each bug and what the environment variable calls it.
+        #[cfg(any(test, feature = "planted-bugs"))]
+        const BUGS: &[(Bug, &str)] = &[$((Bug::$bug, $name),)*];
+    };
+}
+
+// `cargo xtask planted-bugs` reads the names from the lines below: one bug, one line.
+bugs! {
+    /// Own BYTE_MAX operations take the longer string for the greater one.
+    ByteMaxByLength = "byte-max-by-length",
+    /// Own MIN operations leave an existing smaller value as long as it was.
+    MinWithoutResize = "min-without-resize",
+    /// A selector that leads backwards over own writes stops one key too early.
+    BackwardSelectorOffByOne = "backward-selector-off-by-one",
+    /// A chunk that ended because of its bytes says that there is no more.
+    NoMoreAfterBytes = "no-more-after-bytes",
+    /// A range read that was cut short conflicts with what it did not reach.
+    ConflictNotShrunk = "conflict-not-shrunk",
+    /// A reversed range read that was cut short conflicts only with the rows above its last one.
+    ReverseConflictMissesLast = "reverse-conflict-misses-last",
+    /// A range read whose end selector led behind all keys does not conflict with keys behind the last one.
+    OffTheEndNoConflict = "off-the-end-no-conflict",
+    /// A range read whose begin selector led before all keys does not conflict with keys before the first one.
+    OffTheFrontNoConflict = "off-the-front-no-conflict",
+    /// The conflict range of a key that a selector found lacks the key itself.
+    GetKeyConflictMissesEnd = "get-key-conflict-misses-end",
+    /// What a versionstamped key may become can be read.
+    StampedKeyReadable = "stamped-key-readable",
+    /// An atomic operation on a key that the transaction has cleared sees the value before the clear.
+    AtomicSeesCleared = "atomic-sees-cleared",
+    /// A set makes a key readable on which a versionstamp decides.
+    SetMakesReadable = "set-makes-readable",
+    /// Reading a key that has own atomic operations cannot conflict.
+    DependentReadNoConflict = "dependent-read-no-conflict",
+    /// Reading a key that the transaction itself has set can conflict.
+    IndependentReadConflicts = "independent-read-conflicts",
+    /// Snapshot reads can conflict.
+    SnapshotReadConflicts = "snapshot-read-conflicts",
+    /// The wish that the next write adds no conflict range holds for all that follow.
+    NoConflictWishStays = "no-conflict-wish-stays",
+    /// The count of retries begins anew with each.
+    RetryLimitForgotten = "retry-limit-forgotten",
+    /// A clear does not make a key readable again on which a versionstamp decided.
+    ClearStaysUnreadable = "clear-stays-unreadable",
+    /// A watch is armed when its read ends, not when its transaction commits.
+    WatchArmedEarly = "watch-armed-early",
+    /// A commit that failed with a conflict leaves its watches armed.
+    WatchSurvivesConflict = "watch-survives-conflict",
+    /// A deferred error is told once.
+    DeferredErrorToldOnce = "deferred-error-told-once",
+    /// A commit whose answer was lost is taken for one that did not happen.
+    LostAnswerIsNo = "lost-answer-is-no",
+    /// Clears of ranges wake no watch.
+    RangeClearWakesNoWatch = "range-clear-wakes-no-watch",
+    /// The resolver forgets writes of ranges.
+    ResolverIgnoresRangeWrites = "resolver-ignores-range-writes",
+    /// The resolver looks only at the first key of a range that was read.
+    ResolverIgnoresPhantoms = "resolver-ignores-phantoms",
+    /// Of the transactions of one batch, the second and all later ones are not checked.
+    BatchMatesNotChecked = "batch-mates-not-checked",
+    /// The versionstamps of one batch are all the same.
+    BatchIndexNotFilled = "batch-index-not-filled",
+    /// A resolved id that is not known is told to be aborted, but not written down.
+    ResolveWritesNothing = "resolve-writes-nothing",
+    /// Read versions are one below the newest.
+    ReadVersionNotNewest = "read-version-not-newest",
+    /// Commits are answered before they are durable.
+    AnsweredBeforeDurable = "answered-before-durable",
+    /// The log takes for durable what it has written, without a sync.
+    LogSkipsSync = "log-skips-sync",
+    /// Storage clears a range of a batch after it has set the batch's keys.
+    ClearAfterSet = "clear-after-set",
+    /// Storage answers from what it has, whatever version is asked for.
+    ReadAboveApplied = "read-above-applied",
+}
+
+/// True if `bug` is planted in this process.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub const fn planted(_bug: Bug) -> bool {
+    false
+}
+
+/// True if `bug` is planted in this process.
+#[cfg(feature = "planted-bugs")]
+pub fn planted(bug: Bug) -> bool {
+    use std::io::Write as _;
+    use std::sync::OnceLock;
+
+    static PLANTED: OnceLock<Option<Bug>> = OnceLock::new();
+    *PLANTED.get_or_init(|| {
+        let value = std::env::var_os("FERRISDB_PLANTED_BUG")?;
+        let bug = value.to_str().and_then(named);
+        if bug.is_none() {
+            // A misspelt name must not look like a bug that no test notices; a panic could be caught by one.
+            let names: Vec<&str> = BUGS.iter().map(|(_, name)| *name).collect();
+            let message = format!("FERRISDB_PLANTED_BUG={} is not one of: {}\n", value.display(), names.join(", "));
+            // Not eprintln!: the test harness would keep that back and lose it with the process.
+            std::io::stderr().write_all(message.as_bytes()).ok();
+            std::process::abort();
+        }
+        bug
+    }) == Some(bug)
+}
+
+/// The bug of that name.
+#[cfg(any(test, feature = "planted-bugs"))]
+fn named(name: &str) -> Option<Bug> {
+    BUGS.iter().find(|(_, known)| *known == name).map(|(bug, _)| *bug)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name means one bug, and without the feature none is there.
+    #[test]
+    fn one_name_one_bug() {
+        for (index, (bug, name)) in BUGS.iter().enumerate() {
+            assert_eq!(named(name), Some(*bug));
+            assert!(BUGS[..index].iter().all(|(other, _)| other != bug));
+        }
+        assert_eq!(named("no-such-bug"), None);
+        let planted_here = BUGS.iter().filter(|(bug, _)| planted(*bug)).count();
+        assert!(planted_here <= 1, "{planted_here} bugs are planted at once");
+        if cfg!(not(feature = "planted-bugs")) {
+            assert_eq!(planted_here, 0);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Planted bugs in transactions: the list of `ferrisdb-core`'s `planted.rs`, which the oracle and the history checker must catch.
+//!
+//! The oracle must do so within a stated number of steps, the history within a stated number of seeds; how many it took is printed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::planted::{Run, build_tests, names_in, output_of, verdict_of};
+use crate::{Outcome, root};
+
+/// Who must catch a bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Catcher {
+    /// Programs with so many steps at most.
+    Oracle(u32),
+    /// Histories of so many seeds at most.
+    History(&'static str, u32),
+}
+
+use Catcher::{History, Oracle};
+
+const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
+const LOST: &str = "lost_answers_are_found_again";
+const POWER: &str = "power_failures_lose_nothing_acknowledged";
+
+/// The table. A bug may have several lines; each must catch it.
+const TABLE: &[(&str, Catcher)] = &[
+    ("byte-max-by-length", Oracle(200_000)),
+    ("min-without-resize", Oracle(200_000)),
+    ("backward-selector-off-by-one", Oracle(200_000)),
+    ("no-more-after-bytes", Oracle(200_000)),
+    ("conflict-not-shrunk", Oracle(200_000)),
+    ("reverse-conflict-misses-last", Oracle(200_000)),
+    ("off-the-end-no-conflict", Oracle(200_000)),
+    ("off-the-front-no-conflict", Oracle(200_000)),
+    ("get-key-conflict-misses-end", Oracle(200_000)),
+    ("stamped-key-readable", Oracle(200_000)),
+    ("atomic-sees-cleared", Oracle(200_000)),
+    ("set-makes-readable", Oracle(200_000)),
+    ("dependent-read-no-conflict", Oracle(200_000)),
+    ("independent-read-conflicts", Oracle(200_000)),
+    ("snapshot-read-conflicts", Oracle(200_000)),
+    ("no-conflict-wish-stays", Oracle(200_000)),
+    ("retry-limit-forgotten", Oracle(200_000)),
+    ("clear-stays-unreadable", Oracle(200_000)),
+    ("watch-armed-early", Oracle(200_000)),
+    ("watch-survives-conflict", Oracle(200_000)),
+    ("deferred-error-told-once", Oracle(200_000)),
+    ("range-clear-wakes-no-watch", Oracle(200_000)),
+    ("resolver-ignores-range-writes", Oracle(200_000)),
+    ("resolver-ignores-range-writes", History(CONCURRENT, 30)),
+    ("resolver-ignores-phantoms", Oracle(200_000)),
+    ("resolver-ignores-phantoms", History(CONCURRENT, 30)),
+    ("read-version-not-newest", Oracle(200_000)),
+    ("read-version-not-newest", History(CONCURRENT, 30)),
+    ("clear-after-set", Oracle(200_000)),
+    ("clear-after-set", History(CONCURRENT, 30)),
+    ("lost-answer-is-no", History(LOST, 30)),
+    ("resolve-writes-nothing", History(LOST, 30)),
+    ("batch-mates-not-checked", History(CONCURRENT, 30)),
+    ("batch-index-not-filled", History(CONCURRENT, 30)),
+    ("answered-before-durable", History(POWER, 30)),
+    ("log-skips-sync", History(POWER, 30)),
+    ("read-above-applied", History(CONCURRENT, 30)),
+];
+
+/// Five that stand for the others when there is little time: reading, conflicts, the resolver, resolving, durability.
+const QUICK: &[&str] = &[
+    "backward-selector-off-by-one",
+    "conflict-not-shrunk",
+    "batch-mates-not-checked",
+    "lost-answer-is-no",
+    "log-skips-sync",
+];
+
+/// Where the bugs are named.
+const SOURCE: &str = include_str!("../../ferrisdb-core/src/planted.rs");
+
+/// The names of the bugs.
+pub(crate) fn bug_names() -> Vec<&'static str> {
+    names_in(SOURCE)
+}
+
+/// Runs the table, or only one bug of it, prints it, and fails if a bug was missed or has no test.
+pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
+    let package = "ferrisdb-sim";
+    let executables = build_tests(package, &["--test", "oracle", "--test", "history"])?;
+    let mut clean: BTreeMap<Catcher, Run> = BTreeMap::new();
+    let mut report = String::from("\n");
+    let mut bad = 0;
+    for bug in bug_names() {
+        if only.is_some_and(|only| only != bug) || (quick && !QUICK.contains(&bug)) {
+            continue;
+        }
+        let catchers: Vec<Catcher> =
+            TABLE.iter().filter(|(name, _)| *name == bug).map(|(_, catcher)| *catcher).collect();
+        if catchers.is_empty() {
+            bad += 1;
+            add_row(&mut report, bug, "-", "MISSED: it has no test");
+        }
+        for catcher in catchers {
+            let target = if matches!(catcher, Oracle(_)) { "oracle" } else { "history" };
+            let executable: &PathBuf =
+                executables.get(target).ok_or_else(|| format!("{package} has no test target {target}"))?;
+            let without = clean.entry(catcher).or_insert_with(|| run_test(executable, catcher, None).0);
+            let verdict = match without {
+                Run::Passed => {
+                    let (run, found) = run_test(executable, catcher, Some(bug));
+                    verdict_of(&run).map(|caught| format!("{caught} after {found}"))
+                }
+                Run::Failed => Err("WRONG: the test fails without the bug".to_string()),
+                Run::Other(what) => Err(format!("WRONG: without the bug, {what}")),
+            };
+            bad += usize::from(verdict.is_err());
+            let verdict = verdict.unwrap_or_else(|wrong| wrong);
+            let test = match catcher {
+                Oracle(steps) => format!("oracle, {steps} steps at most"),
+                History(test, seeds) => format!("history::{test}, {seeds} seeds at most"),
+            };
+            eprintln!("{bug}: {test}: {verdict}");
+            add_row(&mut report, bug, &test, &verdict);
+        }
+    }
+    eprintln!("{report}");
+    if bad == 0 { Ok(()) } else { Err(format!("{bad} of the lines above are not `caught`")) }
+}
+
+fn add_row(report: &mut String, bug: &str, test: &str, verdict: &str) {
+    writeln!(report, "{bug:<30} {test:<72} {verdict}").expect("writing to a String cannot fail");
+}
+
+/// Runs the test, and says when it found what it found.
+fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, String) {
+    let mut command = Command::new(executable);
+    match catcher {
+        Oracle(steps) => command.arg("the_client_is_as").env("FERRISDB_ORACLE_STEPS", steps.to_string()),
+        History(test, seeds) => command.arg(test).env("FERRISDB_HISTORY_SEEDS", seeds.to_string()),
+    };
+    command.current_dir(root().join("crates/ferrisdb-sim"));
+    command.env_remove("FERRISDB_PLANTED_BUG").envs(bug.map(|bug| ("FERRISDB_PLANTED_BUG", OsString::from(bug))));
+    match output_of(command) {
+        Ok((run, output)) => {
+            let found = match catcher {
+                Oracle(_) => {
+                    output.lines().find_map(|line| line.strip_prefix("found after ")).unwrap_or_default().to_owned()
+                }
+                History(..) => {
+                    let seeds = output.lines().rev().find_map(|line| line.strip_prefix("history "));
+                    seeds.map_or_else(String::new, |seeds| format!("{seeds} seeds"))
+                }
+            };
+            (run, found)
+        }
+        Err(error) => (Run::Other(format!("cannot run {}: {error}", executable.display())), String::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every bug has a line, and the table names only what is in the list.
+    #[test]
+    fn the_table_names_the_planted_bugs() {
+        let names = bug_names();
+        assert!(names.len() >= 20, "{names:?}");
+        let in_table: BTreeSet<&str> = TABLE.iter().map(|(bug, _)| *bug).collect();
+        assert_eq!(in_table, names.iter().copied().collect::<BTreeSet<_>>());
+        assert!(QUICK.iter().all(|bug| names.contains(bug)));
+    }
+}
