@@ -239,3 +239,49 @@ fn old_records_in_a_recycled_segment_are_never_read() {
         assert_eq!(contents(&open(&torn)).unwrap(), expected[..15]);
     }
 }
+
+/// Opening discards nothing before the position that the owner says it needs: on a full disk that position itself may not be durable
+/// yet, and after a power cut an older one is asked for. Only a purge lets it go.
+#[test]
+fn an_open_keeps_what_an_older_position_needs() {
+    let fs = TestFs::new();
+    let wal = open(&fs);
+    let record = |number: usize| format!("{number:0>700}");
+    let positions: Vec<WalPosition> = (0..20).map(|number| append(&wal, &record(number))).collect();
+    wal.sync().unwrap();
+    drop(wal);
+    let needed = WalOptions { required_from: positions[15], ..options() };
+    let (wal, recovery) = open_with(&fs, needed.clone()).unwrap();
+    assert_eq!(recovery.replay_from, positions[15]);
+    for number in 20..30 {
+        append(&wal, &record(number));
+        while wal.prepare_step().unwrap() == PrepareStep::Again {}
+    }
+    wal.sync().unwrap();
+    drop(wal);
+    let fs = TestFs::on(fs.disk().crash(Crash::LoseAll));
+    assert_eq!(contents(&open(&fs)).unwrap(), (0..30).map(record).collect::<Vec<_>>());
+    let (wal, _) = open_with(&fs, needed.clone()).unwrap();
+    assert!(wal.purge_stored(positions[15]).unwrap() > positions[9]);
+    assert!(open_with(&fs, options()).unwrap().1.purged);
+}
+
+/// What was let go without a sync, and came back in tatters after a crash, is neither the end of the log nor replayed.
+#[test]
+fn tatters_before_the_needed_position_do_not_count() {
+    let fs = TestFs::new();
+    let wal = open(&fs);
+    let record = |number: usize| format!("{number:0>700}");
+    let positions: Vec<WalPosition> = (0..20).map(|number| append(&wal, &record(number))).collect();
+    wal.sync().unwrap();
+    drop(wal);
+    fs.edit(FIRST, |bytes| bytes[2000..].fill(0));
+    let needed = WalOptions { required_from: positions[12], ..options() };
+    let (mut reader, _) = Wal::read_only(fs.arc(), Path::new(DIR), &needed).unwrap();
+    let seen = drain(&mut reader).unwrap();
+    assert!(seen.ends_with(&(12..20).map(record).collect::<Vec<_>>()), "{}", seen.len());
+    let (wal, recovery) = open_with(&fs, needed).unwrap();
+    assert_eq!((recovery.torn, recovery.replay_from), (None, positions[12]));
+    let mut reader = wal.subscribe(positions[12], ReadUpTo::Appended).unwrap();
+    assert_eq!(drain(&mut reader).unwrap(), (12..20).map(record).collect::<Vec<_>>());
+}
