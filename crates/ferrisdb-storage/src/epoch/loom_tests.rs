@@ -16,6 +16,9 @@ use super::*;
 /// An object that notices when it is dropped beside a reader.
 struct Watched(UnsafeCell<u64>);
 
+// SAFETY: not safe by itself, which is the point: loom watches each access and fails the test where two are not in order.
+unsafe impl Sync for Watched {}
+
 impl Watched {
     fn new(number: u64) -> Arc<Watched> {
         Arc::new(Watched(UnsafeCell::new(number)))
