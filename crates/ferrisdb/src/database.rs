@@ -22,8 +22,8 @@ use crate::Client;
 /// database nothing is.
 ///
 /// # Ending
-/// [`close`](Self::close) waits for what is under way and makes the next open quick. Dropping the last clone ends the database too, and loses nothing that was
-/// acknowledged.
+/// [`close`](Self::close) waits for what is under way and makes the next open quick. Dropping the last clone ends the database too, in the background, and
+/// loses nothing that was acknowledged; until it has ended the directory is in use, so close a database that the same process will open again.
 #[derive(Clone)]
 pub struct Database {
     client: Client,
@@ -117,12 +117,25 @@ mod tests {
     use ferrisdb_core::Code;
     use futures_executor::block_on;
 
+    /// Opens a directory whose last database was dropped, not closed: its tasks end in the background, and until then it is in use.
+    fn open_soon(dir: &Path) -> Database {
+        let timer = JobRuntime::new(Env::real());
+        for _ in 0..1000 {
+            match Database::open(dir) {
+                Ok(db) => return db,
+                Err(error) => assert!(error.to_string().contains("in use"), "{error}"),
+            }
+            block_on(timer.sleep(std::time::Duration::from_millis(10)));
+        }
+        panic!("ten seconds after the drop it is still in use");
+    }
+
     /// What was committed is there after a drop without a close and after a close; a second open meanwhile is refused.
     #[test]
     fn a_directory_opens_again() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for round in 0..4u8 {
-            let db = Database::open(dir.path()).expect("it opens");
+            let db = open_soon(dir.path());
             let refused = Database::open(dir.path()).expect_err("it is open already");
             assert_eq!(refused.code(), Code::FileNotWritable, "{refused}");
             let before = block_on(db.run(async |tx| {

@@ -6,7 +6,7 @@
 //! lease                         versions, conflicts, versionstamps, ids
 //! ```
 //!
-//! [`Batcher`](batcher::Batcher), [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases) and [`Rate`](rate::Rate) are the deterministic cores.
+//! [`Batcher`], [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases) and [`Rate`] are the deterministic cores.
 //! [`Coordinator`] drives them with one task: while fewer than a few groups wait for the disk, it takes what has queued up and makes
 //! a group of it. So an idle database commits at once, and a busy one in groups as large as the disk is slow; there is no timer.
 //!

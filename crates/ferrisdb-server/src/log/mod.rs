@@ -6,7 +6,7 @@
 //!      └───────────────────┘ purges what nobody needs any more
 //! ```
 //!
-//! [`Log`] is what the roles see of it. [`LocalLog`](local::LocalLog) keeps it in the write-ahead log of one process; a replicated one fits behind
+//! [`Log`] is what the roles see of it. [`LocalLog`] keeps it in the write-ahead log of one process; a replicated one fits behind
 //! the same trait. [`entry`] has the bytes of an entry, [`state`] what the entries amount to.
 //!
 //! # Invariants
