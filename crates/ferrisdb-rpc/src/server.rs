@@ -1,6 +1,6 @@
 //! The server's side: accepts connections and puts their questions to an [`Endpoint`].
 //!
-//! One task per connection: see [`attended`]. A client gets no more than its share, whatever it sends or does not send: see [`ServeOptions`].
+//! One task per connection: see `server/`. A client gets no more than its share, whatever it sends or does not send: see [`ServeOptions`].
 //!
 //! # Stopping
 //! The server says goodbye on each connection, goes on reading until the client's goodbye (what it had sent before gets its answer), finishes what
