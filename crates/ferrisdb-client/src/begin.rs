@@ -10,11 +10,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Result, Version};
+use ferrisdb_core::{Result, Runtime, Version};
 use ferrisdb_rpc::Endpoint;
 use ferrisdb_rpc::api::{BeginRequest, Priority};
 use futures_util::FutureExt as _;
 use futures_util::future::Shared;
+
+use crate::heard::Heard;
 
 type Question = Shared<BoxFuture<Result<Version>>>;
 
@@ -27,6 +29,8 @@ pub(crate) enum Begin {
 /// See the module's documentation.
 pub(crate) struct Beginnings {
     endpoint: Arc<dyn Endpoint>,
+    runtime: Arc<dyn Runtime>,
+    heard: Arc<Heard>,
     /// One for each priority.
     lanes: [Mutex<Lane>; 3],
 }
@@ -49,8 +53,8 @@ enum Step {
 }
 
 impl Beginnings {
-    pub(crate) fn new(endpoint: Arc<dyn Endpoint>) -> Beginnings {
-        Beginnings { endpoint, lanes: Default::default() }
+    pub(crate) fn new(endpoint: Arc<dyn Endpoint>, runtime: Arc<dyn Runtime>, heard: Arc<Heard>) -> Beginnings {
+        Beginnings { endpoint, runtime, heard, lanes: Default::default() }
     }
 
     /// A read version for a transaction that asks for it now.
@@ -79,6 +83,10 @@ impl Beginnings {
             if lane.under_way.as_ref().is_some_and(|(under_way, _)| *under_way == number) {
                 lane.under_way = None;
                 lane.answered = Some((number, result.clone()));
+                // One that is answered at once is not worth being remembered: asking costs nothing there.
+                if let Ok(version) = result {
+                    self.heard.note(version, self.runtime.now());
+                }
             }
             if number > asked_before {
                 return result;

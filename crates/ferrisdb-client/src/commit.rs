@@ -25,12 +25,12 @@ use std::time::Duration;
 
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Code, Error, KeyRange, Result, Version, Versionstamp};
-use ferrisdb_rpc::api::{CommitRequest, Committed, ResolveRequest};
+use ferrisdb_rpc::api::{CommitRequest, Committed, Priority, ResolveRequest};
 use futures_util::future::join_all;
 
 use crate::read::{Guarded, cancelled};
 use crate::retry::fraction_of;
-use crate::state::{CommitPhase, Inner};
+use crate::state::{CommitPhase, Inner, ReadVersion};
 
 /// The first delay between two questions for an outcome.
 const RESOLVE_DELAY_INITIAL: Duration = Duration::from_millis(5);
@@ -192,14 +192,42 @@ async fn steps(inner: &Arc<Inner>, epoch: u64, is_abandoned: &AtomicBool) -> Res
     if !must_write {
         return Ok(Outcome::ReadOnly);
     }
+    // Blind writes need no version of their own: see `heard`.
+    let database = &inner.database;
+    let blind = inner.with(|state| {
+        still(inner, state, epoch)?;
+        let is_blind = matches!(state.version, ReadVersion::Unasked) && state.read_conflicts.ranges().is_empty();
+        let Some(version) = is_blind.then(|| database.heard.recent(database.runtime.now())).flatten() else {
+            return Ok(None);
+        };
+        let begins = Some(state.settings.priority);
+        request(inner, state, version, begins).map(Some)
+    })?;
+    if let Some(request) = blind {
+        let version = request.read_version;
+        match send(inner, request, is_abandoned).await {
+            // It did not happen and will not, for a reason that the program has no part in.
+            Err(error) if matches!(error.code(), Code::TransactionTooOld | Code::FutureVersion) => {
+                database.heard.forget(version);
+            }
+            result => return outcome(inner, epoch, result?, &[]),
+        }
+    }
     let read_version = inner.version(epoch).await?;
     let request = inner.with(|state| {
         still(inner, state, epoch)?;
-        request(inner, state, read_version)
+        request(inner, state, read_version, None)
     })?;
     let reported = if request.report_conflicting_keys { request.read_conflicts.clone() } else { Vec::new() };
-    match send(inner, request, is_abandoned).await? {
+    let committed = send(inner, request, is_abandoned).await?;
+    outcome(inner, epoch, committed, &reported)
+}
+
+/// What an answer comes to. `reported`: the ranges that a conflict counts.
+fn outcome(inner: &Inner, epoch: u64, committed: Committed, reported: &[KeyRange]) -> Result<Outcome> {
+    match committed {
         Committed::At { version, batch_index } => {
+            inner.database.heard.note(version, inner.runtime().now());
             Ok(Outcome::Committed(version, Versionstamp::new(version, batch_index)))
         }
         Committed::Conflict { ranges } => {
@@ -223,7 +251,12 @@ fn still(inner: &Inner, state: &mut crate::state::State, epoch: u64) -> Result<(
     inner.check_poison(state)
 }
 
-fn request(inner: &Inner, state: &mut crate::state::State, read_version: Version) -> Result<CommitRequest> {
+fn request(
+    inner: &Inner,
+    state: &mut crate::state::State,
+    read_version: Version,
+    begins: Option<Priority>,
+) -> Result<CommitRequest> {
     let mutations = state.overlay.mutations();
     let write_conflicts = state.overlay.write_conflicts();
     let read_conflicts = state.read_conflicts.ranges().to_vec();
@@ -248,6 +281,7 @@ fn request(inner: &Inner, state: &mut crate::state::State, read_version: Version
         id,
         lowest_unanswered: ids.lowest_open(),
         report_conflicting_keys: state.settings.report_conflicting_keys,
+        begins,
     })
 }
 

@@ -10,6 +10,7 @@ use ferrisdb_rpc::Endpoint;
 use ferrisdb_rpc::api::{CommitId, Description};
 
 use crate::begin::Beginnings;
+use crate::heard::Heard;
 use crate::options::DatabaseOption;
 use crate::overlay::Overlay;
 use crate::settings::Settings;
@@ -50,6 +51,7 @@ pub(crate) struct DatabaseInner {
     pub(crate) limits: Limits,
     pub(crate) cluster_file_path: String,
     pub(crate) beginnings: Arc<Beginnings>,
+    pub(crate) heard: Arc<Heard>,
     pub(crate) empty_overlay: Arc<Overlay>,
     pub(crate) commit_ids: CommitIds,
     defaults: Mutex<Settings>,
@@ -62,8 +64,11 @@ impl Database {
     pub fn new(endpoint: Arc<dyn Endpoint>, runtime: Arc<dyn Runtime>, options: DatabaseOptions) -> Database {
         let description = endpoint.description();
         let limits = description.limits;
+        let heard = Arc::<Heard>::default();
+        let beginnings = Beginnings::new(Arc::clone(&endpoint), Arc::clone(&runtime), Arc::clone(&heard));
         let inner = DatabaseInner {
-            beginnings: Arc::new(Beginnings::new(Arc::clone(&endpoint))),
+            beginnings: Arc::new(beginnings),
+            heard,
             commit_ids: CommitIds::new(runtime.random()),
             endpoint,
             runtime,

@@ -22,6 +22,7 @@ mod begin;
 mod commit;
 mod conflicts;
 mod database;
+mod heard;
 pub mod layers;
 mod options;
 mod overlay;

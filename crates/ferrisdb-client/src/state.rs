@@ -206,6 +206,12 @@ impl Inner {
 
     /// Asks for the read version, once.
     pub(crate) fn ask_version(&self, state: &mut State) -> Begin {
+        if planted(Bug::ReadersDoNotAsk)
+            && matches!(state.version, ReadVersion::Unasked)
+            && let Some(version) = self.database.heard.recent(self.database.runtime.now())
+        {
+            state.version = ReadVersion::Known(version);
+        }
         if matches!(state.version, ReadVersion::Unasked) {
             state.version = match self.database.beginnings.begin(state.settings.priority) {
                 Begin::Now(Ok(version)) => ReadVersion::Known(version),

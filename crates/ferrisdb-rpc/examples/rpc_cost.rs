@@ -111,6 +111,7 @@ async fn one(client: &Client, work: Work, number: u64) {
                 id: Some(CommitId { client: 1, counter: number }),
                 lowest_unanswered: number,
                 report_conflicting_keys: false,
+                begins: None,
             };
             client.commit(request).await.expect("a commit is answered");
         }

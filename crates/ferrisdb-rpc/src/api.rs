@@ -115,6 +115,9 @@ pub struct CommitRequest {
     pub lowest_unanswered: u64,
     /// In a conflict say which of `read_conflicts` it was.
     pub report_conflicting_keys: bool,
+    /// Set if no read version was asked for on behalf of this transaction: `read_version` is one that the client had heard of before. The
+    /// transaction begins with its commit then, and counts as one that begins, with this priority. Only for one that has read nothing.
+    pub begins: Option<Priority>,
 }
 
 /// What became of a commit that was decided.

@@ -318,6 +318,7 @@ fn commit(key: &'static str) -> CommitRequest {
         id: Some(CommitId { client: u64::MAX, counter: 1 }),
         lowest_unanswered: 1,
         report_conflicting_keys: true,
+        begins: None,
     }
 }
 

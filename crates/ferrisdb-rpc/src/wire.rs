@@ -58,22 +58,31 @@ fn range_in(range: proto::KeyRange) -> KeyRange {
 
 // ---- questions -------------------------------------------------------------------------------------------------------
 
-pub(crate) fn begin_out(request: BeginRequest) -> Question {
-    let priority = match request.priority {
+fn priority_out(priority: Priority) -> i32 {
+    let priority = match priority {
         Priority::Batch => proto::Priority::Batch,
         Priority::Default => proto::Priority::Default,
         Priority::Immediate => proto::Priority::Immediate,
     };
-    Question::Begin(proto::Begin { transactions: request.transactions, priority: priority.into() })
+    priority.into()
+}
+
+fn priority_in(priority: i32, what: &'static str) -> Checked<Priority> {
+    match proto::Priority::try_from(priority) {
+        Ok(proto::Priority::Batch) => Ok(Priority::Batch),
+        Ok(proto::Priority::Default) => Ok(Priority::Default),
+        Ok(proto::Priority::Immediate) => Ok(Priority::Immediate),
+        Err(_) => Err(ProtocolError::Field(what)),
+    }
+}
+
+pub(crate) fn begin_out(request: BeginRequest) -> Question {
+    let priority = priority_out(request.priority);
+    Question::Begin(proto::Begin { transactions: request.transactions, priority })
 }
 
 pub(crate) fn begin_in(begin: proto::Begin) -> Checked<BeginRequest> {
-    let priority = match proto::Priority::try_from(begin.priority) {
-        Ok(proto::Priority::Batch) => Priority::Batch,
-        Ok(proto::Priority::Default) => Priority::Default,
-        Ok(proto::Priority::Immediate) => Priority::Immediate,
-        Err(_) => return Err(ProtocolError::Field("begin: an unknown priority")),
-    };
+    let priority = priority_in(begin.priority, "begin: an unknown priority")?;
     if begin.transactions == 0 {
         return Err(ProtocolError::Field("begin: no transactions"));
     }
@@ -150,6 +159,7 @@ pub(crate) fn commit_out(request: CommitRequest) -> Question {
         commit_id: request.id.map(commit_id_out),
         lowest_unanswered: request.lowest_unanswered,
         report_conflicting_keys: request.report_conflicting_keys,
+        begins: request.begins.map(priority_out),
     })
 }
 
@@ -167,6 +177,7 @@ pub(crate) fn commit_in(commit: proto::Commit) -> Checked<CommitRequest> {
         id: commit.commit_id.map(commit_id_in),
         lowest_unanswered: commit.lowest_unanswered,
         report_conflicting_keys: commit.report_conflicting_keys,
+        begins: commit.begins.map(|priority| priority_in(priority, "commit: an unknown priority")).transpose()?,
     })
 }
 

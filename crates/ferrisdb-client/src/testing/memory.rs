@@ -185,6 +185,7 @@ impl MemoryEndpoint {
             id: None,
             lowest_unanswered: 0,
             report_conflicting_keys: false,
+            begins: None,
         };
         let committed = self.lock().decide(request).expect("it is new enough");
         let wakers = std::mem::take(&mut self.lock().watch_wakers);

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::{code, range, stamp_value, template};
+use crate::heard::HEARD_FOR;
 use crate::testing::{Lost, database, database_with};
-use crate::{DatabaseOptions, TransactionOption};
+use crate::{ConflictRangeType, DatabaseOptions, TransactionOption};
 use ferrisdb_core::{Bytes, Clock as _, Code, Mutation, MutationKind, Random, SplitMix64, Version, Versionstamp};
+use ferrisdb_rpc::api::Priority;
 use futures_executor::block_on;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
@@ -74,6 +76,108 @@ fn read_versions_are_asked_for_together() {
         assert!(rest.into_iter().all(|found| found == Ok(version)));
     });
     assert_eq!(endpoint.log().begins, [1, 100]);
+}
+
+/// A blind write begins with its commit if its client has heard of a version within the last second, and asks if it has not.
+#[test]
+fn a_blind_write_asks_for_no_version_while_the_client_knows_a_young_one() {
+    let (db, endpoint, rt) = database();
+    endpoint.answer_late(1);
+    let write = || {
+        rt.block_on(db.run(async |tx| {
+            tx.set("k", "1");
+            Ok(())
+        }))
+        .expect("it commits");
+        let log = endpoint.log();
+        let last = log.commits.last().expect("it committed").clone();
+        (log.begins.len(), last.read_version, last.begins)
+    };
+    assert_eq!(write(), (1, Version::from_u64(100), None));
+    // What its own commit was told is the newest that it knows; what others write it does not hear of.
+    endpoint.write(vec![Mutation::set("other", "")]);
+    assert_eq!(write(), (1, Version::from_u64(110), Some(Priority::Default)));
+    rt.run_for(HEARD_FOR / 2);
+    assert_eq!(write(), (1, Version::from_u64(130), Some(Priority::Default)));
+    // An idle client asks.
+    rt.run_for(HEARD_FOR);
+    assert_eq!(write(), (2, Version::from_u64(140), None));
+    // A read version counts as heard, and the transaction's priority goes with the commit.
+    rt.run_for(HEARD_FOR);
+    let version = rt.block_on(db.create_transaction().get_read_version()).expect("it answers");
+    let tx = db.create_transaction();
+    tx.set_option(&TransactionOption::PriorityBatch);
+    tx.clear("k");
+    rt.block_on(tx.commit()).expect("it commits");
+    let last = endpoint.log().commits.last().expect("it committed").clone();
+    assert_eq!((last.read_version, last.begins), (version, Some(Priority::Batch)));
+    // After a reset it is a transaction like any other: its read version is the newest.
+    tx.reset();
+    assert_eq!(rt.block_on(tx.get_read_version()), Ok(endpoint.version()));
+}
+
+/// Whoever reads, or says that it has read, asks: what others were acknowledged is seen, or conflicts.
+#[test]
+fn who_reads_asks_whatever_the_client_knows() {
+    let (db, endpoint, rt) = database();
+    endpoint.answer_late(1);
+    rt.block_on(db.run(async |tx| {
+        tx.set("k", "1");
+        Ok(())
+    }))
+    .expect("it commits");
+    let newest = endpoint.write(vec![Mutation::set("k", "2")]);
+    let tx = db.create_transaction();
+    assert_eq!(rt.block_on(tx.get("k")), Ok(Some(Bytes::from("2"))));
+    let tx = db.create_transaction();
+    assert_eq!(rt.block_on(tx.get_read_version()), Ok(newest));
+    let tx = db.create_transaction();
+    assert_eq!(rt.block_on(tx.snapshot().get("k")), Ok(Some(Bytes::from("2"))));
+    let tx = db.create_transaction();
+    tx.add_conflict_range(range("k", "l"), ConflictRangeType::Read).expect("it is valid");
+    tx.set("k", "3");
+    rt.block_on(tx.commit()).expect("nobody has written since it asked");
+    let last = endpoint.log().commits.last().expect("it committed").clone();
+    assert_eq!((last.read_version, last.begins), (newest, None));
+    let tx = db.create_transaction();
+    tx.set_read_version(i64::try_from(newest.get()).expect("small"));
+    tx.set("k", "4");
+    rt.block_on(tx.commit()).expect("it commits");
+    assert_eq!(endpoint.log().commits.last().map(|last| (last.read_version, last.begins)), Some((newest, None)));
+}
+
+/// The database takes no version from before its restart. The client knows only such ones, asks, and commits, once; nobody hears of it.
+#[test]
+fn a_remembered_version_that_is_too_old_is_asked_for_anew() {
+    let (db, endpoint, rt) = database();
+    endpoint.answer_late(1);
+    let write = |value: &'static str| {
+        rt.block_on(async {
+            let tx = db.create_transaction();
+            tx.atomic_op("k", value, MutationKind::AppendIfFits);
+            tx.commit().await
+        })
+    };
+    write("a").expect("it commits");
+    // The epoch begins above everything that was told.
+    let first = endpoint.write(vec![Mutation::set("epoch", "2")]);
+    endpoint.forget_below(first);
+    write("b").expect("it commits");
+    let log = endpoint.log();
+    assert_eq!(log.begins.len(), 2);
+    let [.., refused, taken] = &log.commits[..] else { panic!("two were sent") };
+    assert_eq!((refused.begins, taken.begins), (Some(Priority::Default), None));
+    assert!(refused.read_version < first && taken.read_version == first);
+    assert_ne!(refused.id, taken.id, "an id is for one sending");
+    assert_eq!(endpoint.rows()[1].1, Bytes::from("ab"));
+    // A lost answer is settled as ever.
+    endpoint.lose_commit(Some(Lost::Done));
+    write("c").expect("it is found out");
+    endpoint.lose_commit(Some(Lost::Late));
+    assert_eq!(code(write("d")), 1020);
+    endpoint.deliver_late();
+    assert_eq!(endpoint.rows()[1].1, Bytes::from("abc"), "the late one finds its id taken");
+    assert_eq!(endpoint.log().begins.len(), 2);
 }
 
 #[test]

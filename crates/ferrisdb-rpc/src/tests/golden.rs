@@ -22,6 +22,7 @@ pub(super) fn questions() -> Vec<(&'static str, Question)> {
         id: Some(id),
         lowest_unanswered: 299,
         report_conflicting_keys: true,
+        begins: None,
     };
     vec![
         ("begin", wire::begin_out(BeginRequest { transactions: 3, priority: Priority::Batch })),
@@ -37,7 +38,8 @@ pub(super) fn questions() -> Vec<(&'static str, Question)> {
                 reverse: true,
             }),
         ),
-        ("commit", wire::commit_out(commit)),
+        ("commit", wire::commit_out(commit.clone())),
+        ("commit blind", wire::commit_out(CommitRequest { begins: Some(Priority::Batch), ..commit })),
         ("resolve", wire::resolve_out(ResolveRequest { id, read_version: version })),
         ("watch", wire::watch_out(WatchRequest { key: "k".into(), value: Some("".into()), version })),
         ("watch absent", wire::watch_out(WatchRequest { key: "k".into(), value: None, version })),

@@ -250,8 +250,25 @@ impl Coordinator {
         shared.begin_now()
     }
 
-    /// Commits.
-    pub fn commit(&self, request: CommitRequest) -> Answer<Committed> {
+    /// Commits. A transaction that begins with its commit waits for its turn as one that begins.
+    pub fn commit(&self, mut request: CommitRequest) -> Answer<Committed> {
+        let Some(priority) = request.begins.take() else { return self.commit_begun(request) };
+        let shared = &self.shared;
+        shared.counters.begins.fetch_add(1, Ordering::Relaxed);
+        let is_limited = shared.is_limited.load(Ordering::Acquire) && !planted(Bug::BlindWriteNotLimited);
+        if !is_limited || priority == Priority::Immediate {
+            return self.commit_begun(request);
+        }
+        let begun = shared.begin_later(BeginRequest { transactions: 1, priority });
+        let coordinator = self.clone();
+        // Dropped meanwhile, it has not happened, and whoever asks for its outcome is told so: nothing was written about it yet.
+        Answer::later(async move {
+            begun.await?;
+            coordinator.commit_begun(request).await
+        })
+    }
+
+    fn commit_begun(&self, request: CommitRequest) -> Answer<Committed> {
         let range_bytes = |range: &KeyRange| range.begin.len() + range.end.len() + size_of::<KeyRange>();
         let ranges = request.read_conflicts.iter().chain(&request.write_conflicts).map(range_bytes);
         let mutations = request.mutations.iter().map(|mutation| mutation.bytes() + size_of::<Mutation>());

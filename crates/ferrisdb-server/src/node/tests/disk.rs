@@ -229,6 +229,18 @@ fn a_backlog_slows_down_what_begins() {
     }
     let waited = machine.clock.now() - since;
     assert!((Duration::from_secs(2)..Duration::from_secs(5)).contains(&waited), "ten a second: {waited:?}");
+    // One that begins with its commit waits as well, and may be refused as well.
+    let blind = |priority| node.commit(Transaction::at(machine.begin_now(&node)).set("b", "").begins(priority).build());
+    assert_eq!(code(machine.wait(blind(Priority::Batch))), Code::BatchTransactionThrottled);
+    let since = machine.clock.now();
+    for _ in 0..30 {
+        machine.wait(blind(Priority::Default)).expect("it commits");
+    }
+    let waited = machine.clock.now() - since;
+    assert!((Duration::from_secs(2)..Duration::from_secs(5)).contains(&waited), "ten a second: {waited:?}");
+    let since = machine.clock.now();
+    machine.wait(blind(Priority::Immediate)).expect("it commits");
+    assert_eq!(machine.clock.now(), since);
     let status: serde_json::Value =
         serde_json::from_str(&machine.wait(node.status()).expect("it has a status")).expect("it is JSON");
     assert_eq!(status["cluster"]["qos"]["performance_limited_by"]["name"], "storage_write_stall");

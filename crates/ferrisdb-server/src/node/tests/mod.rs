@@ -78,6 +78,13 @@ impl Machine {
         self.wait(node.begin(BeginRequest { transactions: 1, priority: Priority::Default })).expect("it begins").version
     }
 
+    /// The same, whatever limits the others.
+    fn begin_now(&self, node: &Node) -> Version {
+        self.wait(node.begin(BeginRequest { transactions: 1, priority: Priority::Immediate }))
+            .expect("it begins")
+            .version
+    }
+
     fn get(&self, node: &Node, key: &str) -> Option<String> {
         let version = self.begin(node);
         self.get_at(node, key, version).expect("it reads")
@@ -130,6 +137,7 @@ impl Transaction {
             id: None,
             lowest_unanswered: 0,
             report_conflicting_keys: false,
+            begins: None,
         })
     }
 
@@ -149,6 +157,11 @@ impl Transaction {
     fn mutate(mut self, mutation: Mutation) -> Transaction {
         self.0.write_conflicts.push(KeyRange::single(&mutation.key));
         self.0.mutations.push(mutation);
+        self
+    }
+
+    fn begins(mut self, priority: Priority) -> Transaction {
+        self.0.begins = Some(priority);
         self
     }
 
