@@ -20,7 +20,8 @@
 //! the reason. A full disk refuses appends until there is space; small entries that free space or start an epoch use a reserve.
 //!
 //! # Concurrency
-//! Callable from any thread. Locks: `writer` (held for one WAL append, so that `pending` has the WAL's order), then `core` (held for no I/O).
+//! Callable from any thread. Locks: `writer` (held for one WAL append, so that `pending` has the WAL's order) or `syncing` (held
+//! for one sync, so that answers come in order), then `core` (held for no I/O).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -91,6 +92,8 @@ struct Shared {
     options: LocalLogOptions,
     /// Encodes and appends, one at a time. The buffer is kept so that appends do not allocate.
     writer: Mutex<Vec<u8>>,
+    /// Held by whoever syncs, until it has answered: the log's task, or one that appended alone.
+    syncing: Mutex<()>,
     core: Mutex<Core>,
     /// The state machine's last version, and when it got there: what `begin` reads.
     last: AtomicU64,
@@ -301,6 +304,7 @@ impl LocalLog {
             cluster_id,
             options,
             writer: Mutex::default(),
+            syncing: Mutex::default(),
             last: AtomicU64::new(last.get()),
             last_at_nanos: AtomicU64::new(0),
             core: Mutex::new(core),
@@ -362,15 +366,27 @@ impl LocalLog {
 
     /// Makes everything durable that is appended, and answers for it. False if there was nothing to do.
     pub fn sync_step(&self) -> bool {
+        let (has_worked, subscriber) = self.sync_pending();
+        if let Some(subscriber) = subscriber {
+            subscriber.wake();
+        }
+        has_worked
+    }
+
+    /// [`sync_step`](Self::sync_step), with the subscriber left to be woken.
+    fn sync_pending(&self) -> (bool, Option<Waker>) {
         let shared = &self.shared;
-        let Some(position) = lock(&shared.core).pending.front().map(|pending| pending.position) else { return false };
+        let _turn = lock(&shared.syncing);
+        let Some(position) = lock(&shared.core).pending.front().map(|pending| pending.position) else {
+            return (false, None);
+        };
         let is_durable = |position| shared.wal.is_synced(position) || planted(Bug::LogSkipsSync);
         if !is_durable(position) {
             match shared.wal.sync() {
                 Ok(_) => lock(&shared.core).counters.syncs += 1,
                 Err(error) => {
                     self.fail(from_storage("the log cannot be made durable any more", &error));
-                    return true;
+                    return (true, None);
                 }
             }
         }
@@ -389,10 +405,7 @@ impl LocalLog {
         for (reply, applied) in answers {
             reply.send(Ok(applied));
         }
-        if let Some(subscriber) = subscriber {
-            subscriber.wake();
-        }
-        true
+        (true, subscriber)
     }
 
     async fn sync_until_closed(self) {
@@ -453,7 +466,7 @@ impl LocalLog {
         }
     }
 
-    /// Appends to the WAL, and to what waits for the sync.
+    /// Appends to the WAL, and to what waits for the sync; nobody is told.
     fn append_entries(&self, mut entries: Vec<Entry>) -> Result<BoxFuture<Result<Applied>>> {
         let shared = &self.shared;
         let mut buffer = lock(&shared.writer);
@@ -520,7 +533,6 @@ impl LocalLog {
         }
         drop(buffer);
         debug_assert!(ridden > 0, "an append has entries");
-        shared.sync_bell.ring();
         Ok(Box::pin(answered))
     }
 }
@@ -641,7 +653,16 @@ fn delivery(entry: Entry, previous: Version, state: &State, horizon: Version, ta
 
 impl Log for LocalLog {
     fn append(&self, entries: Vec<Entry>) -> Result<BoxFuture<Result<Applied>>> {
-        self.append_entries(entries)
+        let appended = self.append_entries(entries)?;
+        self.shared.sync_bell.ring();
+        Ok(appended)
+    }
+
+    fn append_alone(&self, entries: Vec<Entry>) -> Result<(BoxFuture<Result<Applied>>, Option<Waker>)> {
+        let appended = self.append_entries(entries)?;
+        // One step is enough: the sync begins after the append.
+        let (_, subscriber) = self.sync_pending();
+        Ok((appended, subscriber))
     }
 
     fn subscribe(&self, tag: Tag, above: Version) -> Result<Box<dyn Subscription>> {

@@ -20,7 +20,7 @@ pub mod state;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Mutation, Result, Version};
@@ -90,6 +90,16 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// From the call: nothing was appended, and nothing will be. From the future: nobody knows whether it was.
     fn append(&self, entries: Vec<Entry>) -> Result<BoxFuture<Result<Applied>>>;
+
+    /// The same for a caller that has nothing else to do until they are durable, and may block: what the log would have done on a task of its own
+    /// it does on the caller's, if it can, and two hand-overs between threads are spared. What comes with the future is to be woken once the
+    /// caller has answered: the subscriber, who is in less of a hurry.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    fn append_alone(&self, entries: Vec<Entry>) -> Result<(BoxFuture<Result<Applied>>, Option<Waker>)> {
+        Ok((self.append(entries)?, None))
+    }
 
     /// The batches above `above` with the mutations of `tag`. May be called again after an error, which ends the stream before.
     ///
