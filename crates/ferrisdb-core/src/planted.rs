@@ -68,10 +68,6 @@ bugs! {
     DeferredErrorToldOnce = "deferred-error-told-once",
     /// Transactions that read take a version that their client heard of before, instead of asking.
     ReadersDoNotAsk = "readers-do-not-ask",
-    /// A transaction that has read nothing commits however old its read version is.
-    BlindWriteNeverTooOld = "blind-write-never-too-old",
-    /// A transaction that begins with its commit does not wait for its turn.
-    BlindWriteNotLimited = "blind-write-not-limited",
     /// A commit whose answer was lost is taken for one that did not happen.
     LostAnswerIsNo = "lost-answer-is-no",
     /// Clears of ranges wake no watch.

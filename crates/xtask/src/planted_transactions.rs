@@ -58,6 +58,7 @@ const TABLE: &[(&str, Catcher)] = &[
     ("read-version-not-newest", History(CONCURRENT, 30)),
     ("clear-after-set", Oracle(200_000)),
     ("clear-after-set", History(CONCURRENT, 30)),
+    ("readers-do-not-ask", History(CONCURRENT, 30)),
     ("lost-answer-is-no", History(LOST, 30)),
     ("resolve-writes-nothing", History(LOST, 30)),
     ("batch-mates-not-checked", History(CONCURRENT, 30)),

@@ -289,7 +289,6 @@ impl Batcher {
         match self.window.check(request.read_version, &request.read_conflicts) {
             Checked::Ok => {}
             Checked::Conflict(_) if planted(Bug::BatchMatesNotChecked) && group.transactions > 0 => {}
-            Checked::TooOld if planted(Bug::BlindWriteNeverTooOld) && request.read_conflicts.is_empty() => {}
             Checked::TooOld => {
                 let (read, floor) = (request.read_version, self.window.floor());
                 let detail = format!("its read version {read} is below {floor}, the oldest that may still commit");

@@ -269,8 +269,7 @@ impl Coordinator {
         let Some(priority) = request.begins.take() else { return self.commit_begun(request) };
         let shared = &self.shared;
         shared.counters.begins.fetch_add(1, Ordering::Relaxed);
-        let is_limited = shared.is_limited.load(Ordering::Acquire) && !planted(Bug::BlindWriteNotLimited);
-        if !is_limited || priority == Priority::Immediate {
+        if !shared.is_limited.load(Ordering::Acquire) || priority == Priority::Immediate {
             return self.commit_begun(request);
         }
         let begun = shared.begin_later(BeginRequest { transactions: 1, priority });
