@@ -874,3 +874,6 @@ fn unreadable(dir: &Path, position: WalPosition, what: &str) -> Error {
     let detail = format!("the log in {} has an entry at {position} that cannot be read: {what}", dir.display());
     Error::with(Code::IoError, detail)
 }
+
+#[cfg(test)]
+mod tests;

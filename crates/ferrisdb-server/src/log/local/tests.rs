@@ -1,0 +1,77 @@
+use std::sync::atomic::AtomicU32;
+
+use ferrisdb_core::ManualClock;
+use ferrisdb_storage::env::SeededEntropy;
+use ferrisdb_storage::env::steps::StepSpawner;
+use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
+
+use super::*;
+use crate::log::{Batch, EpochStart};
+
+#[derive(Default)]
+struct Counted(AtomicU32);
+
+impl Wake for Counted {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A log whose tasks do not run: what is durable, its callers have made so.
+fn open(disk: &SimFileSystem) -> LocalLog {
+    let clock = Arc::new(ManualClock::new());
+    let spawner = Arc::new(StepSpawner::new(Arc::clone(&clock)));
+    let env =
+        ferrisdb_storage::Env { fs: Arc::new(disk.clone()), clock, spawner, entropy: Arc::new(SeededEntropy::new(1)) };
+    LocalLog::open(JobRuntime::new(env), Path::new("/log"), LocalLogOptions::tiny(), [7; 16], None, Version::ZERO)
+        .expect("it opens")
+}
+
+fn poll<T>(future: &mut BoxFuture<T>) -> Poll<T> {
+    future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Who appends alone has it durable, counted and answered when the call returns, with whatever was appended before; the subscriber is not woken by it, but
+/// by the caller. An ordinary append waits for the log's task.
+#[test]
+fn who_appends_alone_needs_no_task() {
+    let disk = SimFileSystem::new();
+    let log = open(&disk);
+    let (owner, v) = ([1; 16], Version::from_u64);
+    let start = Entry::EpochStart(EpochStart { epoch: 1, owner, process: 0, first_version: v(100) });
+    let batch = |previous, version| {
+        Entry::Batch(Batch {
+            epoch: 1,
+            owner,
+            previous: v(previous),
+            version: v(version),
+            horizon: Version::ZERO,
+            leased: Arc::default(),
+            sections: Vec::new(),
+            metadata: Vec::new(),
+            ids: Vec::new(),
+        })
+    };
+    let mut subscription = log.subscribe(Tag::FIRST, Version::ZERO).expect("it is there");
+    let counted = Arc::new(Counted::default());
+    let waker = Waker::from(Arc::clone(&counted));
+    assert!(subscription.poll_next(&mut Context::from_waker(&waker)).is_pending());
+
+    let mut first = log.append(vec![start]).expect("it is appended");
+    assert!(poll(&mut first).is_pending());
+    let (mut second, subscriber) = log.append_alone(vec![batch(100, 110)]).expect("it is appended");
+    assert_eq!(poll(&mut first), Poll::Ready(Ok(Applied::Counted)));
+    assert_eq!(poll(&mut second), Poll::Ready(Ok(Applied::Counted)));
+    assert_eq!((log.last(), counted.0.load(Ordering::SeqCst)), (v(110), 0));
+    subscriber.expect("somebody waits").wake();
+    assert_eq!(counted.0.load(Ordering::SeqCst), 1);
+
+    let mut third = log.append(vec![batch(110, 120)]).expect("it is appended");
+    assert!(poll(&mut third).is_pending());
+    assert_eq!(log.last(), v(110));
+    let after_a_crash = open(&disk.fork_crashed(CrashMode::UnsyncedLost));
+    assert_eq!(after_a_crash.last(), v(110));
+    assert!(log.sync_step());
+    assert_eq!(poll(&mut third), Poll::Ready(Ok(Applied::Counted)));
+    assert!(!log.sync_step());
+}
