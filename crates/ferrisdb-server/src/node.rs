@@ -352,6 +352,15 @@ impl Endpoint for Node {
         self.refuse().unwrap_or_else(|| self.coordinator.begin(request))
     }
 
+    fn get_here(&self, key: &[u8], version: Version) -> Option<Option<Bytes>> {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let value = self.storage.get_here(key, version)?;
+        self.counters.gets.fetch_add(1, Ordering::Relaxed);
+        Some(value)
+    }
+
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
         self.counters.gets.fetch_add(1, Ordering::Relaxed);
         self.refuse().unwrap_or_else(|| self.storage.get(request))

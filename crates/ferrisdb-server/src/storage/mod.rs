@@ -277,6 +277,17 @@ impl StorageServer {
         self.shared.engine.statistics()
     }
 
+    /// The value of a key, if memory has it and the version is there to be read.
+    /// See [`Endpoint::get_here`](ferrisdb_rpc::Endpoint::get_here).
+    #[inline]
+    pub fn get_here(&self, key: &[u8], mut version: Version) -> Option<Option<Bytes>> {
+        if planted(Bug::ReadAboveApplied) {
+            version = version.min(self.shared.engine.visible_version());
+        }
+        let value = self.shared.engine.try_get(key, Some(version)).ok()?;
+        Some(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
     /// The value of a key. See [`Endpoint::get`](ferrisdb_rpc::Endpoint::get).
     #[inline]
     pub fn get(&self, mut request: GetRequest) -> Answer<Option<Bytes>> {
