@@ -13,7 +13,7 @@
 //! every one after it, until `reset` or `on_error`.
 //!
 //! # Concurrency
-//! One lock, held for the time of a few map operations, never while a waker or a future runs: what has to be woken or told is
+//! One lock, held for the time of a few map operations or of one read of what is in memory, never while a waker or a future runs: what has to be woken or told is
 //! collected and done behind it.
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -13,7 +13,8 @@
 //! Entries leave the WAL once the storage server has their mutations in tables. What they said beside (epoch, versions, leases, commit ids) is then
 //! only in the state machine; so from time to time a batch is delivered with the state as of that batch, and the storage server makes it durable
 //! in the same edit as the data (the **owner state**). At open the state comes from there, and the WAL is replayed from the place
-//! that it names. The WAL is purged up to that place, and no further.
+//! that it names. The WAL is purged up to that place, and no further; and not before the storage server has said, by a pop, that the state is durable:
+//! what was read at open may be in memory only.
 //!
 //! # Failures
 //! A failed sync ends the log: what waits for it gets the error and does not know, and everything later is refused with the file and
