@@ -1,7 +1,7 @@
 //! [`Commit`]: the end of a transaction.
 //!
 //! ```text
-//! reads under way end ── nothing written? ── done, without asking anybody
+//! reads under way end ── nothing written? ── done, without asking anybody; without reads under way, when `commit` is called
 //!                   └── request ── sent once ── answer
 //!                                          └── lost: resolve, again and again ── outcome
 //! ```
@@ -43,13 +43,15 @@ const ABANDONED_RESOLVE_MAX: Duration = Duration::from_secs(30);
 #[must_use = "only its result says whether the transaction committed"]
 pub struct Commit {
     steps: Steps,
-    is_abandoned: Arc<AtomicBool>,
 }
 
 enum Steps {
-    /// It failed before it began.
-    Failed(Option<Error>),
-    Running(Guarded<()>),
+    /// It failed before it began, or had nothing to do.
+    Ended(Result<()>),
+    Running {
+        guarded: Guarded<()>,
+        is_abandoned: Arc<AtomicBool>,
+    },
     Done,
 }
 
@@ -62,7 +64,6 @@ enum Outcome {
 
 impl Commit {
     pub(crate) fn start(inner: &Arc<Inner>) -> Commit {
-        let is_abandoned = Arc::new(AtomicBool::new(false));
         let begun = inner.with(|state| {
             if let Err(error) = inner.enter(state) {
                 // A commit under way decides about promises itself; one that cannot even begin has failed.
@@ -71,25 +72,30 @@ impl Commit {
                 }
                 return Err(error);
             }
-            state.commit = CommitPhase::Begun;
-            Ok(state.epoch)
-        });
-        let steps = match begun {
-            Err(error) => Steps::Failed(Some(error)),
-            Ok(epoch) => {
-                let steps = run(Arc::clone(inner), epoch, Arc::clone(&is_abandoned));
-                Steps::Running(Guarded::new(Arc::clone(inner), epoch, Box::pin(steps)))
+            if state.has_nothing_to_commit() {
+                state.end_commit(None, Err(Code::NoCommitVersion.into()));
+                return Ok(None);
             }
+            state.commit = CommitPhase::Begun;
+            Ok(Some(state.epoch))
+        });
+        let epoch = match begun {
+            Err(error) => return Commit { steps: Steps::Ended(Err(error)) },
+            Ok(None) => return Commit { steps: Steps::Ended(Ok(())) },
+            Ok(Some(epoch)) => epoch,
         };
-        Commit { steps, is_abandoned }
+        let is_abandoned = Arc::new(AtomicBool::new(false));
+        let steps = run(Arc::clone(inner), epoch, Arc::clone(&is_abandoned));
+        let guarded = Guarded::new(Arc::clone(inner), epoch, Box::pin(steps));
+        Commit { steps: Steps::Running { guarded, is_abandoned } }
     }
 
     /// Lets what is not finished go on in the background.
     fn detach(&mut self) {
-        if let Steps::Running(guarded) = &mut self.steps
+        if let Steps::Running { guarded, is_abandoned } = &mut self.steps
             && let Some(steps) = guarded.take()
         {
-            self.is_abandoned.store(true, Ordering::Relaxed);
+            is_abandoned.store(true, Ordering::Relaxed);
             let task = Box::pin(async move {
                 // Who wanted to know is gone; the transaction's state says what became of it.
                 drop(steps.await);
@@ -106,8 +112,8 @@ impl Future for Commit {
     /// If it is polled again after it was ready.
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
         let result = match &mut self.steps {
-            Steps::Failed(error) => Err(error.take().expect("a result is taken once")),
-            Steps::Running(guarded) => match Pin::new(guarded).poll(context) {
+            Steps::Ended(result) => std::mem::replace(result, Ok(())),
+            Steps::Running { guarded, .. } => match Pin::new(guarded).poll(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(result) => result,
             },
@@ -129,8 +135,8 @@ impl Drop for Commit {
 impl fmt::Debug for Commit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.steps {
-            Steps::Failed(_) => "Commit::Failed",
-            Steps::Running(_) => "Commit::Running",
+            Steps::Ended(_) => "Commit::Ended",
+            Steps::Running { .. } => "Commit::Running",
             Steps::Done => "Commit::Done",
         })
     }
@@ -158,14 +164,7 @@ async fn run(inner: Arc<Inner>, epoch: u64, is_abandoned: Arc<AtomicBool>) -> Re
                 return;
             }
         };
-        state.commit = CommitPhase::Succeeded(version);
-        if let Some(promise) = state.stamp.take() {
-            state.after(move || promise.set(stamp));
-        }
-        let armed_at = version.or(state.known_version()).unwrap_or(Version::ZERO);
-        for watch in std::mem::take(&mut state.watches) {
-            state.after(move || watch.arm(armed_at));
-        }
+        state.end_commit(version, stamp);
     });
     outcome.map(|_| ())
 }

@@ -20,8 +20,8 @@ use crate::view::{At, Place, View, unreadable};
 /// A read of one key that was begun.
 enum Get {
     Done(Result<Option<Bytes>>),
-    /// It failed or is trivial in a way that no commit needs to know of.
-    Refused(Result<Option<Bytes>>),
+    /// It needs nothing more, and no commit needs to know of it: memory had it, or it failed or is trivial in such a way.
+    Told(Result<Option<Bytes>>),
     Special,
     Ask(Ask),
 }
@@ -48,7 +48,7 @@ impl Inner {
         let ask = match begun {
             Get::Ask(ask) => ask,
             Get::Special => return special::get(self, key),
-            Get::Refused(result) => return ReadFuture::ready(result),
+            Get::Told(result) => return ReadFuture::ready(result),
             Get::Done(result) => {
                 if fails_commit && result.is_err() {
                     self.note_read(self.with(|state| state.epoch), &result);
@@ -95,18 +95,18 @@ impl Inner {
         if key.starts_with(SYSTEM_END) {
             return match state.check_deferred() {
                 Ok(()) => Get::Special,
-                Err(error) => Get::Refused(Err(error)),
+                Err(error) => Get::Told(Err(error)),
             };
         }
         if let Err(error) = self.enter(state) {
-            return Get::Refused(Err(error));
+            return Get::Told(Err(error));
         }
         if key >= state.read_end() && key != METADATA_VERSION_KEY {
-            return Get::Refused(Err(outside(key)));
+            return Get::Told(Err(outside(key)));
         }
         if key.len() > self.limits().key_bytes_for(key) {
             // No such key can exist.
-            return Get::Refused(Ok(None));
+            return Get::Told(Ok(None));
         }
         state.note_read_begun();
         let (mut conflicts, mut entry) = (!is_snapshot || planted(Bug::SnapshotReadConflicts), None);
@@ -116,15 +116,25 @@ impl Inner {
                 Found::Unreadable => return Get::Done(Err(unreadable())),
                 Found::Known(value) => {
                     if conflicts {
-                        state.add_read_conflict(KeyRange::single(key));
+                        state.add_read_conflict_key(key);
                     }
-                    return Get::Done(Ok(value));
+                    return Get::Told(Ok(value));
                 }
                 Found::Dependent(dependent) => entry = Some(dependent.clone()),
                 Found::Unmodified => {}
             }
         }
         let version = self.ask_version(state);
+        // What memory has is read under the transaction's lock: to let it go and take it again for the conflict costs more than it gives to others.
+        if let Begin::Now(Ok(version)) = version
+            && entry.is_none()
+            && let Some(value) = self.database.endpoint.get_here(key, version)
+        {
+            if conflicts {
+                state.add_read_conflict_key(key);
+            }
+            return Get::Told(Ok(value));
+        }
         let (key, conflict) = if conflicts {
             // One allocation for all three.
             let single = KeyRange::single(key);

@@ -13,7 +13,7 @@
 //! every one after it, until `reset` or `on_error`.
 //!
 //! # Concurrency
-//! One lock, held for the time of a few map operations, never while a waker or a future runs: what has to be woken or told is
+//! One lock, held for the time of a few map operations or of one read of what is in memory, never while a waker or a future runs: what has to be woken or told is
 //! collected and done behind it.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -319,7 +319,11 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // No future of a read is left, but watches and versionstamps outlive their transaction, and must hear of its end.
-        self.with(|state| state.end_promises(&cancelled()));
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.has_promises() {
+            state.end_promises(&cancelled());
+            std::mem::take(&mut state.after).into_iter().for_each(|action| action());
+        }
     }
 }
 
@@ -409,6 +413,11 @@ impl State {
         self.read_conflicts.add(range);
     }
 
+    pub(crate) fn add_read_conflict_key(&mut self, key: &[u8]) {
+        self.size += (2 * key.len() + 1) as u64 + OVERHEAD_BYTES;
+        self.read_conflicts.add_key(key);
+    }
+
     pub(crate) fn add_write_conflict(&mut self, range: &KeyRange) {
         self.size += (range.begin.len() + range.end.len()) as u64 + OVERHEAD_BYTES;
         self.overlay_mut().add_write_conflict(range);
@@ -468,6 +477,23 @@ impl State {
         (self.wakers.len(), self.outstanding.iter().filter(|read| read.is_awaited()).count())
     }
 
+    /// No read is under way or has failed, and nothing is to be written: a commit has nothing to wait for and nobody to ask.
+    pub(crate) fn has_nothing_to_commit(&self) -> bool {
+        self.outstanding.is_empty() && self.read_error.is_none() && self.overlay.is_empty()
+    }
+
+    /// The commit has succeeded, at this version if it wrote: arms the watches, and tells what the versionstamp is.
+    pub(crate) fn end_commit(&mut self, version: Option<Version>, stamp: Result<Versionstamp>) {
+        self.commit = CommitPhase::Succeeded(version);
+        if let Some(promise) = self.stamp.take() {
+            self.after(move || promise.set(stamp));
+        }
+        let armed_at = version.or(self.known_version()).unwrap_or(Version::ZERO);
+        for watch in std::mem::take(&mut self.watches) {
+            self.after(move || watch.arm(armed_at));
+        }
+    }
+
     /// The commit has failed with `error`: so have the watches, and there will be no versionstamp.
     pub(crate) fn fail_commit_promises(&mut self, error: &Error) {
         if let Some(promise) = self.stamp.take() {
@@ -476,13 +502,18 @@ impl State {
         self.end_promises(error);
     }
 
+    /// Watches wait to be armed, or a versionstamp was promised.
+    fn has_promises(&self) -> bool {
+        !self.watches.is_empty() || self.stamp.is_some()
+    }
+
     /// Watches that are not armed and a versionstamp that is not known end with `error`.
     pub(crate) fn end_promises(&mut self, error: &Error) {
-        let watches = std::mem::take(&mut self.watches);
-        let stamp = self.stamp.take();
-        if watches.is_empty() && stamp.is_none() {
+        if !self.has_promises() {
             return;
         }
+        let watches = std::mem::take(&mut self.watches);
+        let stamp = self.stamp.take();
         let error = error.clone();
         self.after(move || {
             for watch in watches {

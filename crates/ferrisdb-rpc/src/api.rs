@@ -223,6 +223,12 @@ pub trait Endpoint: Send + Sync + 'static {
     /// The version to read at for transactions that begin now.
     fn begin(&self, request: BeginRequest) -> Answer<Begun>;
 
+    /// A key's value, if memory has it here and now: what [`get`](Self::get) would answer, without what a question costs. `None`: put the question.
+    /// It waits for nothing and wakes nobody, so that it may be called with a lock held. What is far away has nothing here.
+    fn get_here(&self, _key: &[u8], _version: Version) -> Option<Option<Bytes>> {
+        None
+    }
+
     /// A key's value.
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>>;
 

@@ -16,6 +16,7 @@
 //! - Storage applies only what is durable in the log, in order.
 //! - The log is purged only behind what the engine has flushed.
 //! - A node that is closed or dropped ends its tasks: they hold the roles, not the node.
+//! - Each task holds the directory's lock until its future is gone, so that the directory is free when, and not before, nobody can write any more.
 //!
 //! # Format of the cluster file
 //!   0  8    magic "FERRISD" and 0xDB
@@ -26,8 +27,10 @@
 use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use ferrisdb_core::codec::{Decoder, put_u32};
 use ferrisdb_core::runtime::BoxFuture;
@@ -48,7 +51,7 @@ use crate::counters::Counters;
 use crate::failure::from_storage;
 use crate::log::{Applied, Delivery, LocalLog, LocalLogOptions, Log, Subscription, Tag};
 use crate::runtime::JobRuntime;
-use crate::signal::{Latch, Replied, lock, reply};
+use crate::signal::{Latch, Replied, Reply, lock, reply};
 use crate::storage::{ApplyBatch, StorageOptions, StorageServer};
 
 const MAGIC: [u8; 8] = *b"FERRISD\xDB";
@@ -80,7 +83,8 @@ impl NodeOptions {
 
 /// A database in this process. It answers as an [`Endpoint`] until it is closed or dropped.
 ///
-/// Dropping it ends its tasks in the background: what was asked to commit may still commit. [`close`](Self::close) waits for all that.
+/// Dropping it ends its tasks in the background: what was asked to commit may still commit, and the directory is in use until they have ended.
+/// [`close`](Self::close) waits for all that: when it returns, the directory can be opened.
 pub struct Node {
     runtime: JobRuntime,
     dir: PathBuf,
@@ -94,8 +98,12 @@ pub struct Node {
     is_closed: AtomicBool,
     /// Ends the tasks that hold the storage server.
     stop: Arc<Latch>,
-    lock: Mutex<Option<Box<dyn FileLock>>>,
+    /// The node's own share in the directory's lock. The last field, so that it goes after the roles.
+    lock: Mutex<Option<SharedLock>>,
 }
+
+/// The directory's lock, shared by all that may write there.
+type SharedLock = Arc<dyn FileLock>;
 
 /// Futures that are ready when a task has ended.
 #[derive(Default)]
@@ -113,7 +121,7 @@ impl Node {
     /// another node of this one, has the directory open.
     pub fn open(env: Env, dir: impl AsRef<Path>, options: NodeOptions) -> Result<Node> {
         let dir = dir.as_ref();
-        let directory_lock = take_directory(env.fs.as_ref(), dir)?;
+        let directory_lock: SharedLock = take_directory(env.fs.as_ref(), dir)?;
         let cluster_id = found_or_read(env.fs.as_ref(), env.entropy.as_ref(), dir)?;
         let runtime = JobRuntime::new(env);
         let limits = options.coordinator.limits;
@@ -154,8 +162,9 @@ impl Node {
         recovered?;
 
         let mut tasks = Tasks::default();
-        log.spawn(|name, task| tasks.log.push(spawn(&runtime, name, task)));
-        coordinator.spawn(starting, |name, task| tasks.coordinator.push(spawn(&runtime, name, task)));
+        let spawn = |name: &str, task| spawn(&runtime, name, task, Arc::clone(&directory_lock));
+        log.spawn(|name, task| tasks.log.push(spawn(name, task)));
+        coordinator.spawn(starting, |name, task| tasks.coordinator.push(spawn(name, task)));
         let stop = Arc::new(Latch::default());
         let (stopping, failing) = (Arc::clone(&stop), coordinator.clone());
         let feeding = Box::pin(async move {
@@ -163,10 +172,10 @@ impl Node {
                 failing.fail(&error);
             }
         });
-        tasks.storage.push(spawn(&runtime, "apply", feeding));
-        let (stopping, popping) = (Arc::clone(&stop), pop_flushed(storage.clone(), log.clone()));
+        tasks.storage.push(spawn("apply", feeding));
+        let (stopping, popping) = (Arc::clone(&stop), pop_flushed(storage.clone(), log.clone(), found.is_settled));
         let popping = Box::pin(async move { stopping.unless_set(popping).await.unwrap_or_default() });
-        tasks.storage.push(spawn(&runtime, "pop", popping));
+        tasks.storage.push(spawn("pop", popping));
         Ok(Node {
             dir: dir.to_path_buf(),
             cluster_id,
@@ -352,6 +361,15 @@ impl Endpoint for Node {
         self.refuse().unwrap_or_else(|| self.coordinator.begin(request))
     }
 
+    fn get_here(&self, key: &[u8], version: Version) -> Option<Option<Bytes>> {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let value = self.storage.get_here(key, version)?;
+        self.counters.gets.fetch_add(1, Ordering::Relaxed);
+        Some(value)
+    }
+
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
         self.counters.gets.fetch_add(1, Ordering::Relaxed);
         self.refuse().unwrap_or_else(|| self.storage.get(request))
@@ -471,30 +489,55 @@ impl Feed {
 }
 
 /// Tells the log about every flush, until storage ends.
-async fn pop_flushed(storage: StorageServer, log: LocalLog) {
+async fn pop_flushed(storage: StorageServer, log: LocalLog, is_settled: bool) {
     let mut flushed = storage.flushed_version();
-    // Whatever was flushed in the last life the log may forget too.
-    log.pop(Tag::FIRST, flushed);
+    // Whatever was flushed in the last life the log may forget too, unless a power cut could still take that flush back. In that case the first
+    // flush of this life says so: it has written all that the manifest holds anew.
+    if is_settled {
+        log.pop(Tag::FIRST, flushed);
+    }
     while let Ok(version) = storage.next_flush(flushed).await {
         flushed = version;
         log.pop(Tag::FIRST, flushed);
     }
 }
 
+/// A task of a node. Whether it ends, is dropped or panics: the future goes first, and the roles that it holds with it, then its share in the lock, and
+/// whoever waits for its end finds both done.
+struct Task(Option<Running>);
+
+/// The fields go in their order.
+struct Running {
+    future: BoxFuture<()>,
+    _lock: SharedLock,
+    /// It answers when it is dropped.
+    _end: Reply<()>,
+}
+
+impl Future for Task {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let running = self.0.as_mut().expect("a task is not polled after it was ready");
+        let polled = running.future.as_mut().poll(context);
+        if polled.is_ready() {
+            // Here, not when the job goes: what the future holds may still have something to do.
+            self.0 = None;
+        }
+        polled
+    }
+}
+
 /// Runs a task, and tells when it has ended, whichever way.
-fn spawn(runtime: &JobRuntime, name: &str, task: BoxFuture<()>) -> Replied<()> {
+fn spawn(runtime: &JobRuntime, name: &str, future: BoxFuture<()>, lock: SharedLock) -> Replied<()> {
     let (end, ended) = reply(Code::OperationCancelled);
-    let task = async move {
-        task.await;
-        end.send(Ok(()));
-    };
-    runtime.spawn(name, Box::pin(task));
+    runtime.spawn(name, Box::pin(Task(Some(Running { future, _lock: lock, _end: end }))));
     ended
 }
 
 async fn ended(tasks: Vec<Replied<()>>) {
     for task in tasks {
-        // An error says that it was dropped: that is an end too.
+        // An error: it says that it was dropped, as every task is in the end.
         drop(task.await);
     }
 }
@@ -508,12 +551,12 @@ fn block_on<T>(runtime: &JobRuntime, future: impl Future<Output = T>) -> T {
 }
 
 /// Makes the directory, and locks it.
-fn take_directory(fs: &dyn FileSystem, dir: &Path) -> Result<Box<dyn FileLock>> {
+fn take_directory(fs: &dyn FileSystem, dir: &Path) -> Result<SharedLock> {
     let failed = |op, path: &Path, error| from_storage("cannot open the database", &StorageError::io(op, path, error));
     fs.create_dir_all(dir).map_err(|error| failed("create", dir, error))?;
     let path = dir.join("LOCK");
     let holder = format!("process {}", std::process::id());
-    fs.lock(&path, &holder).map_err(|error| match error.kind() {
+    fs.lock(&path, &holder).map(Arc::from).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => {
             let holder = fs.lock_holder(&path).unwrap_or_else(|_| "another process".to_owned());
             let directory = dir.to_path_buf();

@@ -13,7 +13,8 @@
 //! Entries leave the WAL once the storage server has their mutations in tables. What they said beside (epoch, versions, leases, commit ids) is then
 //! only in the state machine; so from time to time a batch is delivered with the state as of that batch, and the storage server makes it durable
 //! in the same edit as the data (the **owner state**). At open the state comes from there, and the WAL is replayed from the place
-//! that it names. The WAL is purged up to that place, and no further.
+//! that it names. The WAL is purged up to that place, and no further; and not before the storage server has said, by a pop, that the state is durable:
+//! what was read at open may be in memory only.
 //!
 //! # Failures
 //! A failed sync ends the log: what waits for it gets the error and does not know, and everything later is refused with the file and
@@ -278,13 +279,18 @@ impl LocalLog {
             bytes_since_index: 0,
             owner_states: VecDeque::new(),
             bytes_since_owner_state: 0,
-            purge_to: replay_from,
+            // Nothing, though the owner state that was found needs nothing before its place: whether that state itself is durable the storage
+            // server knows, which pops then. Until it does, a power cut may bring back an older state, with an older place.
+            purge_to: WalPosition::ZERO,
             pops: BTreeMap::new(),
             subscription: 0,
             subscriber: None,
             failed: None,
             counters: LogCounters::default(),
         };
+        if replay_from != WalPosition::ZERO {
+            core.owner_states.push_back((core.state.last(), replay_from));
+        }
         core.replay(&wal, dir, recovery.replay_from)?;
         let last = core.state.last();
         if flushed > last {
@@ -683,10 +689,10 @@ impl Log for LocalLog {
 
     fn pop(&self, tag: Tag, version: Version) {
         let mut core = lock(&self.shared.core);
-        if core.state.popped(tag).is_none_or(|popped| popped >= version) {
-            return;
+        let Some(popped) = core.state.popped(tag) else { return };
+        if popped < version {
+            core.pops.insert(tag, version);
         }
-        core.pops.insert(tag, version);
         let before = core.purge_to;
         while let Some(&(at, position)) = core.owner_states.front()
             && at <= version

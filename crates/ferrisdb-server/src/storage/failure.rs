@@ -33,6 +33,7 @@ pub(super) fn engine_error(error: &EngineError) -> Error {
 pub(super) fn engine_error_at_open(error: &EngineError) -> Error {
     let code = match error {
         EngineError::InvalidOption { .. } => Code::InvalidOptionValue,
+        EngineError::Locked { .. } => Code::FileNotWritable,
         _ => Code::IoError,
     };
     Error::with(code, error.to_string())

@@ -102,6 +102,9 @@ pub struct StorageRecovery {
     pub owner_state: Option<Vec<u8>>,
     /// There was nothing: it was created.
     pub is_new: bool,
+    /// `flushed` and `owner_state` are durable beyond doubt. Otherwise, after an open on a full disk, a power cut may bring back those of an earlier
+    /// flush: what that would need must stay until the next flush of this life.
+    pub is_settled: bool,
 }
 
 /// One version of the log, ready to be applied.
@@ -188,7 +191,8 @@ impl StorageServer {
         let flushed = engine.flushed_version();
         news.begin(flushed);
 
-        let recovery = StorageRecovery { flushed, owner_state: kept.owner.clone(), is_new };
+        let is_settled = engine.is_settled();
+        let recovery = StorageRecovery { flushed, owner_state: kept.owner.clone(), is_new, is_settled };
         let shared = Shared {
             pool: Arc::new(ReadPool::new(options.read_jobs, options.read_queue)),
             waiters: Arc::new(VersionWaiters::new(options.version_waiters)),
@@ -275,6 +279,17 @@ impl StorageServer {
     /// The engine's numbers, for the status document. May wait for an fsync of the engine's manifest.
     pub fn statistics(&self) -> ferrisdb_storage::Statistics {
         self.shared.engine.statistics()
+    }
+
+    /// The value of a key, if memory has it and the version is there to be read.
+    /// See [`Endpoint::get_here`](ferrisdb_rpc::Endpoint::get_here).
+    #[inline]
+    pub fn get_here(&self, key: &[u8], mut version: Version) -> Option<Option<Bytes>> {
+        if planted(Bug::ReadAboveApplied) {
+            version = version.min(self.shared.engine.visible_version());
+        }
+        let value = self.shared.engine.try_get(key, Some(version)).ok()?;
+        Some(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     /// The value of a key. See [`Endpoint::get`](ferrisdb_rpc::Endpoint::get).

@@ -256,6 +256,13 @@ impl Engine {
         self.core().get(key, Some(version), ReadMode::Blocking)
     }
 
+    /// True once what was found at opening ([`Engine::flushed_version`], [`Engine::owner_state`]) is durable beyond doubt: always, unless the disk was
+    /// full then. Until there is space, or a flush has succeeded, a power cut may bring back an earlier flush, as far as the process before this one
+    /// had not synced, or could not sync, what this one has read. May wait for an fsync of the manifest.
+    pub fn is_settled(&self) -> bool {
+        self.core().manifest().is_settled()
+    }
+
     /// As [`Engine::get`] or [`Engine::get_at`], without waiting for the disk.
     ///
     /// # Errors

@@ -97,6 +97,48 @@ fn the_log_stays_small() {
     machine.wait(node.close()).expect("it closes");
 }
 
+/// A process writes a flush into the storage engine's manifest, cannot sync it, and dies. The next one reads the flush, from the page cache, and has no
+/// space to make it durable. Then the power goes, and with it the flush: the log must still have what that had made superfluous.
+#[test]
+fn the_log_keeps_what_a_flush_that_may_go_has_made_superfluous() {
+    let machine = Machine::new(SimFileSystem::new(), 1);
+    let node = machine.open().expect("it opens");
+    let unsynced = Verdict::FailAndDrop(DiskError::Io);
+    machine.disk.inject(Injection::new(&[OpKind::Sync], unsynced).path("/db/storage/MANIFEST").once());
+    let mut acknowledged = 0;
+    while node.storage().failure().is_none() {
+        if machine.set(&node, &format!("{acknowledged:04}"), &"v".repeat(500)).is_ok() {
+            acknowledged += 1;
+        }
+        machine.spawner.run_until_idle();
+        assert!(acknowledged < 1000, "a flush comes");
+    }
+    let disk = machine.disk.clone();
+    drop((node, machine));
+
+    let machine = Machine::new(disk, 2);
+    machine.disk.set_capacity(machine.disk.used_bytes());
+    let node = machine.open().expect("it opens on a full disk");
+    assert!(node.storage().flushed_version() > Version::ZERO, "it sees the flush");
+    let first = node.log().statistics().wal.first;
+    machine.spawner.run_for(Duration::from_secs(10));
+    assert_eq!(node.log().statistics().wal.first, first, "nothing was purged");
+    drop(node);
+
+    let machine = machine.crash(CrashMode::UnsyncedLost, 3);
+    machine.disk.set_capacity(1 << 30);
+    let node = machine.open().expect("what the flush had is in the log");
+    for number in 0..acknowledged {
+        assert!(machine.get(&node, &format!("{number:04}")).is_some(), "{number} was acknowledged");
+    }
+    machine.spawner.run_for(Duration::from_secs(10));
+    for number in 0..acknowledged {
+        machine.set(&node, &format!("{number:04}"), &"w".repeat(500)).expect("it commits");
+    }
+    machine.spawner.run_for(Duration::from_secs(10));
+    assert!(node.log().statistics().wal.first > first, "what the next flush has made superfluous is purged");
+}
+
 fn copy(from: &SimFileSystem, to: &SimFileSystem, dir: &str) {
     let dir = Path::new(dir);
     for name in to.list(dir).expect("it lists") {

@@ -1,5 +1,6 @@
 //! Tests of a whole node on a simulated disk, with all jobs on one thread in an order that a seed decides; and some on real threads.
 
+mod closing;
 mod commits;
 mod crashes;
 mod disk;
