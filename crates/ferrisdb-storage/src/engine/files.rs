@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A table file is removed when no reader can reach it any more: the levels no longer name it and the last handle to it is dropped. The
-//! handle's drop only queues the file; a background step removes it, because removing a large file can take long.
+//! handle's drop only queues the file and wakes the keeper; a background step removes it, because removing a large file can take long.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
