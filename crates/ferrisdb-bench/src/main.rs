@@ -214,7 +214,7 @@ fn compare(arguments: &EnginesArguments) -> Result<ExitCode> {
             println!("{}", serde_json::to_string(row)?);
         }
     } else {
-        print!("{}", report::markdown(&rows, &plan.settings(), &command_line(), plan.runs));
+        print!("{}", report::markdown(&rows, &plan.settings(), &command_line(), plan.runs, plan.memory_bound_bytes()));
         let longest = schedule::longest_puts(&records);
         if !longest.is_empty() {
             print!("{}", report::longest_puts(&longest));

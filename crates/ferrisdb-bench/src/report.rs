@@ -5,9 +5,10 @@ use std::fmt::Write;
 use crate::measure::Row;
 
 /// Everything about one set of rows, in Markdown.
-pub(crate) fn markdown(rows: &[Row], settings: &str, command: &str, runs: u32) -> String {
+pub(crate) fn markdown(rows: &[Row], settings: &str, command: &str, runs: u32, memory_bound_bytes: u64) -> String {
     let engines = engines(rows);
     let Some(base) = base(rows) else { return "Nothing was measured.\n".to_owned() };
+    let memory_bound_mib = memory_bound_bytes as f64 / (1 << 20) as f64;
     let mut out = String::new();
     let median = if runs > 1 { format!("medians of {runs} runs") } else { "one run".to_owned() };
     line(&mut out, &format!("{settings}; {median}. Made by:\n\n```sh\n{command}\n```\n"));
@@ -34,8 +35,21 @@ pub(crate) fn markdown(rows: &[Row], settings: &str, command: &str, runs: u32) -
     line(&mut out, "\n### Write amplification · disk after settling, MiB · peak anonymous memory, MiB\n");
     table(&mut out, &engines, rows, |_, row, _| {
         let write_amp = if row.write_amp > 0.0 { format!("{:.2}", row.write_amp) } else { "–".to_owned() };
-        format!("{write_amp} · {:.0} · {:.0}", row.disk_mib, row.rss_mib)
+        let breach = if row.rss_mib > memory_bound_mib { " (!)" } else { "" };
+        format!("{write_amp} · {:.0} · {:.0}{breach}", row.disk_mib, row.rss_mib)
     });
+    line(
+        &mut out,
+        &format!(
+            "\nAnonymous memory, the most of all rows, beside write buffers + cache + 30 % = {memory_bound_mib:.0} MiB:"
+        ),
+    );
+    for engine in &engines {
+        let of_engine = rows.iter().filter(|row| row.engine == *engine);
+        let Some(most) = of_engine.max_by(|a, b| a.rss_mib.total_cmp(&b.rss_mib)) else { continue };
+        let verdict = if most.rss_mib > memory_bound_mib { "**over it**" } else { "within it" };
+        line(&mut out, &format!("- {engine}: {:.0} MiB in {}, {verdict}", most.rss_mib, most.workload));
+    }
     out
 }
 
@@ -151,6 +165,18 @@ mod tests {
         }
     }
 
+    /// An engine that takes more memory than it was given stands out, in its row and below the table.
+    #[test]
+    fn memory_over_the_bound_is_flagged() {
+        let rows = [row("ferris", "fillseq", 1.0, 1.0), Row { rss_mib: 301.0, ..row("lmdb", "fillseq", 1.0, 1.0) }];
+        let text = markdown(&rows, "suite A", "cargo run", 1, 300 << 20);
+        for expected in
+            ["128 · 300 |", "128 · 301 (!) |", "300 MiB in fillseq, within it", "301 MiB in fillseq, **over it**"]
+        {
+            assert!(text.contains(expected), "{expected:?} is not in:\n{text}");
+        }
+    }
+
     /// Ratios are to RocksDB wherever it stands in the list, the best of a line is bold, and a gap stays a gap.
     #[test]
     fn the_table_has_ratios_to_rocksdb() {
@@ -161,7 +187,7 @@ mod tests {
             row("ferris", "readrandom", 150_000.0, 6.25),
             row("rocksdb", "readrandom", 300_000.0, 5.0),
         ];
-        let text = markdown(&rows, "suite A", "cargo run", 3);
+        let text = markdown(&rows, "suite A", "cargo run", 3, 400 << 20);
         for expected in [
             "suite A; medians of 3 runs. Made by:",
             "| | rocksdb | ferris | lmdb |\n|---|--:|--:|--:|",

@@ -3,6 +3,8 @@
 //! # What counts
 //! - ops/s: operations of all measured threads between the moment they start together and the end of the last one.
 //! - CPU and bytes written: of the whole process, until the engine has settled, so that work put off is paid for.
+//! - One client that syncs each put is moved from CPU to CPU: on the one that takes the disk's interrupts a sync costs about two thirds of what
+//!   it costs elsewhere, and where the scheduler happens to leave a thread would decide the comparison.
 //! - Latency: every operation where operations are slow (synced, batched, or looked at for stalls), else one in 16.
 
 use std::path::PathBuf;
@@ -11,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
 use crate::clients::{Client, Dataset};
@@ -81,10 +84,12 @@ struct Plan {
     /// One operation in this many has its latency taken; a power of two.
     sample_every: u64,
     longest_per_second: bool,
+    /// Each client runs on every CPU for equal times.
+    every_cpu: bool,
 }
 
 impl Plan {
-    const TO_THE_END: Plan = Plan { seconds: None, sample_every: 1, longest_per_second: false };
+    const TO_THE_END: Plan = Plan { seconds: None, sample_every: 1, longest_per_second: false, every_cpu: false };
 }
 
 impl Runner<'_> {
@@ -113,11 +118,12 @@ impl Runner<'_> {
     }
 
     fn measure(&mut self, workload: Workload) -> Result<()> {
-        let timed = Plan { seconds: Some(self.job.seconds), sample_every: 16, longest_per_second: false };
+        let timed = Plan { seconds: Some(self.job.seconds), sample_every: 16, ..Plan::TO_THE_END };
         let every = Plan { sample_every: 1, ..timed };
         let plan = match workload {
             Workload::Fillseq | Workload::Fillrandom => Plan::TO_THE_END,
-            Workload::DurablePut1 | Workload::DurablePut8 | Workload::DurableBatch8 => every,
+            Workload::DurablePut1 => Plan { every_cpu: true, ..every },
+            Workload::DurablePut8 | Workload::DurableBatch8 => every,
             Workload::OverwriteStall => Plan { longest_per_second: true, ..every },
             _ => timed,
         };
@@ -301,12 +307,47 @@ impl Drop for EndOfClient<'_> {
     }
 }
 
+/// Moves the thread that asks it from CPU to CPU.
+struct CpuTurns {
+    cpus: Vec<usize>,
+    turn: Option<usize>,
+}
+
+impl CpuTurns {
+    const TURN: Duration = Duration::from_millis(50);
+
+    fn new() -> CpuTurns {
+        // Where it may not be asked or set, the thread stays where the scheduler has it.
+        let allowed = rustix::thread::sched_getaffinity(None).ok();
+        let cpus = allowed.map_or(Vec::new(), |set| (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect());
+        CpuTurns { cpus, turn: None }
+    }
+
+    fn go_on_at(&mut self, elapsed: Duration) {
+        let turn = usize::try_from(elapsed.as_millis() / CpuTurns::TURN.as_millis()).unwrap_or(0);
+        if self.cpus.len() > 1 && self.turn != Some(turn) {
+            self.turn = Some(turn);
+            let mut only = CpuSet::new();
+            only.set(self.cpus[turn % self.cpus.len()]);
+            if rustix::thread::sched_setaffinity(None, &only).is_err() {
+                self.cpus.clear();
+            }
+        }
+    }
+}
+
 fn drive_one(mut client: Client<'_>, plan: Plan, stop: &AtomicBool) -> Result<Driven> {
     let mut driven = Driven::new()?;
     let start = Instant::now();
     let mut longest_ns = Vec::new();
     let mut steps = 0_u64;
+    let mut turns = plan.every_cpu.then(CpuTurns::new);
     while !stop.load(Ordering::Relaxed) {
+        if let Some(turns) = &mut turns
+            && steps.is_multiple_of(16)
+        {
+            turns.go_on_at(start.elapsed());
+        }
         let sampled_at = (client.measured && steps & (plan.sample_every - 1) == 0).then(Instant::now);
         let Some(step) = (client.step)()? else { break };
         if let Some(at) = sampled_at {

@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::EXIT_WRONG_READ;
-use crate::engine::{EngineConfig, Result};
+use crate::engine::{EngineConfig, MEMTABLES, Result};
 use crate::engines::EngineName;
 use crate::measure::Row;
 use crate::memory_limit::MemoryLimit;
@@ -62,6 +62,11 @@ impl Plan {
             self.threads,
             suite.seconds
         )
+    }
+
+    /// The most anonymous memory that an engine should have: write buffers + cache + 30 %.
+    pub(crate) fn memory_bound_bytes(&self) -> u64 {
+        (MEMTABLES * self.suite.write_buffer_bytes + self.suite.cache_bytes) / 10 * 13
     }
 
     /// The groups in order, each with its workloads in order.

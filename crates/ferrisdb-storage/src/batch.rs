@@ -183,6 +183,8 @@ impl WriteBatch {
         {
             self.canonical = self.data[start..start + len] < *key;
         }
+        // One allocation for a batch of one operation: two lengths have at most ten bytes each.
+        self.data.reserve(1 + 10 + key.len() + 10 + value.len());
         self.data.push(kind as u8);
         codec::put_varint(&mut self.data, key.len() as u64);
         self.last_key = Some((self.data.len(), key.len()));

@@ -179,7 +179,9 @@ impl Core {
         self.wait_for_jobs(|core| {
             let mut state = core.jobs.compaction.state();
             state.running.is_empty() && state.manual.is_empty() && state.pick(core).is_ok_and(|picked| picked.is_none())
-        })
+        })?;
+        let asked = self.jobs.wake_keeper();
+        self.wait_for_jobs(|core| core.jobs.is_kept(asked))
     }
 
     /// Waits until `done`, or until a compaction failed.
@@ -422,6 +424,8 @@ impl Running {
             Action::Move => core.counters.moved(self.plan.files().count() as u64),
             Action::DropUnread => core.counters.dropped(self.plan.files().count() as u64),
         }
+        // The handles of the inputs go before anybody is told, so that who waits for this finds their files gone.
+        drop(finished);
         core.jobs.compaction.state().remove(self);
         core.levels_changed();
         core.tell(|| Event::CompactionDone {

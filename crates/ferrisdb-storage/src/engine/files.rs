@@ -9,10 +9,11 @@
 //! ```
 //!
 //! A table file is removed when no reader can reach it any more: the levels no longer name it and the last handle to it is dropped. The
-//! handle's drop only queues the file; a background step removes it, because removing a large file can take long.
+//! handle's drop only queues the file and wakes the keeper; a background step removes it, because removing a large file can take long.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::Waker;
 
 use crate::manifest::FileNumber;
 
@@ -56,11 +57,21 @@ pub(crate) fn file_kind(path: &Path) -> FileKind {
 #[derive(Debug, Default)]
 pub(crate) struct ObsoleteFiles {
     queue: Mutex<Vec<PathBuf>>,
+    /// Of the job that removes them. Whoever holds the last handle may be a reader, who tells nobody else.
+    remover: OnceLock<Waker>,
 }
 
 impl ObsoleteFiles {
     pub(crate) fn push(&self, path: PathBuf) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+        if let Some(remover) = self.remover.get() {
+            remover.wake_by_ref();
+        }
+    }
+
+    /// Sets whom to wake when a file is queued.
+    pub(crate) fn set_remover(&self, waker: Waker) {
+        self.remover.set(waker).expect("the jobs are started once");
     }
 
     pub(crate) fn pop(&self) -> Option<PathBuf> {

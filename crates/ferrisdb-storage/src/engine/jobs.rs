@@ -68,6 +68,9 @@ pub(super) struct Jobs {
     told_poison: AtomicBool,
     /// Where the WAL may be purged up to.
     purge_below: Mutex<Option<WalPosition>>,
+    /// How often the keeper has been woken for something, and how many of these it has dealt with.
+    keeper_asked: AtomicU64,
+    kept: AtomicU64,
 }
 
 fn wake(waker: &OnceLock<Waker>) {
@@ -93,8 +96,16 @@ impl Jobs {
         }
     }
 
-    pub(super) fn wake_keeper(&self) {
+    /// Returns a number for [`Jobs::is_kept`].
+    pub(super) fn wake_keeper(&self) -> u64 {
+        let asked = self.keeper_asked.fetch_add(1, Ordering::SeqCst) + 1;
         wake(&self.keeper);
+        asked
+    }
+
+    /// True once the keeper has done all that it could, in a step that began after that wake.
+    pub(super) fn is_kept(&self, asked: u64) -> bool {
+        self.kept.load(Ordering::SeqCst) >= asked
     }
 
     pub(super) fn wake_compactions(&self) {
@@ -126,6 +137,7 @@ impl Core {
             core.jobs.wal.set(waker).expect("jobs are started once");
         }
         let keeper = spawn("keeper", Box::new(Keeper));
+        core.obsolete.set_remover(keeper.clone());
         if let Some(wal) = &core.wal {
             wal.set_prepare_waker(keeper.clone());
         }
@@ -443,6 +455,19 @@ struct Keeper;
 
 impl Work for Keeper {
     fn step(&mut self, core: &Arc<Core>) -> Result<Step> {
+        let asked = core.jobs.keeper_asked.load(Ordering::SeqCst);
+        let result = self.step_once(core);
+        // A failure too: what it could not do it tries again later, and nobody waits for that.
+        let is_over = matches!(result, Ok(Step::Wait | Step::Done) | Err(_));
+        if is_over && core.jobs.kept.fetch_max(asked, Ordering::SeqCst) < asked {
+            core.progress.notify();
+        }
+        result
+    }
+}
+
+impl Keeper {
+    fn step_once(&mut self, core: &Arc<Core>) -> Result<Step> {
         core.tell_poison();
         if let Some(wal) = &core.wal {
             if wal.prepare_step()? == PrepareStep::Again {
@@ -551,9 +576,8 @@ impl Flush {
         if planted(Bug::FlushForgetsWalEnd) {
             edit.wal_start = core.wal.as_ref().map(|wal| wal.last_position().to_u64());
         }
-        let wal_start = edit.wal_start;
         if planted(Bug::PurgeBeforeFlush)
-            && let (Some(wal), Some(start)) = (&core.wal, wal_start)
+            && let (Some(wal), Some(start)) = (&core.wal, edit.wal_start)
         {
             wal.purge(WalPosition::from_u64(start))?;
         }
@@ -562,9 +586,6 @@ impl Flush {
         let bytes = run.written_bytes();
         core.counters.flushed(bytes);
         let took = core.env.clock.now().saturating_sub(*began);
-        if let Some(position) = wal_start {
-            core.jobs.purge_wal_below(WalPosition::from_u64(position));
-        }
         self.run = None;
         core.levels_changed();
         core.tell(|| Event::FlushDone { bytes, flushed: core.flushed_version(), took });

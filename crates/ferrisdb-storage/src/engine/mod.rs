@@ -56,7 +56,7 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use ferrisdb_core::Version;
 
@@ -81,7 +81,7 @@ use crate::manifest::{FileNumber, Manifest, ManifestEdit};
 use crate::memtable::MemoryPool;
 use crate::options::{Options, WriteOptions};
 use crate::table::ReadMode;
-use crate::wal::Wal;
+use crate::wal::{Wal, WalPosition};
 use files::ObsoleteFiles;
 use jobs::Jobs;
 use pace::Pace;
@@ -385,7 +385,8 @@ impl Engine {
         self.core().compact_range(start, end)
     }
 
-    /// Waits until no compaction is due. Writes that go on meanwhile may make it wait longer.
+    /// Waits until no compaction is due and what flushes and compactions left behind is removed: tables that nobody reads any more, segments
+    /// of the WAL. Writes that go on meanwhile may make it wait longer.
     ///
     /// # Errors
     /// [`Error::NoSpace`] if a compaction found none, which it will try again; [`Error::Poisoned`] if a job failed;
@@ -485,8 +486,22 @@ impl Drop for Snapshot {
     }
 }
 
+/// How often a writer looks whether the writer lock is free before it sleeps, and for how many pauses it looks away in between: about 10 µs
+/// in all, what going to sleep and being woken costs.
+const WRITE_LOCK_ATTEMPTS: usize = 30;
+const WRITE_LOCK_PAUSES: usize = 10;
+
 impl Core {
     fn write_state(&self) -> MutexGuard<'_, WriteState> {
+        // Held for the one to two microseconds of a `pwrite`. The standard lock stops spinning as soon as anybody sleeps, and whoever was
+        // woken leaves it marked as contended: two writers then go to sleep and wake each other for every single write.
+        for _ in 0..WRITE_LOCK_ATTEMPTS {
+            match self.write.try_lock() {
+                Ok(state) => return state,
+                Err(TryLockError::WouldBlock) => (0..WRITE_LOCK_PAUSES).for_each(|_| std::hint::spin_loop()),
+                Err(TryLockError::Poisoned(_)) => break,
+            }
+        }
         // A writer that panicked has poisoned the engine before it let go of the lock; the state itself is whole.
         self.write.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -565,6 +580,10 @@ impl Core {
         garbage::settle(manifest.state(), &mut edit);
         let edit = &edit;
         manifest.apply(edit)?;
+        // Before anybody who waits for this edit is told of it: who waits for the keeper next must find it with all there is to do.
+        if let Some(start) = edit.wal_start {
+            self.jobs.purge_wal_below(WalPosition::from_u64(start));
+        }
         self.change_view(|view| {
             for (level, number) in &edit.removed {
                 let gone =

@@ -102,6 +102,56 @@ fn an_idle_engine_gives_wal_segments_back() {
     assert!(segments <= 2, "{segments} segments");
 }
 
+/// The tables that the disk has, and those of them that are live.
+fn tables_on_disk_and_live(machine: &Machine, engine: &Engine) -> (usize, u64) {
+    let is_table = |path: &std::path::Path| path.extension().is_some_and(|suffix| suffix == "sst");
+    let on_disk = machine.disk.files().into_iter().filter(|(path, _)| is_table(path)).count();
+    (on_disk, engine.statistics().levels.iter().map(|level| level.tables as u64).sum())
+}
+
+/// When the wait for compactions is over, what they and the flushes left behind is gone too: nothing has to run for it any more.
+#[test]
+fn who_waits_for_compactions_finds_the_leftovers_gone() {
+    for seed in 0..20 {
+        let machine = Machine::new(SimFileSystem::new(), seed);
+        let engine = machine.open(Options::tiny()).unwrap();
+        for n in 0..3000 {
+            put(&engine, &format!("key{:05}", n * 7919 % 1000), &format!("value{n}"));
+        }
+        engine.flush().unwrap();
+        engine.wait_for_compactions().unwrap();
+        let (on_disk, live) = tables_on_disk_and_live(&machine, &engine);
+        assert_eq!(on_disk as u64, live, "seed {seed}");
+        let segments = machine.disk.files().into_iter().filter(|(path, _)| path.starts_with("/db/wal")).count();
+        assert!(segments <= 2, "{segments} segments, seed {seed}");
+    }
+}
+
+/// A table that a compaction replaced goes when the last iterator over it goes, although nothing else happens in the engine then.
+#[test]
+fn a_table_goes_with_its_last_reader() {
+    let machine = Machine::new(SimFileSystem::new(), 0);
+    let engine = machine.open(Options::tiny()).unwrap();
+    let write_all = |value: &str| {
+        (0..300).for_each(|n| put(&engine, &format!("key{n:05}"), value));
+        engine.compact_range(None, None).unwrap();
+    };
+    write_all("old");
+    // A run of tables is held by its handles; a single table of L0 by its open file only.
+    let mut iterator = engine.iter(crate::IterOptions::default()).unwrap();
+    iterator.seek_to_first().unwrap();
+    write_all("new");
+    engine.wait_for_compactions().unwrap();
+    machine.spawner.run_until_idle();
+    let (on_disk, live) = tables_on_disk_and_live(&machine, &engine);
+    assert!(on_disk as u64 > live, "the iterator keeps its tables: {on_disk}, {live}");
+    assert_eq!(iterator.value(), b"old");
+    drop(iterator);
+    machine.spawner.run_until_idle();
+    let (on_disk, live) = tables_on_disk_and_live(&machine, &engine);
+    assert_eq!(on_disk as u64, live);
+}
+
 /// Deleting a dense range makes scans over it slow only for a while: what readers pass over is flushed and compacted away because of them.
 #[test]
 fn scans_get_rid_of_the_tombstones_that_slow_them() {
