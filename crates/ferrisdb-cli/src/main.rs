@@ -22,7 +22,6 @@ mod failure;
 mod inspect;
 mod manual;
 mod oneshot;
-mod place;
 mod printer;
 mod serve;
 mod shell;

@@ -113,7 +113,7 @@ pub(crate) fn export(arguments: &ExportArguments, out: impl Write) -> Result<(),
             out.flush()?;
             return exported.map(|_| ());
         }
-        let (version, seconds) = export.into_file()?;
+        let (version, seconds) = export.write_file()?;
         let mut printer = Printer::new(arguments.output.output, out);
         let told = export.tell(&mut printer, version, seconds);
         printer.finish(None)?;
@@ -143,7 +143,7 @@ impl Export<'_> {
         self.connected.run(async { Ok(self.connected.database.snapshot(options).await?) })
     }
 
-    fn into_file(&mut self) -> Result<(Version, f64), Failure> {
+    fn write_file(&mut self) -> Result<(Version, f64), Failure> {
         let path = PathBuf::from(&self.arguments.file);
         let named = |ending: &str| PathBuf::from(format!("{}{ending}", self.arguments.file));
         let (part_path, is_path) = (named(".part"), named(".part.is"));

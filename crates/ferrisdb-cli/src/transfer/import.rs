@@ -32,10 +32,11 @@ use crate::printer::Printer;
 /// Bytes of keys and values after which a batch ends: a ninth of the default limit of a transaction, also with one more row of the
 /// largest size, and little enough for many at once.
 const BATCH_BYTES: u64 = 1 << 20;
-const _: () = assert!(
-    BATCH_BYTES as usize + Limits::DEFAULT.system_key_bytes + Limits::DEFAULT.value_bytes
-        < Limits::DEFAULT.transaction_bytes / 4
-);
+const _: () = {
+    let limits = Limits::DEFAULT;
+    let row_bytes = (limits.system_key_bytes + limits.value_bytes) as u64;
+    assert!(BATCH_BYTES + row_bytes < (limits.transaction_bytes as u64) / 4);
+};
 /// Batches that wait between reader and database.
 const WAITING: usize = 2;
 /// Attempts at a batch whose outcome is unknown. Each has a transaction's timeout.

@@ -117,7 +117,7 @@ enum Parser {
         base: u64,
     },
     Ndjson {
-        reader: BufReader<Tee<Input>>,
+        reader: Box<BufReader<Tee<Input>>>,
         line: Vec<u8>,
         offset: u64,
     },
@@ -190,9 +190,11 @@ impl Source {
         }
         let base = tee.settled;
         let parser = match options.format {
-            Format::Ndjson => {
-                Parser::Ndjson { reader: BufReader::with_capacity(1 << 16, tee), line: Vec::new(), offset: base }
-            }
+            Format::Ndjson => Parser::Ndjson {
+                reader: Box::new(BufReader::with_capacity(1 << 16, tee)),
+                line: Vec::new(),
+                offset: base,
+            },
             Format::Csv => Parser::Csv {
                 reader: Box::new(
                     csv::ReaderBuilder::new()
@@ -340,7 +342,7 @@ impl Source {
             }
             Parser::Ndjson { reader, line, offset } => loop {
                 line.clear();
-                let length = Read::by_ref(reader)
+                let length = Read::by_ref(reader.as_mut())
                     .take(ROW_BYTES_MAX as u64 + 1)
                     .read_until(b'\n', line)
                     .map_err(|error| unreadable(name, &error))?;
