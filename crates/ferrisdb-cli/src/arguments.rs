@@ -141,10 +141,10 @@ pub(crate) enum Command {
     ))]
     Inspect(InspectArguments),
 
-    /// Check every checksum, the order of keys, the levels, and the manifest against the directory
+    /// Check every checksum, the order of keys, the levels, the manifest against the directory, and the log
     ///
-    /// Reads everything in tables and changes nothing; the log is checked whenever the database is opened. The database must not be
-    /// open elsewhere.
+    /// Reads everything in tables, and every entry of the log, and compares where the log ends with what the tables have. Changes nothing. The database
+    /// must not be open elsewhere.
     #[command(after_help = example("ferrisdb verify db && echo sound"))]
     Verify(VerifyArguments),
 
@@ -348,6 +348,10 @@ pub(crate) struct StatusArguments {
     #[arg(long, conflicts_with = "output")]
     pub(crate) json: bool,
 
+    /// Again and again until Ctrl-C: a terminal is redrawn, otherwise tables follow each other, and JSON documents one on a line [default: 1]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = parse_duration)]
+    pub(crate) watch: Option<Duration>,
+
     #[command(flatten)]
     pub(crate) connect: ConnectArguments,
 
@@ -395,6 +399,17 @@ pub(crate) struct ServeArguments {
         default_missing_value = "true"
     )]
     pub(crate) insecure: Option<bool>,
+
+    /// End with exit code 1 when the database cannot commit any more, instead of answering reads until it is stopped
+    #[arg(
+        long,
+        env = "FERRISDB_EXIT_ON_FAILURE",
+        hide_env_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(crate) exit_on_failure: Option<bool>,
 
     /// What to log: error, warn, info, debug or trace, or by part: info,ferrisdb_rpc=debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "FERRISDB_LOG_LEVEL", hide_env_values = true)]
