@@ -28,6 +28,7 @@ use clap::ArgMatches;
 use ferrisdb::{Database, Limits, Node, NodeOptions};
 use ferrisdb_rpc::{ServeOptions, Server};
 use ferrisdb_storage::Env;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -47,6 +48,7 @@ const REMINDER_INTERVALS: u32 = 60;
 pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn Write) -> Result<(), Failure> {
     let config = Config::new(arguments, matches)?;
     start_logging(&config)?;
+    raise_file_limit(config.connections_max.value);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
         Failure::failed(format!("cannot start the runtime: {error}"), "check the limits of this process")
@@ -181,6 +183,29 @@ fn start_logging(config: &Config) -> Result<(), Failure> {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     begun.map_err(|error| Failure::failed(format!("cannot start logging: {error}"), ""))
+}
+
+/// Files that the database has open beside the connections: tables, log, directories, with room.
+const FILES_BESIDE_CONNECTIONS: u64 = 2048;
+
+/// Each connection is an open file, and most systems let a process have 1024 unless it asks for more, which it may up to a second limit.
+fn raise_file_limit(connections_max: usize) {
+    let wanted = connections_max as u64 + FILES_BESIDE_CONNECTIONS;
+    let limit = getrlimit(Resource::Nofile);
+    // `None` is no limit.
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let current = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: limit.maximum });
+    if raised.is_err() || current < wanted {
+        tracing::warn!(
+            event = "server.file_limit",
+            limit = if raised.is_err() { limit.current } else { Some(current) },
+            wanted,
+            "this process may open fewer files than its connections need; raise the limit (ulimit -n, LimitNOFILE) or lower connections_max"
+        );
+    }
 }
 
 fn cannot_listen(config: &Config, error: &io::Error) -> Failure {

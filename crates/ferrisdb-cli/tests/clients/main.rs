@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod hostile;
 mod transfer;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
