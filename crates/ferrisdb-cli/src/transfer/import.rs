@@ -439,3 +439,24 @@ fn not_ours(job: &Job) -> Failure {
         "wait until that has ended, or give another --job NAME",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(number: u64, key: &'static str) -> Batch {
+        Batch { number, rows: vec![(Bytes::from_static(key.as_bytes()), Bytes::new())], end: Mark::default() }
+    }
+
+    /// A batch waits for one before it that has a key in common, and for the one that is a whole window before it.
+    #[test]
+    fn batches_wait_for_each_other() {
+        let mut flight = Flight { next: 4, under_way: BTreeMap::new(), ahead: HashSet::from([5]) };
+        flight.begin(&batch(4, "a"));
+        assert!(!flight.has_room(&batch(6, "a"), 4), "the later row has to remain");
+        assert!(flight.has_room(&batch(6, "b"), 4));
+        assert!(!flight.has_room(&batch(7, "b"), 4), "its slot's neighbour is not there yet");
+        flight.end(4);
+        assert!(flight.has_room(&batch(6, "a"), 4) && flight.has_room(&batch(8, "a"), 4), "5 was there already");
+    }
+}
