@@ -12,6 +12,8 @@ use clap_complete::Shell;
 
 use crate::bench::BenchArguments;
 use crate::text::Typed;
+use crate::transfer::export::ExportArguments;
+use crate::transfer::import::ImportArguments;
 
 /// Exit codes, at the end of each help text.
 const EXIT_CODES: &str = "\
@@ -92,6 +94,29 @@ pub(crate) enum Command {
     ))]
     Range(RangeArguments),
 
+    /// Write the rows of a file, CSV or NDJSON, as keys and values
+    ///
+    /// Rows are written in transactions of many rows, some at once. How far the import is, is kept in the database, in the same transactions: an
+    /// import that was interrupted, even by kill -9, goes on when the same command is given again, and each row is written exactly once. A file that was
+    /// changed meanwhile, in the part that was read, is refused. A bad row ends the import with its line and column, unless --skip-bad allows it.
+    ///
+    /// Without --key the file has the form of `export`: the columns, or members, `key` and `value`, with \xNN for odd bytes.
+    #[command(after_help = example_with_text(
+        "ferrisdb import people.csv --key 'people/{id}' --data db\n  \
+         ferrisdb import people.ndjson --key-tuple 'people,{id:int}' --value '{name}' --connect localhost:4700\n  \
+         ferrisdb export --data db | ferrisdb import - --format ndjson --data copy"
+    ))]
+    Import(ImportArguments),
+
+    /// Write keys and values, as they are at one moment, into a file
+    ///
+    /// NDJSON has {"key":…,"value":…} on each line, CSV two columns; odd bytes are written as \xNN, so that `import` restores every byte. The file
+    /// appears under its name when it is whole; until then it is called FILE.part, and --resume goes on with it.
+    #[command(after_help = example_with_text(
+        "ferrisdb export backup.ndjson --data db\n  ferrisdb export --prefix user/ --format csv --connect localhost:4700 > users.csv"
+    ))]
+    Export(ExportArguments),
+
     /// Show how the database is: what it did, what waits, what limits it
     #[command(after_help = example("ferrisdb status --connect localhost:4700\n  ferrisdb status --data db --json"))]
     Status(StatusArguments),
@@ -116,10 +141,10 @@ pub(crate) enum Command {
     ))]
     Inspect(InspectArguments),
 
-    /// Check every checksum, the order of keys, the levels, and the manifest against the directory
+    /// Check every checksum, the order of keys, the levels, the manifest against the directory, and the log
     ///
-    /// Reads everything in tables and changes nothing; the log is checked whenever the database is opened. The database must not be
-    /// open elsewhere.
+    /// Reads everything in tables, and every entry of the log, and compares where the log ends with what the tables have. Changes nothing. The database
+    /// must not be open elsewhere.
     #[command(after_help = example("ferrisdb verify db && echo sound"))]
     Verify(VerifyArguments),
 
@@ -146,7 +171,7 @@ fn example_with_text(lines: &str) -> String {
 }
 
 /// Takes a key or a value from the command line.
-fn typed() -> impl TypedValueParser<Value = Typed> {
+pub(crate) fn typed() -> impl TypedValueParser<Value = Typed> {
     OsStringValueParser::new().try_map(|text: OsString| Typed::parse(text))
 }
 
@@ -323,6 +348,10 @@ pub(crate) struct StatusArguments {
     #[arg(long, conflicts_with = "output")]
     pub(crate) json: bool,
 
+    /// Again and again until Ctrl-C: a terminal is redrawn, otherwise tables follow each other, and JSON documents one on a line [default: 1]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = parse_duration)]
+    pub(crate) watch: Option<Duration>,
+
     #[command(flatten)]
     pub(crate) connect: ConnectArguments,
 
@@ -370,6 +399,17 @@ pub(crate) struct ServeArguments {
         default_missing_value = "true"
     )]
     pub(crate) insecure: Option<bool>,
+
+    /// End with exit code 1 when the database cannot commit any more, instead of answering reads until it is stopped
+    #[arg(
+        long,
+        env = "FERRISDB_EXIT_ON_FAILURE",
+        hide_env_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(crate) exit_on_failure: Option<bool>,
 
     /// What to log: error, warn, info, debug or trace, or by part: info,ferrisdb_rpc=debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "FERRISDB_LOG_LEVEL", hide_env_values = true)]

@@ -48,25 +48,16 @@ pub(crate) struct Connected {
 impl Connected {
     /// Opens, or connects to, what the arguments or the environment name.
     pub(crate) fn open(arguments: &ConnectArguments, missing: Missing) -> Result<Connected, Failure> {
-        let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-        let connect = variable(CONNECT_VARIABLE).map(|value| value.to_string_lossy().into_owned());
-        let data = variable(DATA_VARIABLE).map(PathBuf::from);
-        let place = place(arguments.connect.clone(), arguments.data.clone(), connect, data)?;
-        let timeout = arguments.timeout;
-        let runtime = runtime()?;
-        let (database, place) = match place {
-            Place::Server(address) => {
-                let connecting = async { tokio::time::timeout(timeout, Database::connect(&address)).await };
-                let failed = |what: String| {
-                    let remedy = "check the address, and that `ferrisdb serve` runs there";
-                    Failure::failed(format!("cannot connect to {address}: {what}"), remedy)
-                };
-                let connected = runtime.block_on(connecting);
-                let connected = connected.map_err(|_| failed(format!("no answer within {}", seconds(timeout))))?;
-                (connected.map_err(|error| failed(error.to_string()))?, address)
-            }
-            Place::Directory(directory) => (open_directory(&directory, missing)?, directory.display().to_string()),
+        let Some(place) = named(arguments)? else {
+            return Err(Failure::usage(
+                "which database?",
+                format!(
+                    "give --connect HOST:PORT for a server or --data DIR for a directory, or set {CONNECT_VARIABLE} or {DATA_VARIABLE}"
+                ),
+            ));
         };
+        let (timeout, runtime) = (arguments.timeout, runtime()?);
+        let (database, place) = runtime.block_on(open(place, timeout, missing))?;
         Connected::with(database, place, runtime, timeout)
     }
 
@@ -101,6 +92,41 @@ impl Connected {
     /// Ends the work: of an embedded database everything is made durable in tables and the directory is free again.
     pub(crate) fn close(&self) -> Result<(), Failure> {
         Ok(self.runtime.block_on(self.database.clone().close())?)
+    }
+}
+
+/// Opens, or connects to, what the arguments or the environment name, if they name anything; with the place for errors. To be awaited on the runtime that
+/// a connection shall run on.
+pub(crate) async fn open_if_named(
+    arguments: &ConnectArguments,
+    missing: Missing,
+) -> Result<Option<(Database, String)>, Failure> {
+    match named(arguments)? {
+        Some(place) => open(place, arguments.timeout, missing).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// What the arguments name, or else the environment.
+fn named(arguments: &ConnectArguments) -> Result<Option<Place>, Failure> {
+    let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    let connect = variable(CONNECT_VARIABLE).map(|value| value.to_string_lossy().into_owned());
+    let data = variable(DATA_VARIABLE).map(PathBuf::from);
+    place(arguments.connect.clone(), arguments.data.clone(), connect, data)
+}
+
+async fn open(place: Place, timeout: Duration, missing: Missing) -> Result<(Database, String), Failure> {
+    match place {
+        Place::Server(address) => {
+            let failed = |what: String| {
+                let remedy = "check the address, and that `ferrisdb serve` runs there";
+                Failure::failed(format!("cannot connect to {address}: {what}"), remedy)
+            };
+            let connected = tokio::time::timeout(timeout, Database::connect(&address)).await;
+            let connected = connected.map_err(|_| failed(format!("no answer within {}", seconds(timeout))))?;
+            Ok((connected.map_err(|error| failed(error.to_string()))?, address))
+        }
+        Place::Directory(directory) => Ok((open_directory(&directory, missing)?, directory.display().to_string())),
     }
 }
 
@@ -139,10 +165,10 @@ fn place(
     data: Option<PathBuf>,
     connect_variable: Option<String>,
     data_variable: Option<PathBuf>,
-) -> Result<Place, Failure> {
+) -> Result<Option<Place>, Failure> {
     match (connect, data, connect_variable, data_variable) {
-        (Some(address), None, ..) | (None, None, Some(address), None) => Ok(Place::Server(address)),
-        (None, Some(directory), ..) | (None, None, None, Some(directory)) => Ok(Place::Directory(directory)),
+        (Some(address), None, ..) | (None, None, Some(address), None) => Ok(Some(Place::Server(address))),
+        (None, Some(directory), ..) | (None, None, None, Some(directory)) => Ok(Some(Place::Directory(directory))),
         (None, None, Some(address), Some(directory)) => Err(Failure::usage(
             format!(
                 "both {CONNECT_VARIABLE} ({address}) and {DATA_VARIABLE} ({}) are set, and they are two databases",
@@ -150,12 +176,7 @@ fn place(
             ),
             "unset one of them, or give --connect or --data",
         )),
-        (None, None, None, None) => Err(Failure::usage(
-            "which database?",
-            format!(
-                "give --connect HOST:PORT for a server or --data DIR for a directory, or set {CONNECT_VARIABLE} or {DATA_VARIABLE}"
-            ),
-        )),
+        (None, None, None, None) => Ok(None),
         (Some(address), Some(directory), ..) => Err(Failure::usage(
             format!("--connect {address} and --data {} are two databases", directory.display()),
             "give one of them",
@@ -172,12 +193,12 @@ pub(crate) fn seconds(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    /// An option beats the environment; two places, or none, are errors of the command line.
+    /// An option beats the environment; two places are an error of the command line.
     #[test]
-    fn exactly_one_place_is_meant() {
+    fn one_place_is_meant() {
         let (a, d) = (|| Some("h:1".to_owned()), || Some(PathBuf::from("db")));
-        let server = Ok(Place::Server("h:1".into()));
-        let directory = Ok(Place::Directory("db".into()));
+        let server = Ok(Some(Place::Server("h:1".into())));
+        let directory = Ok(Some(Place::Directory("db".into())));
         let place = |c, d, cv, dv| place(c, d, cv, dv).map_err(|failure| failure.to_string());
         assert_eq!(place(a(), None, None, None), server);
         assert_eq!(place(a(), None, None, d()), server);
@@ -185,7 +206,7 @@ mod tests {
         assert_eq!(place(None, None, a(), None), server);
         assert_eq!(place(None, None, None, d()), directory);
         assert!(place(None, None, a(), d()).unwrap_err().contains("unset one"));
-        assert!(place(None, None, None, None).unwrap_err().contains("--data DIR"));
+        assert_eq!(place(None, None, None, None), Ok(None));
         assert!(place(a(), d(), None, None).unwrap_err().contains("two databases"));
     }
 

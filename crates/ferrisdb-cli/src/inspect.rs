@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use ferrisdb::{LogReport, Node};
 use ferrisdb_storage::Env;
 use ferrisdb_storage::fs::real::RealFileSystem;
 use ferrisdb_storage::inspect::{self, Sink};
@@ -31,10 +32,23 @@ pub(crate) fn inspect(arguments: &InspectArguments, out: impl Write) -> Result<(
 pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(), Failure> {
     let mut problems = 0;
     let path = tables(&arguments.path);
+    let mut failure = None;
     print(&arguments.output, out, |sink| {
         problems = inspect::verify(&Env::real(), &path, sink)?;
+        if path != arguments.path {
+            match Node::verify_log(Env::real(), &arguments.path) {
+                Ok(report) => {
+                    problems += report.problems.len() as u64;
+                    tell_log(&report, sink)?;
+                }
+                Err(error) => failure = Some(Failure::from(error)),
+            }
+        }
         Ok(())
     })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
     match problems {
         0 => Ok(()),
         problems => Err(Failure::Corrupt(format!(
@@ -43,6 +57,16 @@ pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(),
             arguments.path.display()
         ))),
     }
+}
+
+/// What was found in a database's log.
+fn tell_log(report: &LogReport, sink: &mut dyn Sink) -> ferrisdb_storage::Result<()> {
+    sink.field("log_records", report.records.into())?;
+    sink.field("log_entries_void", report.void.into())?;
+    sink.field("log_last_version", report.last.get().into())?;
+    sink.field("log_torn", report.torn.as_deref().into())?;
+    sink.table("log_problems", &["problem"])?;
+    report.problems.iter().try_for_each(|problem| sink.row(&[problem.as_str().into()]))
 }
 
 /// Where the tables are: of a database in its directory `storage`, of a bare engine in the directory itself.

@@ -6,7 +6,8 @@
 //! ```text
 //! serve      a database and its port               connect    where a client command finds its database
 //! shell      commands typed or piped               text       keys and values as text
-//! oneshot    get, set, clear, range                status, explain, demo, inspect, manual
+//! oneshot    get, set, clear, range                transfer   import, export
+//! status, explain, demo, bench, inspect, manual
 //! ```
 
 #![forbid(unsafe_code)]
@@ -21,13 +22,13 @@ mod failure;
 mod inspect;
 mod manual;
 mod oneshot;
-mod place;
 mod printer;
 mod serve;
 mod shell;
 mod status;
 mod stopwatch;
 mod text;
+mod transfer;
 
 use std::io::{self, BufWriter};
 use std::process::ExitCode;
@@ -62,6 +63,8 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Set(arguments) => oneshot::set(&arguments, io::stdout().lock()),
         Command::Clear(arguments) => oneshot::clear(&arguments, io::stdout().lock()),
         Command::Range(arguments) => oneshot::range(&arguments, BufWriter::new(io::stdout().lock())),
+        Command::Import(arguments) => transfer::import::import(&arguments, io::stdout().lock()),
+        Command::Export(arguments) => transfer::export::export(&arguments, io::stdout().lock()),
         Command::Status(arguments) => status::status(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Explain(arguments) => explain::explain(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Bench(arguments) => bench::run(&arguments, &mut io::stdout().lock()),

@@ -170,7 +170,7 @@ fn range_of(keys: &RangeOfKeys, system: bool) -> Result<KeyRange, Failure> {
     }
 }
 
-fn checked_range(begin: Bytes, end: Bytes) -> Result<KeyRange, Failure> {
+pub(crate) fn checked_range(begin: Bytes, end: Bytes) -> Result<KeyRange, Failure> {
     if begin > end {
         let what = format!("the range begins at {} and ends before it, at {}", escape(&begin), escape(&end));
         return Err(Failure::failed(what, Code::InvertedRange.remedy()));

@@ -101,9 +101,14 @@ impl<W: Write> Printer<W> {
     }
 
     fn try_field(&mut self, name: &str, value: Cell<'_>) -> io::Result<()> {
+        self.end_table()?;
+        let follows_table = !mem::take(&mut self.columns).is_empty();
         match &mut self.form {
             Form::Table { printed_anything, .. } => {
                 *printed_anything = true;
+                if follows_table {
+                    writeln!(self.out)?;
+                }
                 writeln!(self.out, "{:<24}  {value}", name.replace('_', " "))
             }
             Form::Json { first, .. } => {

@@ -1,6 +1,7 @@
 //! `ferrisdb status`: what the database says about itself, as a table or as the document itself.
 
-use std::io::Write;
+use std::io::{IsTerminal as _, Write};
+use std::time::Duration;
 
 use ferrisdb_storage::inspect::{Cell, Sink as _};
 use serde_json::Value;
@@ -12,12 +13,47 @@ use crate::printer::Printer;
 
 /// Prints the status.
 pub(crate) fn status(arguments: &StatusArguments, mut out: impl Write) -> Result<(), Failure> {
+    let is_json = arguments.json || arguments.output.output == Output::Json;
+    if let Some(pause) = arguments.watch {
+        let is_terminal = std::io::stdout().is_terminal();
+        return connect::with(&arguments.connect, Missing::Refuse, |connected| {
+            watch(connected, pause, is_json, is_terminal, out)
+        });
+    }
     let document = connect::with(&arguments.connect, Missing::Refuse, ask)?;
-    if arguments.json || arguments.output.output == Output::Json {
+    if is_json {
         writeln!(out, "{document:#}")?;
         return Ok(out.flush()?);
     }
     print(&document, out)
+}
+
+/// Prints the status again and again, until nobody reads it. A question that fails is printed too: the server may come back.
+fn watch(
+    connected: &Connected,
+    pause: Duration,
+    is_json: bool,
+    is_terminal: bool,
+    mut out: impl Write,
+) -> Result<(), Failure> {
+    for round in 0_u64.. {
+        let asked = ask(connected);
+        if is_terminal && !is_json {
+            // To the upper left corner, and nothing below it.
+            out.write_all(b"\x1b[H\x1b[2J")?;
+        } else if round > 0 && !is_json {
+            out.write_all(b"\n")?;
+        }
+        match asked {
+            Ok(document) if is_json => writeln!(out, "{document}")?,
+            Ok(document) => print(&document, &mut out)?,
+            Err(failure) if is_json => writeln!(out, "{}", serde_json::json!({ "error": failure.to_string() }))?,
+            Err(failure) => writeln!(out, "{failure}")?,
+        }
+        out.flush()?;
+        connected.wait(async { tokio::time::sleep(pause).await });
+    }
+    Ok(())
 }
 
 /// Asks for the document.
@@ -41,7 +77,7 @@ fn tell(document: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage
     let is_available = document["client"]["database_status"]["available"] == true;
     let state = match (is_available, cluster["failure"].as_str()) {
         (true, _) => "available".to_owned(),
-        (false, Some(failure)) => format!("NOT AVAILABLE: {failure}"),
+        (false, Some(failure)) => format!("BROKEN: {failure}"),
         (false, None) => "NOT AVAILABLE".to_owned(),
     };
     printer.field("database", state.as_str().into())?;
@@ -71,12 +107,11 @@ fn tell(document: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage
                     }
                 }
                 Value::Object(_) => {}
-                // The engine's statistics are a long text for programs and reports.
-                _ if name == "engine" => {}
                 value => printer.row(&[Cell::Text(&name.replace('_', " ")), Cell::Text(&text(value))])?,
             }
         }
     }
+    tell_engine(&cluster["storage"]["engine"], printer)?;
     let rpc = &cluster["rpc"];
     if let Value::Object(methods) = &rpc["methods"] {
         printer.table("connections", &["what", "value"])?;
@@ -91,6 +126,30 @@ fn tell(document: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage
             let [inline, later, p50, p99] = cells.each_ref().map(|cell| Cell::Text(cell));
             printer.row(&[Cell::Text(name), inline, later, p50, p99, Cell::Number(errors)])?;
         }
+    }
+    Ok(())
+}
+
+fn tell_engine(engine: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage::Result<()> {
+    let Value::Object(members) = engine else { return Ok(()) };
+    printer.table("engine", &["what", "value"])?;
+    for (name, value) in members {
+        match value {
+            Value::Object(parts) => {
+                for (part, value) in parts {
+                    let what = format!("{} {}", name.replace('_', " "), part.replace('_', " "));
+                    printer.row(&[Cell::Text(&what), Cell::Text(&text(value))])?;
+                }
+            }
+            Value::Array(_) => {}
+            value => printer.row(&[Cell::Text(&name.replace('_', " ")), Cell::Text(&text(value))])?,
+        }
+    }
+    printer.table("levels", &["level", "tables", "bytes", "entries", "tombstones"])?;
+    for (level, of_level) in engine["levels"].as_array().into_iter().flatten().enumerate() {
+        let cells = ["tables", "bytes", "entries", "tombstones"].map(|name| text(&of_level[name]));
+        let [tables, bytes, entries, tombstones] = cells.each_ref().map(|cell| Cell::Text(cell));
+        printer.row(&[Cell::Number(level as u64), tables, bytes, entries, tombstones])?;
     }
     Ok(())
 }
@@ -125,7 +184,7 @@ mod tests {
             "client": {"database_status": {"available": false}},
             "cluster": {"failure": "no space", "messages": [{"description": "anyone may write"}], "versions": {"last": 7}},
         }));
-        assert!(text.starts_with("database                  NOT AVAILABLE: no space\n"), "{text}");
+        assert!(text.starts_with("database                  BROKEN: no space\n"), "{text}");
         assert!(text.contains("WARNING                   anyone may write"), "{text}");
         assert!(text.contains("last  7"), "{text}");
         assert!(printed(&json!({})).contains("NOT AVAILABLE"));

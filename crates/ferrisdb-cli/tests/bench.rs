@@ -74,6 +74,15 @@ fn a_served_database_is_measured() {
             assert!(report["transactions"].as_u64().unwrap() > 0, "{report}");
             assert_eq!(report["proven"].is_string(), ["bank", "hot-key"].contains(&workload), "{report}");
         }
+        // An option beats the environment.
+        let output = Command::new(env!("CARGO_BIN_EXE_ferrisdb"))
+            .args(["bench", "read-only", "--seconds", "0.1", "--keys", "100", "--connect", &address])
+            .env("FERRISDB_DATA", "/nonexistent")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && text.contains(&format!("database                  {address}\n")), "{text}");
         drop(stop);
     });
 }

@@ -8,13 +8,15 @@ use std::process::{Command, Output, Stdio};
 use expect_test::{Expect, expect, expect_file};
 
 /// All but the hidden one.
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 16] = [
     "bench",
     "clear",
     "completions",
     "demo",
     "explain",
+    "export",
     "get",
+    "import",
     "inspect",
     "man",
     "range",
@@ -219,6 +221,98 @@ fn failures_of_client_commands() {
         &expect![[r#"
         error: in which directory is the database?
           help: give --data DIR, set FERRISDB_DATA, or write data = "DIR" into the file of --config
+    "#]],
+    );
+}
+
+/// What `import` and `export` need to know, and what they do not take.
+#[test]
+fn failures_of_import_and_export() {
+    check_error(
+        &["import", "people.xml", "--data", "db"],
+        2,
+        &expect![[r#"
+        error: the name `people.xml` does not say whether it is CSV or NDJSON
+          help: give --format csv or --format ndjson, or a name that ends in .csv, .tsv, .ndjson or .jsonl
+    "#]],
+    );
+    check_error(
+        &["import", "people.csv", "--data", "db", "--key", "people/"],
+        2,
+        &expect![[r#"
+        error: invalid value 'people/' for '--key <TEMPLATE>': it names no column, so all rows would have one key; write a column's name in braces: {id}
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check_error(
+        &["import", "people.csv", "--data", "db", "--key-tuple", "people,{id:number}"],
+        2,
+        &expect![[r#"
+        error: invalid value 'people,{id:number}' for '--key-tuple <TEMPLATE>': `number` is no type of a column: int, float, bool and bytes are
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check_error(
+        &["import", "people.csv", "--data", "db", "--value", "{name}"],
+        2,
+        &expect![[r#"
+        error: --value needs --key or --key-tuple
+          help: without them the file has a column `value` and a column `key`
+    "#]],
+    );
+    check_error(
+        &["import", "/nonexistent.csv", "--data", "db"],
+        1,
+        &expect![[r#"
+        error: cannot open /nonexistent.csv: No such file or directory (os error 2)
+          help: give a file that you may read, or - for standard input
+    "#]],
+    );
+    check_error(
+        &["import", "people.csv", "--delimiter", "::"],
+        2,
+        &expect![[r#"
+        error: invalid value '::' for '--delimiter <LETTER>': a delimiter is one ASCII letter, and no quote; \t is a tab
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check_error(
+        &["export", "-", "--resume", "--data", "db"],
+        2,
+        &expect![[r#"
+        error: standard output cannot be resumed
+          help: give the file of the export that was interrupted
+    "#]],
+    );
+    check_error(
+        &["export", "rows", "--data", "db"],
+        2,
+        &expect![[r#"
+        error: the name `rows` does not say whether it is CSV or NDJSON
+          help: give --format csv or --format ndjson, or a name that ends in .csv, .tsv, .ndjson or .jsonl
+    "#]],
+    );
+    check_error(
+        &["export", "rows.csv", "--new-snapshot", "--data", "db"],
+        2,
+        &expect![[r#"
+        error: the following required arguments were not provided:
+          --resume
+
+        Usage: ferrisdb export --resume --new-snapshot --data <DIR> <FILE>
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check_error(
+        &["export", "rows.csv", "--data", "/nonexistent"],
+        1,
+        &expect![[r#"
+        error: there is no database in /nonexistent
+          help: check --data; `ferrisdb set`, `shell` and `serve` make a new database there
     "#]],
     );
 }

@@ -128,6 +128,70 @@ fn a_damaged_database() {
     assert_eq!(json(&["inspect", "manifest"], &manifest).0, 3);
 }
 
+/// The log of a database is checked with its tables: a flipped byte anywhere in its records is found, and so is a log that ends too early or is gone.
+#[test]
+fn a_damaged_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let set = |key: &str, value: &str| {
+        let arguments = ["set", key, value, "--data", path.to_str().unwrap()];
+        let output = Command::new(env!("CARGO_BIN_EXE_ferrisdb")).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    set("a", "1");
+    let (code, before) = json(&["verify"], &path);
+    assert_eq!((code, &before["log_problems"]), (0, &Value::Array(Vec::new())), "{before}");
+    let text = String::from_utf8(ferrisdb(&["verify"], &path).stdout).unwrap();
+    assert!(text.contains("\nlog records  ") && text.ends_with("log problems\n  problem\n"), "{text}");
+
+    let log = path.join("log");
+    let early = std::fs::read(file_with(&log, ".wal")).unwrap();
+    set("b", &"x".repeat(1000));
+    let (code, value) = json(&["verify"], &path);
+    assert!(code == 0 && value["log_records"].as_u64() > before["log_records"].as_u64(), "{value}");
+    assert!(value["log_last_version"].as_u64() > before["log_last_version"].as_u64(), "{value}");
+
+    // A segment begins with a header of its own, in two copies; behind it come the records.
+    let segment = file_with(&log, ".wal");
+    let whole = std::fs::read(&segment).unwrap();
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    let place = whole.windows(100).position(|window| window == [b'x'; 100]).unwrap();
+    assert!(place < end);
+    for offset in [place, place + 500, place + 999] {
+        flip(&segment, offset);
+        let (code, value) = json(&["verify"], &path);
+        let problems = value["log_problems"].as_array().unwrap();
+        assert_eq!((code, problems.len(), value["problems"].as_array().unwrap().len()), (3, 1, 0), "{value}");
+        let problem = problems[0]["problem"].as_str().unwrap();
+        assert!(problem.contains(".wal") && problem.contains("offset"), "{problem}");
+        flip(&segment, offset);
+    }
+    assert_eq!(json(&["verify"], &path).0, 0);
+
+    // The log of an earlier time, beside the tables of now.
+    std::fs::write(&segment, &early).unwrap();
+    let (code, value) = json(&["verify"], &path);
+    assert_eq!(code, 3, "{value}");
+    assert!(value["log_problems"][0]["problem"].as_str().unwrap().contains("the log ends at"), "{value}");
+    std::fs::remove_file(&segment).unwrap();
+    assert_eq!(json(&["verify"], &path).0, 3, "it is gone");
+    std::fs::write(&segment, &whole).unwrap();
+
+    flip(&path.join("cluster"), 20);
+    let (code, value) = json(&["verify"], &path);
+    assert!(
+        code == 3 && value["log_problems"][0]["problem"].as_str().unwrap().contains("cluster file checksum"),
+        "{value}"
+    );
+    flip(&path.join("cluster"), 20);
+
+    // Tables that cannot be read: the log is looked at all the same.
+    flip(&file_with(&path.join("storage"), "MANIFEST"), 600);
+    flip(&segment, place);
+    let (code, value) = json(&["verify"], &path);
+    assert_eq!((code, value["log_problems"].as_array().map(Vec::len)), (3, Some(1)), "{value}");
+}
+
 /// A database that is open cannot be verified, and says by whom it is held.
 #[test]
 fn a_database_that_is_open() {

@@ -42,14 +42,15 @@ use ferrisdb_rpc::api::{
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::env::Entropy;
 use ferrisdb_storage::fs::{FileLock, FileSystem, OpenMode, read_exact_at, write_all_at};
-use ferrisdb_storage::{Env, Error as StorageError};
+use ferrisdb_storage::{Env, Error as StorageError, Statistics};
 use serde_json::json;
 
 use crate::coordinator::rate::Lag;
 use crate::coordinator::{Coordinator, CoordinatorOptions};
 use crate::counters::Counters;
 use crate::failure::from_storage;
-use crate::log::{Applied, Delivery, LocalLog, LocalLogOptions, Log, Subscription, Tag};
+use crate::log::verify::Stored;
+use crate::log::{Applied, Delivery, LocalLog, LocalLogOptions, Log, LogReport, Subscription, Tag};
 use crate::runtime::JobRuntime;
 use crate::signal::{Latch, Replied, Reply, lock, reply};
 use crate::storage::{ApplyBatch, StorageOptions, StorageServer};
@@ -57,6 +58,10 @@ use crate::storage::{ApplyBatch, StorageOptions, StorageServer};
 const MAGIC: [u8; 8] = *b"FERRISD\xDB";
 const FORMAT_VERSION: u32 = 1;
 const CLUSTER_FILE_LEN: usize = 32;
+
+/// What to do about a node that has a [`failure`](Node::failure). Also said by whoever serves it.
+pub const BROKEN_REMEDY: &str = "The database commits nothing any more, and answers reads from what it has. Look at the disk and the system's log, mend the cause, \
+     then restart the process: what was acknowledged is in the log, and a commit whose outcome was unknown is there or not.";
 
 /// How a node is opened.
 #[derive(Debug, Clone, Default)]
@@ -192,6 +197,23 @@ impl Node {
         })
     }
 
+    /// Checks the log of a database that nobody has open: every record, every entry, and its ends against what the storage engine has. Changes nothing. The tables
+    /// are for [`ferrisdb_storage::inspect::verify`]; if they are damaged, only the log itself is looked at.
+    ///
+    /// # Errors
+    /// What the disk says. Damage is no error but a problem in the report.
+    pub fn verify_log(env: Env, dir: impl AsRef<Path>) -> Result<LogReport> {
+        let (dir, fs) = (dir.as_ref(), Arc::clone(&env.fs));
+        let cluster_id = match read_cluster_file(fs.as_ref(), &dir.join("cluster")) {
+            Ok(Ok(cluster_id)) => cluster_id,
+            Ok(Err(damage)) => return Ok(LogReport { problems: vec![damage.to_string()], ..LogReport::default() }),
+            Err(error) => return Err(error),
+        };
+        let stored = StorageServer::look(env, &dir.join("storage"), &StorageOptions::default()).ok();
+        let stored = stored.map(|found| Stored { owner_state: found.owner_state, flushed: found.flushed });
+        crate::log::verify::verify(&fs, &dir.join("log"), cluster_id, stored.as_ref())
+    }
+
     /// Refuses new commits, ends those under way, makes everything durable in tables, ends all tasks, and gives the directory free. What
     /// is asked afterwards, or still waits, gets an error.
     ///
@@ -267,6 +289,15 @@ impl Node {
         let counters = &self.counters;
         let latency = |share| self.counters.commit_latency.quantile(share).as_secs_f64();
         let available = failure.is_none() && !is_closed;
+        let state = match (is_closed, &failure) {
+            (true, _) => "closed",
+            (false, Some(_)) => "broken",
+            (false, None) => "available",
+        };
+        let messages: Vec<_> = failure
+            .iter()
+            .map(|failure| json!({"name": "broken", "description": format!("{BROKEN_REMEDY} The reason: {failure}")}))
+            .collect();
         let id: String = self.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
         let document = json!({
             "client": {
@@ -275,7 +306,9 @@ impl Node {
             "cluster": {
                 "generation": self.coordinator.epoch(),
                 "cluster_id": id,
+                "state": state,
                 "failure": failure,
+                "messages": messages,
                 "processes": { "0": {
                     "address": "",
                     "directory": self.dir.display().to_string(),
@@ -335,7 +368,7 @@ impl Node {
                     "compaction_debt_bytes": lag.compaction_debt_bytes,
                     "waiting_reads": lag.waiting_reads,
                     "queued_reads": lag.queued_reads,
-                    "engine": format!("{engine:?}"),
+                    "engine": engine_document(&engine),
                 },
             },
         });
@@ -542,6 +575,65 @@ async fn ended(tasks: Vec<Replied<()>>) {
     }
 }
 
+/// The engine's part of the status document.
+fn engine_document(engine: &Statistics) -> serde_json::Value {
+    let levels: Vec<_> = engine
+        .levels
+        .iter()
+        .map(|level| {
+            json!({
+                "tables": level.tables,
+                "bytes": level.bytes,
+                "entries": level.entries,
+                "tombstones": level.tombstones,
+            })
+        })
+        .collect();
+    json!({
+        "visible_version": engine.visible_version.get(),
+        "flushed_version": engine.flushed_version.get(),
+        "oldest_readable_version": engine.oldest_readable_version.get(),
+        "pinned_versions": engine.pinned_versions,
+        "batches": engine.batches,
+        "operations": engine.operations,
+        "batch_bytes": engine.batch_bytes,
+        "memtables": engine.memtables,
+        "memtable_bytes": engine.memtable_bytes,
+        "flushes": engine.flushes,
+        "flushed_bytes": engine.flushed_bytes,
+        "compactions": engine.compactions,
+        "compaction_read_bytes": engine.compaction_read_bytes,
+        "compaction_written_bytes": engine.compaction_written_bytes,
+        "pending_compaction_bytes": engine.pending_compaction_bytes,
+        "trivial_moves": engine.trivial_moves,
+        "tables_dropped": engine.tables_dropped,
+        "blob_files": engine.blob_files,
+        "blob_bytes": engine.blob_bytes,
+        "blob_garbage_bytes": engine.blob_garbage_bytes,
+        "blob_relocated_bytes": engine.blob_relocated_bytes,
+        "ingestions": engine.ingestions,
+        "ingested_bytes": engine.ingested_bytes,
+        "delayed_writes": engine.delayed_writes,
+        "delayed_seconds": engine.delayed.as_secs_f64(),
+        "stalled_writes": engine.stalled_writes,
+        "stalled_seconds": engine.stalled.as_secs_f64(),
+        "longest_stall_seconds": engine.longest_stall.as_secs_f64(),
+        "skipped_entries": engine.skipped_entries,
+        "background_retries": engine.background_retries,
+        "unremoved_files": engine.unremoved_files,
+        "open_files": engine.open_files,
+        "poisoned": engine.poisoned,
+        "block_cache": {
+            "hits": engine.cache.hits,
+            "misses": engine.cache.misses,
+            "cached_bytes": engine.cache.cached_bytes,
+            "pinned_bytes": engine.cache.pinned_bytes,
+            "capacity_bytes": engine.cache.capacity_bytes,
+        },
+        "levels": levels,
+    })
+}
+
 fn block_on<T>(runtime: &JobRuntime, future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     let mut output = None;
@@ -571,13 +663,10 @@ fn found_or_read(fs: &dyn FileSystem, entropy: &dyn Entropy, dir: &Path) -> Resu
     let failed = |op, path: &Path, error| from_storage("cannot open the database", &StorageError::io(op, path, error));
     let path = dir.join("cluster");
     if fs.exists(&path).map_err(|error| failed("look for", &path, error))? {
-        let file = fs.open(&path, OpenMode::Read).map_err(|error| failed("open", &path, error))?;
-        let mut bytes = [0; CLUSTER_FILE_LEN];
-        read_exact_at(file.as_ref(), &mut bytes, 0).map_err(|error| failed("read", &path, error))?;
+        let read = read_cluster_file(fs, &path)?;
         // An earlier process may have died before it synced the name.
         fs.sync_dir(dir).map_err(|error| failed("sync", dir, error))?;
-        return decode_cluster_file(&bytes)
-            .map_err(|what| from_storage("cannot open the database", &StorageError::corruption(&path, 0, what)));
+        return read.map_err(|damage| from_storage("cannot open the database", &damage));
     }
     for part in ["log", "storage"] {
         let part = dir.join(part);
@@ -602,6 +691,15 @@ fn found_or_read(fs: &dyn FileSystem, entropy: &dyn Entropy, dir: &Path) -> Resu
         fs.sync_dir(parent).map_err(|error| failed("sync", parent, error))?;
     }
     Ok(cluster_id)
+}
+
+/// The cluster id in the file; what is damaged is not an error of the disk.
+fn read_cluster_file(fs: &dyn FileSystem, path: &Path) -> Result<std::result::Result<[u8; 16], StorageError>> {
+    let failed = |op, error| from_storage("cannot open the database", &StorageError::io(op, path, error));
+    let file = fs.open(path, OpenMode::Read).map_err(|error| failed("open", error))?;
+    let mut bytes = [0; CLUSTER_FILE_LEN];
+    read_exact_at(file.as_ref(), &mut bytes, 0).map_err(|error| failed("read", error))?;
+    Ok(decode_cluster_file(&bytes).map_err(|what| StorageError::corruption(path, 0, what)))
 }
 
 fn encode_cluster_file(cluster_id: [u8; 16]) -> Vec<u8> {

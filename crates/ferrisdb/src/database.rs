@@ -66,7 +66,23 @@ impl Database {
     /// # Errors
     /// `connection_string_invalid`, `connection_failed`, `incompatible_protocol_version`.
     pub async fn connect(address: &str) -> Result<Database> {
-        let endpoint = ferrisdb_rpc::Client::connect(address, ClientOptions::default()).await?;
+        Database::connect_with(address, ClientOptions::default()).await
+    }
+
+    /// Connects to a server with options of the caller's: how long to wait for what, which cluster it has to be, how many questions at once.
+    ///
+    /// ```no_run
+    /// # async fn example() -> ferrisdb::Result<()> {
+    /// use std::time::Duration;
+    /// let options = ferrisdb::ClientOptions { outage_max: Duration::from_secs(60), ..Default::default() };
+    /// let db = ferrisdb::Database::connect_with("localhost:4700", options).await?;
+    /// # drop(db); Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); also `connection_failed` if the server is of another cluster than `cluster_id` says.
+    pub async fn connect_with(address: &str, options: ClientOptions) -> Result<Database> {
+        let endpoint = ferrisdb_rpc::Client::connect(address, options).await?;
         let runtime: Arc<dyn Runtime> = match TokioRuntime::current() {
             Some(runtime) => Arc::new(runtime),
             None => Arc::new(JobRuntime::new(Env::real())),

@@ -27,7 +27,9 @@ pub use ferrisdb_core::{
     Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Limits, Mutation, MutationKind, Result, Version, Versionstamp,
     key,
 };
-pub use ferrisdb_rpc::{Answer, Endpoint, api};
+pub use ferrisdb_rpc::{Answer, ClientOptions, Endpoint, api};
+pub use ferrisdb_server::log::LogReport;
+pub use ferrisdb_server::node::BROKEN_REMEDY;
 pub use ferrisdb_server::{Node, NodeOptions};
 
 pub use database::Database;

@@ -19,9 +19,9 @@ use ferrisdb::{Database, Error, Limits};
 use ferrisdb_core::SplitMix64;
 use ferrisdb_storage::inspect::Sink;
 
-use crate::arguments::OutputArguments;
+use crate::arguments::{ConnectArguments, OutputArguments};
+use crate::connect::{self, Missing};
 use crate::failure::Failure;
-use crate::place::{PlaceArguments, failed};
 use crate::printer::Printer;
 use data::{Rows, VALUE_BYTES_MIN, Zipf};
 use drive::{Counts, Load, drive};
@@ -40,7 +40,7 @@ pub(crate) struct BenchArguments {
     workload: Workload,
 
     #[command(flatten)]
-    place: PlaceArguments,
+    connect: ConnectArguments,
 
     /// Transactions in flight: of a closed loop always, of an open one at most
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -100,8 +100,8 @@ pub(crate) fn run(arguments: &BenchArguments, out: &mut dyn Write) -> Result<(),
     runtime.block_on(async {
         // Kept until the database in it is closed.
         let mut temporary = None;
-        let database = match arguments.place.open().await? {
-            Some(database) => database,
+        let (database, place) = match connect::open_if_named(&arguments.connect, Missing::Found).await? {
+            Some(opened) => opened,
             None => {
                 let directory = tempfile::Builder::new().prefix("ferrisdb-bench-").tempdir().map_err(|error| {
                     Failure::failed(format!("cannot make a temporary directory: {error}"), "choose one with --data DIR")
@@ -109,15 +109,12 @@ pub(crate) fn run(arguments: &BenchArguments, out: &mut dyn Write) -> Result<(),
                 let database =
                     Database::open(directory.path()).map_err(|error| failed("open a temporary database", &error))?;
                 temporary = Some(directory);
-                database
+                (database, "a temporary directory".to_owned())
             }
-        };
-        let place = match &temporary {
-            Some(_) => "a temporary directory".to_owned(),
-            None => database.description().connection_string.clone(),
         };
         let report = measure(arguments, &database).await?;
         database.close().await.map_err(|error| failed("close the database", &error))?;
+        drop(temporary);
         report.print(arguments, &place, out)
     })
 }
@@ -158,6 +155,11 @@ async fn measure(arguments: &BenchArguments, database: &Database) -> Result<Repo
         clear(&work, database).await.map_err(|error| failed("clear the rows", &error))?;
     }
     Ok(Report { counts, proven })
+}
+
+/// An error of the database while `what` was done.
+fn failed(what: &str, error: &Error) -> Failure {
+    Failure::from(error.clone()).about(&format!("cannot {what}"))
 }
 
 /// Progress, for whoever watches.

@@ -55,6 +55,7 @@ struct File {
     data: Option<PathBuf>,
     listen: Option<String>,
     insecure: Option<bool>,
+    exit_on_failure: Option<bool>,
     log_level: Option<String>,
     log_format: Option<LogFormat>,
     connections_max: Option<usize>,
@@ -73,6 +74,7 @@ pub(crate) struct Config {
     pub(crate) data: Setting<PathBuf>,
     pub(crate) listen: Setting<String>,
     pub(crate) insecure: Setting<bool>,
+    pub(crate) exit_on_failure: Setting<bool>,
     pub(crate) log_level: Setting<Targets>,
     pub(crate) log_format: Setting<LogFormat>,
     pub(crate) connections_max: Setting<usize>,
@@ -101,6 +103,7 @@ impl Config {
             data,
             listen: pick.or("listen", a.listen, file.listen, LISTEN_DEFAULT.to_owned()),
             insecure: pick.or("insecure", a.insecure, file.insecure, false),
+            exit_on_failure: pick.or("exit_on_failure", a.exit_on_failure, file.exit_on_failure, false),
             log_level: pick.or("log_level", a.log_level, file.log_level, "info".to_owned()).parsed(
                 "log_level",
                 "write error, warn, info, debug or trace, or parts: info,ferrisdb_rpc=debug",
@@ -140,6 +143,7 @@ impl fmt::Display for Config {
         line("data", &self.data.value.display(), self.data.source)?;
         line("listen", &self.listen.value, self.listen.source)?;
         line("insecure", &self.insecure.value, self.insecure.source)?;
+        line("exit_on_failure", &self.exit_on_failure.value, self.exit_on_failure.source)?;
         line("log_level", &self.log_level.value, self.log_level.source)?;
         let format = match self.log_format.value {
             LogFormat::Pretty => "pretty",

@@ -29,8 +29,9 @@ impl Served {
         let cluster = document.get_mut("cluster")?;
         cluster["processes"]["0"]["address"] = json!(self.address);
         cluster["insecure"] = json!(self.insecure.is_some());
-        let warning = self.insecure.iter().map(|text| json!({"name": "insecure", "description": text}));
-        cluster["messages"] = Value::Array(warning.collect());
+        if let (Some(text), Some(messages)) = (&self.insecure, cluster["messages"].as_array_mut()) {
+            messages.push(json!({"name": "insecure", "description": text}));
+        }
         if let Some(server) = self.server.get().and_then(Weak::upgrade) {
             cluster["rpc"] = rpc(&server);
         }

@@ -7,6 +7,11 @@
 //! SIGTERM and SIGINT stop it gracefully: no more connections, what is under way is finished (`drain_timeout`), the database is closed. A second
 //! signal ends the waiting for clients. A kill needs no stopping: what was acknowledged is in the log.
 //!
+//! # A database that is broken
+//! After a failed sync nobody knows what the disk has, so the log takes nothing more: every commit fails, for good. Reads go on, from what is known to be
+//! durable, and so does the server: log and status say `broken` and what to do. A later stop has exit code 1, and `--exit-on-failure` stops at once,
+//! for those whose supervisor restarts it: the next start reads the log from the disk, and finds out what is there.
+//!
 //! # Who can reach it
 //! Without TLS and users, whoever reaches the port can do everything. So it listens on loopback addresses only, unless `--insecure` says that the
 //! network is trusted; that is warned of at every start and in the status.
@@ -23,6 +28,7 @@ use clap::ArgMatches;
 use ferrisdb::{Database, Limits, Node, NodeOptions};
 use ferrisdb_rpc::{ServeOptions, Server};
 use ferrisdb_storage::Env;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -35,11 +41,14 @@ use endpoint::Served;
 
 /// How often the database is asked whether it still commits.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+/// A broken database is logged again after so many of them: once in a minute.
+const REMINDER_INTERVALS: u32 = 60;
 
 /// Serves until it is stopped.
 pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn Write) -> Result<(), Failure> {
     let config = Config::new(arguments, matches)?;
     start_logging(&config)?;
+    raise_file_limit(config.connections_max.value);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
         Failure::failed(format!("cannot start the runtime: {error}"), "check the limits of this process")
@@ -65,7 +74,8 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     out.flush()?;
     tracing::info!(event = "server.started", %address, data = %config.data.value.display(), "serving");
 
-    runtime.block_on(serve(&server, listener, &node, stop));
+    let served = serve(&server, listener, &node, stop, config.exit_on_failure.value);
+    let failure = runtime.block_on(served);
     // Connections hold nothing any more; tasks of the transport end with their runtime.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let closed = Arc::clone(&node).close_blocking();
@@ -76,30 +86,63 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
         }
     }
     writeln!(out, "stopped")?;
-    Ok(closed?)
+    match failure {
+        // More than what the closing says, which is its consequence.
+        Some(error) => {
+            Err(Failure::failed(format!("the database could not commit any more: {error}"), ferrisdb::BROKEN_REMEDY))
+        }
+        None => Ok(closed?),
+    }
 }
 
-/// Serves until the first signal, lets clients finish until the second.
-async fn serve(server: &Arc<Server>, listener: TcpListener, node: &Node, mut stop: Stop) {
+/// Serves until the first signal, or with `exit_on_failure` until the database is broken; lets clients finish until the second. Returns why the database is
+/// broken, if it is.
+async fn serve(
+    server: &Arc<Server>,
+    listener: TcpListener,
+    node: &Node,
+    mut stop: Stop,
+    exit_on_failure: bool,
+) -> Option<ferrisdb::Error> {
     let (tell, told) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async {
         // An error says that the other side is gone, and then there is nothing to serve for either.
         drop(told.await);
     };
+    let broken = tokio::sync::Notify::new();
     let signals = async {
-        let first = stop.next().await;
-        tracing::info!(event = "server.stopping", signal = first, "no more connections; what is under way is finished");
+        let ended = async {
+            broken.notified().await;
+            "the database is broken"
+        };
+        let reason = {
+            let (signal, ended) = (std::pin::pin!(stop.next()), std::pin::pin!(ended));
+            futures_util::future::select(signal, ended).await.factor_first().0
+        };
+        tracing::info!(event = "server.stopping", reason, "no more connections; what is under way is finished");
         // Nobody listens any more if the server has ended by itself.
         tell.send(()).unwrap_or_default();
         let second = stop.next().await;
         tracing::warn!(event = "server.stopping_now", signal = second, "not waiting for clients any longer");
     };
     let health = async {
-        let mut is_well = true;
+        let (mut is_well, mut quiet) = (true, 0_u32);
         loop {
             if let Some(error) = node.failure().filter(|_| is_well) {
                 is_well = false;
-                tracing::error!(event = "server.failed", %error, "the database does not commit any more; restart it once the cause is gone");
+                tracing::error!(event = "server.broken", %error, "{}", ferrisdb::BROKEN_REMEDY);
+                if exit_on_failure {
+                    broken.notify_one();
+                }
+            } else if !is_well {
+                // Whoever looks at the end of the log finds it.
+                quiet += 1;
+                if quiet % REMINDER_INTERVALS == 0 {
+                    tracing::error!(
+                        event = "server.still_broken",
+                        "the database still commits nothing; see server.broken above, and the status"
+                    );
+                }
             }
             tokio::time::sleep(HEALTH_INTERVAL).await;
         }
@@ -107,6 +150,7 @@ async fn serve(server: &Arc<Server>, listener: TcpListener, node: &Node, mut sto
     let ended = std::pin::pin!(futures_util::future::select(Box::pin(signals), Box::pin(health)));
     let serving = std::pin::pin!(server.serve(listener, shutdown));
     futures_util::future::select(serving, ended).await;
+    node.failure()
 }
 
 /// The signals that stop a server.
@@ -139,6 +183,29 @@ fn start_logging(config: &Config) -> Result<(), Failure> {
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     begun.map_err(|error| Failure::failed(format!("cannot start logging: {error}"), ""))
+}
+
+/// Files that the database has open beside the connections: tables, log, directories, with room.
+const FILES_BESIDE_CONNECTIONS: u64 = 2048;
+
+/// Each connection is an open file, and most systems let a process have 1024 unless it asks for more, which it may up to a second limit.
+fn raise_file_limit(connections_max: usize) {
+    let wanted = connections_max as u64 + FILES_BESIDE_CONNECTIONS;
+    let limit = getrlimit(Resource::Nofile);
+    // `None` is no limit.
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let current = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(current), maximum: limit.maximum });
+    if raised.is_err() || current < wanted {
+        tracing::warn!(
+            event = "server.file_limit",
+            limit = if raised.is_err() { limit.current } else { Some(current) },
+            wanted,
+            "this process may open fewer files than its connections need; raise the limit (ulimit -n, LimitNOFILE) or lower connections_max"
+        );
+    }
 }
 
 fn cannot_listen(config: &Config, error: &io::Error) -> Failure {
@@ -190,5 +257,83 @@ fn serve_options(config: &Config) -> ServeOptions {
         reply_memory_bytes_max: config.reply_memory.value,
         drain_timeout: config.drain_timeout.value,
         ..ServeOptions::for_limits(&Limits::DEFAULT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferrisdb_storage::fs::sim::{DiskError, Injection, OpKind, SimFileSystem, Verdict};
+    use serde_json::Value;
+
+    use super::*;
+
+    /// After a failed sync of the log nothing is committed any more; reads and the status are answered, which says so and what to do; and the server ends
+    /// only if it was asked to.
+    #[test]
+    fn a_broken_database_answers_reads_and_says_that_it_is_broken() {
+        for exit_on_failure in [false, true] {
+            let disk = Arc::new(SimFileSystem::new());
+            let env = Env { fs: Arc::<SimFileSystem>::clone(&disk), ..Env::real() };
+            let database = Database::open_with(env, "/db", NodeOptions::default()).unwrap();
+            let node = Arc::clone(database.node().unwrap());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let failure = runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap().to_string();
+                let served = Arc::new(Served {
+                    node: Arc::clone(&node),
+                    address: address.clone(),
+                    insecure: Some("anyone".to_owned()),
+                    server: OnceLock::new(),
+                });
+                let server = Server::new(served, ServeOptions::default());
+                let serving = serve(&server, listener, &node, Stop::install().unwrap(), exit_on_failure);
+                let using = async {
+                    let client = Database::connect(&address).await.unwrap();
+                    let set = async |value: &[u8]| {
+                        client
+                            .run(async |tx| {
+                                tx.set(b"a", value);
+                                Ok(())
+                            })
+                            .await
+                    };
+                    set(b"1").await.unwrap();
+                    disk.inject(Injection::new(&[OpKind::Sync], Verdict::Fail(DiskError::Io)).path("/db/log").once());
+                    set(b"2").await.unwrap_err();
+                    let refused = set(b"3").await.unwrap_err();
+                    assert!(refused.to_string().contains("the log cannot be made durable any more"), "{refused}");
+                    let snapshot = client.snapshot(ferrisdb::SnapshotOptions::default()).await;
+                    drop(snapshot);
+                    let status: Value = serde_json::from_str(&client.status().await.unwrap()).unwrap();
+                    let cluster = &status["cluster"];
+                    assert_eq!(
+                        (&cluster["state"], &status["client"]["database_status"]["available"]),
+                        (&"broken".into(), &false.into())
+                    );
+                    let messages: Vec<_> =
+                        cluster["messages"].as_array().unwrap().iter().map(|message| &message["name"]).collect();
+                    assert_eq!(messages, ["broken", "insecure"], "{cluster}");
+                    assert!(cluster["messages"][0]["description"].as_str().unwrap().contains("restart the process"));
+                    let read = client.run(async |tx| tx.get(b"a").await).await;
+                    assert_eq!(read.unwrap().as_deref(), Some(&b"1"[..]), "reads go on");
+                    drop(client);
+                };
+                if exit_on_failure {
+                    futures_util::future::join(serving, using).await.0
+                } else {
+                    // Longer than it takes to notice; it serves on.
+                    let later = async {
+                        using.await;
+                        tokio::time::sleep(2 * HEALTH_INTERVAL).await;
+                    };
+                    match futures_util::future::select(Box::pin(serving), Box::pin(later)).await {
+                        futures_util::future::Either::Left(_) => panic!("it was not asked to end"),
+                        futures_util::future::Either::Right(_) => node.failure(),
+                    }
+                }
+            });
+            assert!(failure.unwrap().to_string().contains("the log cannot be made durable any more"));
+        }
     }
 }

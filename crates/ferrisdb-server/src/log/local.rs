@@ -175,9 +175,9 @@ pub struct LogStatistics {
 }
 
 /// The owner state: what the storage server keeps for the log.
-struct OwnerState {
-    replay_from: WalPosition,
-    state: State,
+pub(super) struct OwnerState {
+    pub(super) replay_from: WalPosition,
+    pub(super) state: State,
 }
 
 impl OwnerState {
@@ -191,7 +191,7 @@ impl OwnerState {
         bytes
     }
 
-    fn decode(bytes: &[u8], cluster_id: [u8; 16]) -> Result<OwnerState> {
+    pub(super) fn decode(bytes: &[u8], cluster_id: [u8; 16]) -> Result<OwnerState> {
         let broken = |what: &str| {
             let detail =
                 format!("the log's state that the storage engine keeps cannot be read: {what}; restore a backup");

@@ -17,6 +17,7 @@
 pub mod entry;
 pub mod local;
 pub mod state;
+pub(crate) mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use ferrisdb_rpc::api::CommitId;
 pub use entry::{Batch, Entry, EpochStart, IdOutcome, LeaseChange, Outcome, Owner, Pop, Section, Tag};
 pub use local::{LocalLog, LocalLogOptions};
 pub use state::{Applied, Known, State};
+pub use verify::LogReport;
 
 /// What a coordinator must know to begin an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -219,6 +219,17 @@ impl StorageServer {
         Ok((StorageServer { shared }, recovery))
     }
 
+    /// What an engine that nobody has open keeps of the log, and the version up to which it has everything.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn look(env: ferrisdb_storage::Env, dir: &Path, options: &StorageOptions) -> Result<StorageRecovery> {
+        let engine_options = Options { wal: false, retention: Retention::FromFloor, ..options.engine.clone() };
+        let engine = Engine::open_read_only(env, dir, engine_options).map_err(|error| engine_error_at_open(&error))?;
+        let owner_state = KeptState::decode(engine.owner_state().as_deref(), dir)?.owner;
+        Ok(StorageRecovery { flushed: engine.flushed_version(), owner_state, is_new: false })
+    }
+
     /// Applies a batch: afterwards it is readable. During a stall of the engine (a full disk is one) it waits. May block for reads of the
     /// values that atomic operations need: call it from a job. A batch at or below the version that was recovered is passed over.
     /// Dropped before it is ready, or failed, it has applied nothing, and the same batch may be given again.

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod hostile;
+mod transfer;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -234,6 +237,40 @@ fn a_killed_server_has_lost_nothing() {
         server.ok(&["set", &format!("round/{round}"), &round.to_string()]);
         server.kill();
     }
+}
+
+/// `status --watch` prints again and again: tables, or a JSON document on each line, also while the server is away.
+#[test]
+fn a_status_is_watched() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &[]);
+    let mut child = command(&[&["status", "--watch", "50ms"], &server.place()[..]].concat()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let states = lines.filter(|line| line.starts_with("database ")).take(3);
+    assert!(states.into_iter().all(|line| line.ends_with(" available")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let arguments = ["status", "--json", "--watch", "10ms", "--timeout", "300ms"];
+    let mut child = command(&[&arguments[..], &server.place()].concat()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut documents = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    for _ in 0..3 {
+        let document = documents.next().unwrap();
+        let engine = &document["cluster"]["storage"]["engine"];
+        assert!(engine["memtables"].as_u64().unwrap() >= 1 && engine["block_cache"]["capacity_bytes"].is_number());
+        assert_eq!(engine["levels"].as_array().unwrap().len(), 7);
+    }
+    let address = server.address.clone();
+    server.kill();
+    assert!(
+        documents.find(|document| document["error"].is_string()).unwrap()["error"].as_str().unwrap().contains("help")
+    );
+    let server = Server::start(directory.path(), &["--listen", &address]);
+    assert!(documents.any(|document| document["cluster"]["state"] == "available"), "it is there again");
+    server.stop();
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 /// Without --insecure nothing but loopback; with it, a warning at the start, in the log and in the status.
