@@ -39,8 +39,8 @@ use openraft::{OptionalSend, Raft};
 use super::super::entry::{Tag, count};
 use super::machine::Machine;
 use super::types::{
-    Peer, ProcessId, Types, Vote, put_entry, put_log_id, put_members, put_option, put_vote, take_bool, take_entry,
-    take_log_id, take_members, take_option, take_vote,
+    LogId, Peer, ProcessId, Types, Vote, put_entry, put_log_id, put_members, put_option, put_vote, take_bool,
+    take_entry, take_log_id, take_members, take_option, take_vote,
 };
 
 const FORMAT_VERSION: u8 = 1;
@@ -281,8 +281,11 @@ pub(super) async fn answer(raft: &Raft<Types, Machine>, message: Bytes) -> Resul
             })()
             .map_err(bad)?;
             decoder.finish("message: bytes behind its end").map_err(bad)?;
-            let response = raft.install_full_snapshot(vote, snapshot).await.map_err(|error| stopped(&error))?;
-            put_vote(&mut out, &response.vote);
+            let vote = match is_in_log(raft, vote, snapshot.meta.last_log_id).await.map_err(|error| stopped(&error))? {
+                Some(vote) => vote,
+                None => raft.install_full_snapshot(vote, snapshot).await.map_err(|error| stopped(&error))?.vote,
+            };
+            put_vote(&mut out, &vote);
         }
         KIND_TRANSFER => {
             let request = (|| {
@@ -298,6 +301,27 @@ pub(super) async fn answer(raft: &Raft<Types, Machine>, message: Bytes) -> Resul
         _ => return Err(bad(DecodeError { what: "message: an unknown kind" })),
     }
     Ok(out.into())
+}
+
+/// A snapshot that arrives late may be of what has come as entries meanwhile. The library installs it all the same if it does not know yet that these are
+/// committed, and takes its own progress back by that (with debug assertions it stops there). So they are told as committed instead, if they are
+/// in the log: then what to answer. `None`: the snapshot is needed.
+async fn is_in_log(
+    raft: &Raft<Types, Machine>,
+    vote: Vote,
+    last: Option<LogId>,
+) -> std::result::Result<Option<Vote>, openraft::errors::RaftError<Types>> {
+    let has_index =
+        |metrics: &openraft::RaftMetrics<Types>| last.is_some_and(|last| metrics.last_log_index >= Some(last.index));
+    if !has_index(&openraft::async_runtime::watch::WatchReceiver::borrow_watched(&raft.metrics())) {
+        return Ok(None);
+    }
+    let told = AppendEntriesRequest { vote, prev_log_id: last, entries: Vec::new(), leader_commit: last };
+    Ok(match raft.append_entries(told).await? {
+        AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => Some(vote),
+        AppendEntriesResponse::HigherVote(vote) => Some(vote),
+        AppendEntriesResponse::Conflict => None,
+    })
 }
 
 /// A storage server's pop, on its way to the leader.

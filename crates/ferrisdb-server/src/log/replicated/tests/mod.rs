@@ -25,6 +25,13 @@ fn a_group_of_three_keeps_its_promises_under_faults() {
     assert!(failed.is_empty(), "FERRISDB_SIM_SEED={} FERRISDB_SIM_SEEDS=1 replays it: {failed:#?}", failed[0].0);
 }
 
+/// A snapshot that comes after the entries that it stands for: the library would stop over it (seen with this seed before `is_in_log` was there).
+#[test]
+fn a_late_snapshot_of_what_is_in_the_log_does_no_harm() {
+    let outcome = world::run(145, Duration::from_secs(20));
+    assert_eq!(outcome.failures, Vec::<String>::new());
+}
+
 /// The same seed is the same run, and another one another.
 #[test]
 fn a_seed_decides_everything() {
