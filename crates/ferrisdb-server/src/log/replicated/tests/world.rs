@@ -18,7 +18,7 @@ use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::env::{Job, SeededEntropy, Spawner, Step};
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 
-use super::super::{LogStoreOptions, Peer, Peers, ProcessId, ReplicatedLog, ReplicatedLogOptions};
+use super::super::{GroupView, LogStoreOptions, Peer, Peers, ProcessId, ReplicatedLog, ReplicatedLogOptions};
 use crate::log::{Applied, Batch, Entry, EpochStart, Log, Owner, Section, Tag};
 use crate::runtime::JobRuntime;
 use crate::signal::lock;
@@ -341,6 +341,37 @@ impl World {
         let state = lock(&self.state);
         let host = &state.hosts[&process];
         Some((host.log.clone()?, host.runtime.clone()?))
+    }
+
+    /// Has `task` run in a process, and waits for its end.
+    pub(super) fn on<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        process: ProcessId,
+        task: impl FnOnce(ReplicatedLog) -> F,
+    ) {
+        let (log, runtime) = self.host(process).expect("it lives");
+        let is_done = Arc::new(AtomicBool::new(false));
+        let (done, task) = (Arc::clone(&is_done), task(log));
+        let task = async move {
+            task.await;
+            done.store(true, Ordering::SeqCst);
+        };
+        runtime.spawn("test", Box::pin(task));
+        for _ in 0..100 {
+            self.run(100 * MILLISECOND);
+            if is_done.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+        panic!("not done after ten seconds");
+    }
+
+    pub(super) fn view(&self, process: ProcessId) -> GroupView {
+        self.host(process).expect("it lives").0.view()
+    }
+
+    pub(super) fn acknowledged(&self) -> usize {
+        lock(&self.truth).acknowledged.len()
     }
 
     /// Ends a process where it stands; its disk keeps what `mode` says.
