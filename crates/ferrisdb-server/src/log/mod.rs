@@ -16,6 +16,7 @@
 
 pub mod entry;
 pub mod local;
+pub mod replicated;
 pub mod state;
 pub(crate) mod verify;
 

@@ -153,6 +153,11 @@ impl State {
         self.tags.get(&tag).copied()
     }
 
+    /// All tags, and up to where each one's mutations are durable where they belong.
+    pub fn tags(&self) -> &BTreeMap<Tag, Version> {
+        &self.tags
+    }
+
     /// The least version up to which nobody needs the log any more.
     pub fn popped_by_all(&self) -> Version {
         self.tags.values().copied().min().unwrap_or(self.last)

@@ -227,7 +227,8 @@ impl StorageServer {
         let engine_options = Options { wal: false, retention: Retention::FromFloor, ..options.engine.clone() };
         let engine = Engine::open_read_only(env, dir, engine_options).map_err(|error| engine_error_at_open(&error))?;
         let owner_state = KeptState::decode(engine.owner_state().as_deref(), dir)?.owner;
-        Ok(StorageRecovery { flushed: engine.flushed_version(), owner_state, is_new: false })
+        // Who only looks has made nothing durable.
+        Ok(StorageRecovery { flushed: engine.flushed_version(), owner_state, is_new: false, is_settled: false })
     }
 
     /// Applies a batch: afterwards it is readable. During a stall of the engine (a full disk is one) it waits. May block for reads of the

@@ -1,0 +1,818 @@
+//! The consensus library's log, votes and snapshots, in a write-ahead log of ours: [`LogStore`].
+//!
+//! Everything that a voter must not forget is a record of one WAL, in the order in which it was said; so there are no two files that must move
+//! together. A snapshot is a record too: it is small (the log's state, not the data), and has beside it whatever else the records before
+//! it said, so that those can go.
+//!
+//! ```text
+//! append ─▶ WAL ─▶ in memory, readable ─▶ pending ──(one sync for all before it)──▶ told the library, in order
+//! ```
+//!
+//! # Format of a record (version 1)
+//! ```text
+//! u8 format version, u8 kind, then by kind (see types.rs for the parts):
+//! 1 entry      entry
+//! 2 vote       vote
+//! 3 committed  log id
+//! 4 cut        option of log id: what lies above it in the log is not there any more
+//! 5 snapshot   option of vote, option of log id (committed), option of log id (last in the snapshot), members, bytes state
+//! ```
+//!
+//! # Invariants
+//! - The entries in memory are consecutive, and begin right above `purged`.
+//! - After a restart `purged` is the place of the last snapshot: nobody purges further than that.
+//! - The library is told of durable records in the order of their appending, and of none that is not durable.
+//!
+//! # Failures
+//! A failed sync ends the store: it takes nothing more and says why, and the library stops with it. On a full disk an append waits for space; a voter that
+//! waits answers nobody, so a leader with a full disk is replaced.
+//!
+//! # Concurrency
+//! Callable from any thread. Locks: `writer` (held for one WAL append, so that memory has the WAL's order), then `memory` (held for no I/O).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes};
+use ferrisdb_core::runtime::BoxFuture;
+use ferrisdb_core::{Bytes, Code, Error, Result, Runtime};
+use ferrisdb_storage::Error as StorageError;
+use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Space, Wal, WalOptions, WalPosition};
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{EntryPayload, OptionalSend};
+
+use super::types::{
+    LogId, Members, RaftLogEntry, Types, Vote, put_entry, put_log_id, put_members, put_option, put_vote, take_entry,
+    take_log_id, take_members, take_option, take_vote,
+};
+use crate::failure::from_storage;
+use crate::runtime::JobRuntime;
+use crate::signal::{Bell, Reply, lock, reply};
+
+/// What this build writes, and the newest that it reads.
+const FORMAT_VERSION: u8 = 1;
+
+const KIND_ENTRY: u8 = 1;
+const KIND_VOTE: u8 = 2;
+const KIND_COMMITTED: u8 = 3;
+const KIND_CUT: u8 = 4;
+const KIND_SNAPSHOT: u8 = 5;
+
+/// How long a full disk is left alone before an append is tried again.
+const SPACE_RETRY: Duration = Duration::from_millis(100);
+/// The most bytes of entries that one read for a follower returns, beside the first entry.
+const READ_BYTES_MAX: u64 = 1 << 20;
+
+/// How a log store is laid out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogStoreOptions {
+    /// Bytes of a WAL segment file, preallocated. Default: 16 MiB.
+    pub segment_bytes: u32,
+    /// Bytes of entries kept in memory for followers and for applying; older ones are read from the WAL. Default: 32 MiB.
+    pub hot_bytes: u64,
+}
+
+impl Default for LogStoreOptions {
+    fn default() -> LogStoreOptions {
+        LogStoreOptions { segment_bytes: 16 << 20, hot_bytes: 32 << 20 }
+    }
+}
+
+impl LogStoreOptions {
+    /// So small that a test reaches every mechanism with a few kilobytes.
+    pub fn tiny() -> LogStoreOptions {
+        LogStoreOptions { segment_bytes: 4 << 10, hot_bytes: 1 << 10 }
+    }
+}
+
+/// A snapshot: the state of the log as of one of its places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StoredSnapshot {
+    /// The last entry in it.
+    pub(super) last: Option<LogId>,
+    /// The members as of then.
+    pub(super) members: Members,
+    /// The state, encoded.
+    pub(super) state: Bytes,
+}
+
+/// A handle to an open log store; clones share it. The tasks that drive it hold one too: they end with [`LogStore::close`].
+#[derive(Clone)]
+pub(super) struct LogStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    runtime: JobRuntime,
+    wal: Wal,
+    dir: PathBuf,
+    options: LogStoreOptions,
+    /// Encodes and appends, one at a time. The buffer is kept so that appends do not allocate.
+    writer: Mutex<Vec<u8>>,
+    memory: Mutex<Memory>,
+    is_closed: AtomicBool,
+    sync_bell: Bell,
+    maintain_bell: Bell,
+}
+
+/// What the records so far amount to.
+struct Memory {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    log: VecDeque<Slot>,
+    /// Entries before this index have no copy in memory.
+    hot_from: u64,
+    hot_bytes: u64,
+    snapshot: Option<Arc<StoredSnapshot>>,
+    /// Where the newest snapshot record lies: nothing from there on may be purged.
+    snapshot_at: WalPosition,
+    pending: VecDeque<Pending>,
+    failed: Option<Error>,
+}
+
+/// An entry of the log.
+struct Slot {
+    id: LogId,
+    position: WalPosition,
+    bytes: u64,
+    entry: Option<RaftLogEntry>,
+}
+
+/// Who waits for a record to be durable.
+struct Pending {
+    position: WalPosition,
+    done: Done,
+}
+
+enum Done {
+    Library(IOFlushed<Types>),
+    Caller(Reply<()>),
+}
+
+impl Done {
+    fn tell(self, result: std::result::Result<(), &Error>) {
+        match self {
+            Done::Library(flushed) => flushed.io_completed(result.map_err(to_io)),
+            Done::Caller(reply) => reply.send(result.map_err(Error::clone)),
+        }
+    }
+}
+
+/// The library takes errors of the operating system's kind.
+fn to_io(error: &Error) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+impl Memory {
+    fn new() -> Memory {
+        Memory {
+            vote: None,
+            committed: None,
+            purged: None,
+            log: VecDeque::new(),
+            hot_from: 0,
+            hot_bytes: 0,
+            snapshot: None,
+            snapshot_at: WalPosition::ZERO,
+            pending: VecDeque::new(),
+            failed: None,
+        }
+    }
+
+    /// The index of the first entry that is or would be there.
+    fn first_index(&self) -> u64 {
+        match (self.log.front(), &self.purged) {
+            (Some(slot), _) => slot.id.index,
+            (None, Some(purged)) => purged.index + 1,
+            (None, None) => 0,
+        }
+    }
+
+    fn last(&self) -> Option<LogId> {
+        self.log.back().map(|slot| slot.id).or(self.purged)
+    }
+
+    /// Where in `log` the entry with `index` lies, or would.
+    fn slot_of(&self, index: u64) -> usize {
+        usize::try_from(index.saturating_sub(self.first_index())).unwrap_or(usize::MAX).min(self.log.len())
+    }
+
+    fn push(&mut self, entry: RaftLogEntry, position: WalPosition, bytes: u64, hot_bytes_max: u64) {
+        let id = entry.log_id();
+        if self.log.is_empty() {
+            self.hot_from = id.index;
+        }
+        self.log.push_back(Slot { id, position, bytes, entry: Some(entry) });
+        self.hot_bytes += bytes;
+        while self.hot_bytes > hot_bytes_max && self.hot_from < id.index {
+            let at = self.slot_of(self.hot_from);
+            let slot = &mut self.log[at];
+            slot.entry = None;
+            self.hot_bytes -= slot.bytes;
+            self.hot_from += 1;
+        }
+    }
+
+    fn cut_after(&mut self, last: Option<&LogId>) {
+        let keep = last.map_or(0, |last| last.index + 1);
+        while self.log.back().is_some_and(|slot| slot.id.index >= keep) {
+            let slot = self.log.pop_back().expect("there is a last one");
+            if slot.entry.is_some() {
+                self.hot_bytes -= slot.bytes;
+            }
+            self.hot_from = self.hot_from.min(slot.id.index);
+        }
+    }
+
+    fn purge_to(&mut self, last: LogId) {
+        while self.log.front().is_some_and(|slot| slot.id.index <= last.index) {
+            let slot = self.log.pop_front().expect("there is a first one");
+            if slot.entry.is_some() {
+                self.hot_bytes -= slot.bytes;
+            }
+        }
+        self.hot_from = self.hot_from.max(last.index + 1);
+        self.purged = self.purged.max(Some(last));
+    }
+
+    /// From where on the WAL is needed.
+    fn needed_from(&self) -> WalPosition {
+        self.log.front().map_or(self.snapshot_at, |slot| slot.position.min(self.snapshot_at))
+    }
+}
+
+impl LogStore {
+    /// Opens the store in `dir`, or founds it. `cluster_id` tells its files from those of another cluster. Blocks on the disk.
+    ///
+    /// # Errors
+    /// What the disk says, and what of the log is damaged or missing.
+    pub(super) fn open(
+        runtime: JobRuntime,
+        dir: &Path,
+        options: LogStoreOptions,
+        cluster_id: [u8; 16],
+    ) -> Result<LogStore> {
+        let identity = u64::from_le_bytes(cluster_id[..8].try_into().expect("eight of sixteen bytes"));
+        let wal_options = WalOptions {
+            segment_bytes: options.segment_bytes,
+            reserve_bytes: (options.segment_bytes / 8).min(1 << 20),
+            identity,
+            ..WalOptions::default()
+        };
+        let fs = Arc::clone(&runtime.env().fs);
+        let failed = |error| from_storage("cannot open the log of the cluster", &error);
+        let (wal, recovery) = Wal::open(fs, dir, wal_options).map_err(failed)?;
+        let mut memory = Memory::new();
+        let mut reader = wal.subscribe(recovery.replay_from, ReadUpTo::Appended).map_err(failed)?;
+        while let Some(record) = reader.next().map_err(failed)? {
+            let payload = Bytes::copy_from_slice(record.payload);
+            let position = record.position;
+            memory
+                .replay(&payload, position, options.hot_bytes)
+                .map_err(|error| unreadable(dir, position, error.what))?;
+        }
+        if let Some(last) = memory.snapshot.as_ref().and_then(|snapshot| snapshot.last) {
+            memory.purge_to(last);
+        } else if recovery.purged || memory.log.front().is_some_and(|slot| slot.id.index > 0) {
+            return Err(unreadable(dir, recovery.first, "no snapshot stands for what is no longer there"));
+        }
+        if memory.committed > memory.last() {
+            return Err(unreadable(dir, recovery.end, "the log ends before what it calls committed"));
+        }
+        let shared = Shared {
+            runtime,
+            wal,
+            dir: dir.to_path_buf(),
+            options,
+            writer: Mutex::default(),
+            memory: Mutex::new(memory),
+            is_closed: AtomicBool::new(false),
+            sync_bell: Bell::default(),
+            maintain_bell: Bell::default(),
+        };
+        Ok(LogStore { shared: Arc::new(shared) })
+    }
+
+    /// The tasks that make records durable and look after the files. `spawn` is given a name and a future.
+    pub(super) fn spawn(&self, mut spawn: impl FnMut(&str, BoxFuture<()>)) {
+        let store = self.clone();
+        spawn("raft-log", Box::pin(async move { store.sync_until_closed().await }));
+        let store = self.clone();
+        spawn("raft-files", Box::pin(async move { store.maintain_until_closed().await }));
+    }
+
+    /// Refuses everything from now on; the tasks make durable what was appended, and end.
+    pub(super) fn close(&self) {
+        self.shared.is_closed.store(true, Ordering::SeqCst);
+        self.shared.sync_bell.ring();
+        self.shared.maintain_bell.ring();
+    }
+
+    /// The newest snapshot.
+    pub(super) fn snapshot(&self) -> Option<Arc<StoredSnapshot>> {
+        lock(&self.shared.memory).snapshot.clone()
+    }
+
+    /// Where the log is known to be committed.
+    pub(super) fn committed(&self) -> Option<LogId> {
+        lock(&self.shared.memory).committed
+    }
+
+    /// Keeps a snapshot in the place of the one before; durable when the future is ready.
+    pub(super) async fn save_snapshot(&self, snapshot: StoredSnapshot) -> Result<()> {
+        let saved = {
+            let shared = &self.shared;
+            loop {
+                let appended = {
+                    let mut buffer = lock(&shared.writer);
+                    buffer.clear();
+                    {
+                        let memory = lock(&shared.memory);
+                        put_head(&mut buffer, KIND_SNAPSHOT);
+                        put_option(&mut buffer, memory.vote.as_ref(), put_vote);
+                        put_option(&mut buffer, memory.committed.as_ref(), put_log_id);
+                    }
+                    put_option(&mut buffer, snapshot.last.as_ref(), put_log_id);
+                    put_members(&mut buffer, &snapshot.members);
+                    put_bytes(&mut buffer, &snapshot.state);
+                    self.append_record(&buffer, Space::Reserve).map(|position| {
+                        let mut memory = lock(&shared.memory);
+                        memory.snapshot = Some(Arc::new(snapshot.clone()));
+                        memory.snapshot_at = position;
+                        self.wait_for(&mut memory, position)
+                    })
+                };
+                match appended {
+                    Ok(saved) => break saved,
+                    Err(error) => self.await_space(error).await?,
+                }
+            }
+        };
+        self.shared.sync_bell.ring();
+        saved.await
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(failed) = &lock(&self.shared.memory).failed {
+            return Err(failed.clone());
+        }
+        if self.shared.is_closed.load(Ordering::SeqCst) {
+            return Err(Error::with(Code::OperationCancelled, "the log of the cluster was closed"));
+        }
+        Ok(())
+    }
+
+    /// One record. The caller holds `writer`.
+    fn append_record(&self, payload: &[u8], space: Space) -> std::result::Result<WalPosition, StorageError> {
+        self.shared.wal.append_from(&[payload], space)
+    }
+
+    /// What to wait for until the record at `position` is durable. Ring afterwards.
+    fn wait_for(&self, memory: &mut Memory, position: WalPosition) -> impl Future<Output = Result<()>> + use<> {
+        let (answer, answered) = reply(Code::OperationCancelled);
+        memory.pending.push_back(Pending { position, done: Done::Caller(answer) });
+        answered
+    }
+
+    /// Waits a while if it was only space that was missing.
+    async fn await_space(&self, error: StorageError) -> Result<()> {
+        self.check()?;
+        if error.is_no_space() {
+            self.shared.runtime.sleep(SPACE_RETRY).await;
+            return self.check();
+        }
+        let failure = from_storage("the log of the cluster takes no record", &error);
+        self.fail(&failure);
+        Err(failure)
+    }
+
+    /// Appends one record of `kind`, and has `applied` see memory and position before anybody else appends.
+    async fn say<T>(
+        &self,
+        put: impl Fn(&mut Vec<u8>),
+        mut applied: impl FnMut(&mut Memory, WalPosition) -> T,
+    ) -> Result<T> {
+        self.check()?;
+        loop {
+            let appended = {
+                let mut buffer = lock(&self.shared.writer);
+                buffer.clear();
+                put(&mut buffer);
+                self.append_record(&buffer, Space::Reserve)
+                    .map(|position| applied(&mut lock(&self.shared.memory), position))
+            };
+            match appended {
+                Ok(value) => return Ok(value),
+                Err(error) => self.await_space(error).await?,
+            }
+        }
+    }
+
+    /// Makes everything durable that is appended, and says so. False if there was nothing to do.
+    fn sync_step(&self) -> bool {
+        let shared = &self.shared;
+        let Some(position) = lock(&shared.memory).pending.front().map(|pending| pending.position) else { return false };
+        if !shared.wal.is_synced(position)
+            && let Err(error) = shared.wal.sync()
+        {
+            self.fail(&from_storage("the log of the cluster cannot be made durable any more", &error));
+            return true;
+        }
+        let done: Vec<Done> = {
+            let mut memory = lock(&shared.memory);
+            let durable = memory.pending.iter().take_while(|pending| shared.wal.is_synced(pending.position)).count();
+            memory.pending.drain(..durable).map(|pending| pending.done).collect()
+        };
+        done.into_iter().for_each(|done| done.tell(Ok(())));
+        true
+    }
+
+    async fn sync_until_closed(self) {
+        // Whoever waits is told, also after a panic.
+        let _told = FailOnDrop(self.clone());
+        loop {
+            while self.sync_step() {}
+            if self.shared.is_closed.load(Ordering::SeqCst) {
+                break;
+            }
+            self.shared.sync_bell.rung().await;
+        }
+        let marked = self.shared.wal.try_begin_sync().map(|claim| claim.map(|claim| claim.sync_and_mark()));
+        drop(marked);
+    }
+
+    async fn maintain_until_closed(self) {
+        let waker = Waker::from(Arc::new(RingMaintenance(Arc::downgrade(&self.shared))));
+        self.shared.wal.set_prepare_waker(waker);
+        let shared = &self.shared;
+        let mut purged = WalPosition::ZERO;
+        while !shared.is_closed.load(Ordering::SeqCst) {
+            let purge_to = self.purge_position();
+            let is_idle = match shared.wal.prepare_step() {
+                Ok(PrepareStep::Again) => false,
+                Ok(PrepareStep::Idle) => true,
+                Err(_) => {
+                    // A full disk, most likely. Appends prepare for themselves meanwhile, and say what is wrong.
+                    shared.runtime.sleep(SPACE_RETRY * 10).await;
+                    true
+                }
+            };
+            if purge_to > purged && shared.wal.purge(purge_to).is_ok() {
+                purged = purge_to;
+            }
+            if is_idle {
+                shared.maintain_bell.rung().await;
+            }
+        }
+    }
+
+    /// Up to where the WAL may be purged: what replaces it is durable.
+    fn purge_position(&self) -> WalPosition {
+        let memory = lock(&self.shared.memory);
+        if memory.snapshot.is_some() && self.shared.wal.is_synced(memory.snapshot_at) {
+            memory.needed_from()
+        } else {
+            WalPosition::ZERO
+        }
+    }
+
+    fn fail(&self, error: &Error) {
+        let pending = {
+            let mut memory = lock(&self.shared.memory);
+            memory.failed.get_or_insert_with(|| error.clone());
+            std::mem::take(&mut memory.pending)
+        };
+        pending.into_iter().for_each(|pending| pending.done.tell(Err(error)));
+    }
+
+    /// The entries of `[start, end)` that are there, as long as they are consecutive; of more than `bytes_max` bytes only the first ones.
+    pub(super) fn read(&self, start: u64, end: u64, bytes_max: u64) -> Result<Vec<RaftLogEntry>> {
+        enum Found {
+            Hot(RaftLogEntry),
+            Cold(LogId, WalPosition),
+        }
+        let found: Vec<Found> = {
+            let memory = lock(&self.shared.memory);
+            let (from, to) = (memory.slot_of(start), memory.slot_of(end));
+            let mut bytes = 0;
+            memory
+                .log
+                .range(from..to.max(from))
+                .take_while(|slot| {
+                    let is_within = bytes == 0 || bytes + slot.bytes <= bytes_max;
+                    bytes += slot.bytes;
+                    is_within
+                })
+                .map(|slot| match &slot.entry {
+                    Some(entry) => Found::Hot(entry.clone()),
+                    None => Found::Cold(slot.id, slot.position),
+                })
+                .collect()
+        };
+        let cannot = |error| from_storage("cannot read the log of the cluster", &error);
+        let mut reader = None;
+        let mut entries = Vec::with_capacity(found.len());
+        for found in found {
+            match found {
+                Found::Hot(entry) => entries.push(entry),
+                Found::Cold(id, position) => {
+                    let reader = match &mut reader {
+                        Some(reader) => reader,
+                        none => none.insert(self.shared.wal.subscribe(position, ReadUpTo::Appended).map_err(cannot)?),
+                    };
+                    entries.push(self.read_cold(reader, id, position)?);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Steps `reader`, which is at or before it, to the record at `position`.
+    fn read_cold(
+        &self,
+        reader: &mut ferrisdb_storage::wal::WalReader,
+        id: LogId,
+        position: WalPosition,
+    ) -> Result<RaftLogEntry> {
+        let cannot = |error| from_storage("cannot read the log of the cluster", &error);
+        let broken = |what| unreadable(&self.shared.dir, position, what);
+        while let Some(record) = reader.next().map_err(cannot)? {
+            if record.position < position {
+                continue;
+            }
+            let payload = Bytes::copy_from_slice(record.payload);
+            let mut decoder = Decoder::new(&payload);
+            let is_entry = take_head(&mut decoder).map_err(|error| broken(error.what))? == KIND_ENTRY;
+            let entry = take_entry(&payload, &mut decoder).map_err(|error| broken(error.what))?;
+            if !is_entry || record.position != position || entry.log_id() != id {
+                return Err(broken("another record is where an entry was"));
+            }
+            return Ok(entry);
+        }
+        Err(broken("an entry is no longer there"))
+    }
+}
+
+impl Memory {
+    fn replay(
+        &mut self,
+        payload: &Bytes,
+        position: WalPosition,
+        hot_bytes_max: u64,
+    ) -> std::result::Result<(), DecodeError> {
+        let mut decoder = Decoder::new(payload);
+        match take_head(&mut decoder)? {
+            KIND_ENTRY => {
+                let entry = take_entry(payload, &mut decoder)?;
+                let next = self.log.back().map(|slot| slot.id.index + 1);
+                if next.is_some_and(|next| next != entry.log_id().index) {
+                    return Err(DecodeError { what: "an entry that does not follow on the one before" });
+                }
+                self.push(entry, position, payload.len() as u64, hot_bytes_max);
+            }
+            KIND_VOTE => self.vote = Some(take_vote(&mut decoder)?),
+            KIND_COMMITTED => self.committed = Some(take_log_id(&mut decoder)?),
+            KIND_CUT => {
+                let last = take_option(&mut decoder, take_log_id)?;
+                self.cut_after(last.as_ref());
+            }
+            KIND_SNAPSHOT => {
+                self.vote = take_option(&mut decoder, take_vote)?;
+                self.committed = take_option(&mut decoder, take_log_id)?;
+                let last = take_option(&mut decoder, take_log_id)?;
+                let members = take_members(&mut decoder)?;
+                let state = payload.slice_ref(decoder.bytes("snapshot: state")?);
+                // One that was sent by a leader replaces the log that did not reach so far.
+                if let Some(last) = last
+                    && self.last() < Some(last)
+                {
+                    self.cut_after(None);
+                }
+                self.snapshot = Some(Arc::new(StoredSnapshot { last, members, state }));
+                self.snapshot_at = position;
+            }
+            _ => return Err(DecodeError { what: "a record of an unknown kind" }),
+        }
+        decoder.finish("bytes behind the end of a record")
+    }
+}
+
+fn put_head(out: &mut Vec<u8>, kind: u8) {
+    out.extend_from_slice(&[FORMAT_VERSION, kind]);
+}
+
+fn take_head(decoder: &mut Decoder<'_>) -> std::result::Result<u8, DecodeError> {
+    if decoder.u8("record: format version")? != FORMAT_VERSION {
+        return Err(DecodeError { what: "a record of a format that this build does not know" });
+    }
+    decoder.u8("record: kind")
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + fmt::Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> std::result::Result<Vec<RaftLogEntry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(&start) => start,
+            Bound::Excluded(&start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&end) => end + 1,
+            Bound::Excluded(&end) => end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start, end, u64::MAX).map_err(|error| to_io(&error))
+    }
+
+    async fn read_vote(&mut self) -> std::result::Result<Option<Vote>, io::Error> {
+        Ok(lock(&self.shared.memory).vote)
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> std::result::Result<Vec<RaftLogEntry>, io::Error> {
+        self.read(start, end, READ_BYTES_MAX).map_err(|error| to_io(&error))
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> std::result::Result<LogState<Types>, io::Error> {
+        let memory = lock(&self.shared.memory);
+        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: memory.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> std::result::Result<(), io::Error> {
+        let put = |buffer: &mut Vec<u8>| {
+            put_head(buffer, KIND_VOTE);
+            put_vote(buffer, vote);
+        };
+        let saved = self
+            .say(put, |memory, position| {
+                memory.vote = Some(*vote);
+                self.wait_for(memory, position)
+            })
+            .await
+            .map_err(|error| to_io(&error))?;
+        self.shared.sync_bell.ring();
+        saved.await.map_err(|error| to_io(&error))
+    }
+
+    /// Not synced: the next sync takes it along. An older one is found after a crash, which costs applying again.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> std::result::Result<(), io::Error> {
+        let Some(committed) = committed else { return Ok(()) };
+        let put = |buffer: &mut Vec<u8>| {
+            put_head(buffer, KIND_COMMITTED);
+            put_log_id(buffer, &committed);
+        };
+        self.say(put, |memory, _| memory.committed = Some(committed)).await.map_err(|error| to_io(&error))
+    }
+
+    async fn read_committed(&mut self) -> std::result::Result<Option<LogId>, io::Error> {
+        Ok(self.committed())
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> std::result::Result<(), io::Error>
+    where
+        I: IntoIterator<Item = RaftLogEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<RaftLogEntry> = entries.into_iter().collect();
+        let mut flushed = Some(flushed);
+        let result = self.append_all(&entries, &mut flushed).await;
+        if let (Err(error), Some(flushed)) = (&result, flushed) {
+            flushed.io_completed(Err(to_io(error)));
+        }
+        self.shared.sync_bell.ring();
+        result.map_err(|error| to_io(&error))
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> std::result::Result<(), io::Error> {
+        let put = |buffer: &mut Vec<u8>| {
+            put_head(buffer, KIND_CUT);
+            put_option(buffer, last.as_ref(), put_log_id);
+        };
+        self.say(put, |memory, _| memory.cut_after(last.as_ref())).await.map_err(|error| to_io(&error))
+    }
+
+    async fn purge(&mut self, last: LogId) -> std::result::Result<(), io::Error> {
+        lock(&self.shared.memory).purge_to(last);
+        self.shared.maintain_bell.ring();
+        Ok(())
+    }
+}
+
+impl LogStore {
+    async fn append_all(&self, entries: &[RaftLogEntry], flushed: &mut Option<IOFlushed<Types>>) -> Result<()> {
+        self.check()?;
+        let is_small = entries.iter().all(|entry| match &entry.payload {
+            EntryPayload::Normal(proposal) => proposal.0.iter().all(|entry| match entry {
+                super::super::Entry::Batch(batch) => batch.mutation_bytes() == 0,
+                _ => true,
+            }),
+            EntryPayload::Blank | EntryPayload::Membership(_) => true,
+        });
+        let space = if is_small { Space::Reserve } else { Space::Ordinary };
+        loop {
+            let appended = {
+                let mut buffer = lock(&self.shared.writer);
+                buffer.clear();
+                let mut ends = Vec::with_capacity(entries.len());
+                for entry in entries {
+                    put_head(&mut buffer, KIND_ENTRY);
+                    put_entry(&mut buffer, entry);
+                    ends.push(buffer.len());
+                }
+                let mut begin = 0;
+                let parts: Vec<[&[u8]; 1]> = ends
+                    .iter()
+                    .map(|&end| {
+                        let part = [&buffer[begin..end]];
+                        begin = end;
+                        part
+                    })
+                    .collect();
+                let records: Vec<&[&[u8]]> = parts.iter().map(|part| &part[..]).collect();
+                let mut positions = Vec::with_capacity(entries.len());
+                let appended = self.shared.wal.append_many(&records, space, &mut positions);
+                appended.map(|()| {
+                    let mut memory = lock(&self.shared.memory);
+                    let mut begin = 0;
+                    for ((entry, &position), &end) in entries.iter().zip(&positions).zip(&ends) {
+                        memory.push(entry.clone(), position, (end - begin) as u64, self.shared.options.hot_bytes);
+                        begin = end;
+                    }
+                    let flushed = flushed.take().expect("it is taken once, here");
+                    match positions.last() {
+                        Some(&position) => {
+                            memory.pending.push_back(Pending { position, done: Done::Library(flushed) });
+                            None
+                        }
+                        None => Some(flushed),
+                    }
+                })
+            };
+            match appended {
+                Ok(None) => return Ok(()),
+                Ok(Some(flushed)) => {
+                    flushed.io_completed(Ok(()));
+                    return Ok(());
+                }
+                Err(error) => self.await_space(error).await?,
+            }
+        }
+    }
+}
+
+/// Ends the store when the task that makes it durable goes, whichever way.
+struct FailOnDrop(LogStore);
+
+impl Drop for FailOnDrop {
+    fn drop(&mut self) {
+        self.0.fail(&Error::with(Code::OperationCancelled, "the log of the cluster was closed"));
+    }
+}
+
+/// Rings for the task that prepares segments, as long as there is one: the WAL must not keep alive what keeps it alive.
+struct RingMaintenance(Weak<Shared>);
+
+impl Wake for RingMaintenance {
+    fn wake(self: Arc<Self>) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.maintain_bell.ring();
+        }
+    }
+}
+
+impl fmt::Debug for LogStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LogStore").field("dir", &self.shared.dir).finish_non_exhaustive()
+    }
+}
+
+fn unreadable(dir: &Path, position: WalPosition, what: &str) -> Error {
+    let detail = format!(
+        "the log of the cluster in {} cannot be read at {position}: {what}; take this process out of the cluster, empty its \
+         directory and let it join again",
+        dir.display()
+    );
+    Error::with(Code::IoError, detail)
+}

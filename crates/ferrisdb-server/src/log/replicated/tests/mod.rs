@@ -1,0 +1,85 @@
+//! The replicated log under the library's own suite, and in a simulated world of processes that crash, pause and are cut off.
+
+mod store;
+mod world;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ferrisdb_storage::fs::sim::CrashMode;
+
+use super::Peer;
+
+fn seeds() -> (u64, u64) {
+    let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
+    (number("FERRISDB_SIM_SEED", 1), number("FERRISDB_SIM_SEEDS", 4))
+}
+
+/// Twenty simulated seconds of faults for each seed. `FERRISDB_SIM_SEED` and `FERRISDB_SIM_SEEDS` choose others.
+#[test]
+fn a_group_of_three_keeps_its_promises_under_faults() {
+    let (first, count) = seeds();
+    let mut failed = Vec::new();
+    for seed in first..first + count {
+        let outcome = world::run(seed, Duration::from_secs(20));
+        eprintln!("seed {seed}: {outcome:?}");
+        if !outcome.failures.is_empty() || outcome.acknowledged < 300 {
+            failed.push((seed, outcome));
+        }
+    }
+    assert!(failed.is_empty(), "FERRISDB_SIM_SEED={} FERRISDB_SIM_SEEDS=1 replays it: {failed:#?}", failed[0].0);
+}
+
+/// A snapshot that comes after the entries that it stands for: the library would stop over it (seen with this seed before `is_in_log` was there).
+#[test]
+fn a_late_snapshot_of_what_is_in_the_log_does_no_harm() {
+    let outcome = world::run(145, Duration::from_secs(20));
+    assert_eq!(outcome.failures, Vec::<String>::new());
+}
+
+/// The same seed is the same run, and another one another.
+#[test]
+fn a_seed_decides_everything() {
+    let run = |seed| world::run(seed, Duration::from_secs(3));
+    let first = run(11);
+    assert_eq!(first, run(11));
+    assert_ne!(first.trace, run(12).trace);
+}
+
+/// From one process to three, then the lead goes to another, then one of them leaves; commits go on all the time.
+#[test]
+fn a_group_grows_hands_over_and_shrinks() {
+    let world = world::World::new(5, 3);
+    (1..=3).for_each(|process| world.start(process));
+    world.found(1);
+    world.run(Duration::from_secs(3));
+    assert!(world.acknowledged() > 0, "a group of one commits");
+    world.on(1, |log| async move {
+        for process in [2, 3] {
+            log.add_learner(process, Peer::default()).await.expect("it is reachable");
+        }
+        log.change_voters(BTreeSet::from([1, 2, 3]), true).await.expect("all of them are learners");
+        log.transfer_leader(2).await.expect("it runs");
+    });
+    world.run(Duration::from_secs(3));
+    for process in 1..=3 {
+        let view = world.view(process);
+        assert_eq!((view.leader, view.voters.len()), (Some(2), 3), "as process {process} sees it");
+    }
+    let before = world.acknowledged();
+    world.on(2, |log| async move {
+        log.change_voters(BTreeSet::from([2, 3]), false).await.expect("two remain");
+    });
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.view(3).voters, BTreeSet::from([2, 3]));
+    assert!(world.acknowledged() > before, "commits go on");
+    // Two voters: without one of them there is no quorum, and with it again there is one.
+    world.kill(3, CrashMode::UnsyncedLost);
+    world.run(Duration::from_secs(5));
+    let stuck = world.acknowledged();
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.acknowledged(), stuck, "one of two is no quorum");
+    world.start(3);
+    world.run(Duration::from_secs(8));
+    assert!(world.acknowledged() > stuck);
+}

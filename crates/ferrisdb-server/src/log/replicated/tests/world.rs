@@ -1,0 +1,682 @@
+//! A small simulated world: processes with a replica each, on one thread, over simulated disks and a simulated network.
+//!
+//! One seed decides everything: the order of steps, delays, losses, who crashes when and what his disk keeps. What must hold is checked as it
+//! happens, and at the end, when all faults are over.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::task::Waker;
+use std::time::Duration;
+
+use ferrisdb_core::runtime::BoxFuture;
+use ferrisdb_core::{Bytes, Clock, Code, Error, ManualClock, Mutation, Random, Result, Runtime, SplitMix64, Version};
+use ferrisdb_storage::Env;
+use ferrisdb_storage::env::steps::StepSpawner;
+use ferrisdb_storage::env::{Job, SeededEntropy, Spawner, Step};
+use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
+
+use super::super::{GroupView, LogStoreOptions, Peer, Peers, ProcessId, ReplicatedLog, ReplicatedLogOptions};
+use crate::log::{Applied, Batch, Entry, EpochStart, Log, Owner, Section, Tag};
+use crate::runtime::JobRuntime;
+use crate::signal::lock;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const CLUSTER: [u8; 16] = [7; 16];
+
+/// One life of a process.
+struct Life {
+    process: ProcessId,
+    is_alive: AtomicBool,
+    is_paused: AtomicBool,
+    random: Mutex<SplitMix64>,
+}
+
+/// A process's jobs: they end with it, and stand still while it is paused.
+struct LifeSpawner {
+    life: Arc<Life>,
+    steps: Arc<StepSpawner>,
+}
+
+impl fmt::Debug for LifeSpawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.life.process)
+    }
+}
+
+struct LifeJob {
+    life: Arc<Life>,
+    job: Option<Box<dyn Job>>,
+    /// A disk takes its time: what is appended meanwhile is not synced yet.
+    is_slow: bool,
+    has_waited: bool,
+}
+
+impl Job for LifeJob {
+    fn step(&mut self) -> Step {
+        if !self.life.is_alive.load(Ordering::SeqCst) {
+            self.job = None;
+            return Step::Done;
+        }
+        if self.life.is_paused.load(Ordering::SeqCst) {
+            return Step::WaitFor(10 * MILLISECOND);
+        }
+        if self.is_slow && !self.has_waited {
+            let mut random = lock(&self.life.random);
+            if random.one_in(2) {
+                self.has_waited = true;
+                let most = if random.one_in(20) { 200_000 } else { 5_000 };
+                return Step::WaitFor(Duration::from_micros(random.below(most)));
+            }
+        }
+        self.has_waited = false;
+        self.job.as_mut().map_or(Step::Done, |job| job.step())
+    }
+}
+
+impl Spawner for LifeSpawner {
+    fn spawn(&self, name: &str, job: Box<dyn Job>) -> Waker {
+        let is_slow = name == "raft-log";
+        let job = LifeJob { life: Arc::clone(&self.life), job: Some(job), is_slow, has_waited: false };
+        self.steps.spawn(name, Box::new(job))
+    }
+
+    fn block_on(&self, future: std::pin::Pin<&mut dyn Future<Output = ()>>) {
+        self.steps.block_on(future);
+    }
+
+    fn may_block(&self) -> bool {
+        self.steps.may_block()
+    }
+
+    fn sleep(&self, duration: Duration) {
+        self.steps.sleep(duration);
+    }
+}
+
+struct Host {
+    disk: SimFileSystem,
+    life: Option<Arc<Life>>,
+    runtime: Option<JobRuntime>,
+    log: Option<ReplicatedLog>,
+}
+
+/// What the world knows, to check against.
+#[derive(Default)]
+struct Truth {
+    /// Version to (version before, value), as the first replica delivered it.
+    batches: BTreeMap<u64, (u64, Vec<u8>)>,
+    /// Acknowledged: version and value.
+    acknowledged: BTreeMap<u64, Vec<u8>>,
+    /// The last version that the storage server of the tag has.
+    stored: u64,
+    owners: BTreeSet<Owner>,
+    failures: Vec<String>,
+    trace: u64,
+    events: u64,
+    snapshots: u64,
+    leaders: BTreeSet<(u64, ProcessId)>,
+    confirmed: u64,
+}
+
+impl Truth {
+    fn note(&mut self, what: &str) {
+        self.events += 1;
+        for byte in what.bytes() {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn fail(&mut self, what: String) {
+        self.failures.push(what);
+    }
+}
+
+pub(super) struct World {
+    clock: Arc<ManualClock>,
+    steps: Arc<StepSpawner>,
+    seed: u64,
+    state: Mutex<State>,
+    truth: Mutex<Truth>,
+    /// Only for the processes' clients to find the world.
+    me: Weak<World>,
+}
+
+struct State {
+    random: SplitMix64,
+    hosts: BTreeMap<ProcessId, Host>,
+    /// Directions in which nothing goes through.
+    cut: BTreeSet<(ProcessId, ProcessId)>,
+    /// Of a thousand messages, so many are lost, and so many arrive twice.
+    loss: u64,
+    lives: u64,
+    is_quiet: bool,
+}
+
+/// One process's way to the others.
+struct Net {
+    world: Weak<World>,
+    from: ProcessId,
+    runtime: JobRuntime,
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the network of process {}", self.from)
+    }
+}
+
+impl Peers for Net {
+    fn ask(&self, to: ProcessId, _: &Peer, message: Bytes, deadline: Duration) -> BoxFuture<Result<Bytes>> {
+        let (world, from, runtime) = (self.world.clone(), self.from, self.runtime.clone());
+        Box::pin(async move {
+            let lost = || Error::with(Code::ConnectionFailed, "lost");
+            let world = world.upgrade().ok_or_else(lost)?;
+            let asking = async {
+                runtime.sleep(world.passes(from, to).ok_or_else(lost)?).await;
+                let answers = world.deliver(to, message);
+                let answer = answers.ok_or_else(lost)?.await.map_err(|_| lost())?;
+                runtime.sleep(world.passes(to, from).ok_or_else(lost)?).await;
+                answer
+            };
+            let asking = std::pin::pin!(asking);
+            match futures_util::future::select(asking, runtime.sleep(deadline)).await {
+                futures_util::future::Either::Left((result, timer)) => match result {
+                    Ok(answer) => Ok(answer),
+                    // Nobody is told that a message was lost.
+                    Err(_) => {
+                        timer.await;
+                        Err(lost())
+                    }
+                },
+                futures_util::future::Either::Right(_) => Err(lost()),
+            }
+        })
+    }
+}
+
+impl World {
+    pub(super) fn new(seed: u64, processes: u64) -> Arc<World> {
+        let clock = Arc::new(ManualClock::new());
+        let steps = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
+        let fresh = || Host { disk: SimFileSystem::new(), life: None, runtime: None, log: None };
+        let state = State {
+            random: SplitMix64::new(seed ^ 0x5eed),
+            hosts: (1..=processes).map(|process| (process, fresh())).collect(),
+            cut: BTreeSet::new(),
+            loss: 0,
+            lives: 0,
+            is_quiet: false,
+        };
+        Arc::new_cyclic(|me| World {
+            clock,
+            steps,
+            seed,
+            state: Mutex::new(state),
+            truth: Mutex::default(),
+            me: me.clone(),
+        })
+    }
+
+    fn random(&self, below: u64) -> u64 {
+        lock(&self.state).random.below(below)
+    }
+
+    /// How long a message from one to the other takes; `None` if it is lost.
+    fn passes(&self, from: ProcessId, to: ProcessId) -> Option<Duration> {
+        let mut state = lock(&self.state);
+        if state.cut.contains(&(from, to)) {
+            return None;
+        }
+        let loss = state.loss;
+        if state.random.below(1000) < loss {
+            return None;
+        }
+        let most = if state.random.one_in(100) { 100_000 } else { 2_000 };
+        Some(Duration::from_micros(100 + state.random.below(most)))
+    }
+
+    /// Has a process answer, in a task of its own: it goes on when the asker has gone.
+    fn deliver(&self, to: ProcessId, message: Bytes) -> Option<futures_channel::oneshot::Receiver<Result<Bytes>>> {
+        let (log, runtime, is_twice) = {
+            let mut state = lock(&self.state);
+            let loss = state.loss;
+            let is_twice = state.random.below(1000) < loss;
+            let host = state.hosts.get(&to)?;
+            (host.log.clone()?, host.runtime.clone()?, is_twice)
+        };
+        if is_twice {
+            let again = log.answer(message.clone());
+            runtime.spawn("rpc", Box::pin(async move { drop(again.await) }));
+        }
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        let answer = log.answer(message);
+        runtime.spawn("rpc", Box::pin(async move { drop(sender.send(answer.await)) }));
+        Some(receiver)
+    }
+
+    fn options(&self) -> ReplicatedLogOptions {
+        ReplicatedLogOptions {
+            store: LogStoreOptions { segment_bytes: 16 << 10, hot_bytes: 4 << 10 },
+            hot_bytes: 2 << 10,
+            purge_interval: Duration::from_millis(300),
+            ..ReplicatedLogOptions::default()
+        }
+    }
+
+    /// Starts a process, on the disk that it has.
+    pub(super) fn start(&self, process: ProcessId) {
+        let (runtime, disk) = {
+            let mut state = lock(&self.state);
+            state.lives += 1;
+            let number = state.lives;
+            let seed = self.seed.wrapping_mul(0x9e37_79b9).wrapping_add(number);
+            let life = Arc::new(Life {
+                process,
+                is_alive: AtomicBool::new(true),
+                is_paused: AtomicBool::new(false),
+                random: Mutex::new(SplitMix64::new(seed)),
+            });
+            let spawner = LifeSpawner { life: Arc::clone(&life), steps: Arc::clone(&self.steps) };
+            let host = state.hosts.get_mut(&process).expect("the process exists");
+            let env = Env {
+                fs: Arc::new(host.disk.clone()),
+                clock: Arc::<ManualClock>::clone(&self.clock),
+                spawner: Arc::new(spawner),
+                entropy: Arc::new(SeededEntropy::new(seed)),
+            };
+            let runtime = JobRuntime::new(env);
+            host.life = Some(life);
+            host.runtime = Some(runtime.clone());
+            host.log = None;
+            (runtime, host.disk.clone())
+        };
+        drop(disk);
+        let (me, options) = (self.me.clone(), self.options());
+        let runtime_of_task = runtime.clone();
+        let task = async move {
+            let runtime = runtime_of_task;
+            let peers = Arc::new(Net { world: me.clone(), from: process, runtime: runtime.clone() });
+            let tasks = runtime.clone();
+            let opened = ReplicatedLog::open(
+                runtime.clone(),
+                Arc::new(runtime.clone()),
+                Path::new("/log"),
+                options,
+                CLUSTER,
+                process,
+                peers,
+                |name, task| tasks.spawn(name, task),
+            );
+            let Some(world) = me.upgrade() else { return };
+            match opened.await {
+                Ok(log) => {
+                    lock(&world.truth).note(&format!("{process} is open"));
+                    if let Some(host) = lock(&world.state).hosts.get_mut(&process) {
+                        host.log = Some(log.clone());
+                    }
+                    let leading = world.clone();
+                    let (leader, on) = (log.clone(), runtime.clone());
+                    runtime.spawn("lead", Box::pin(async move { leading.lead(process, leader, on).await }));
+                    let on = runtime.clone();
+                    runtime.spawn("follow", Box::pin(async move { world.follow(process, log, on).await }));
+                }
+                Err(error) => lock(&world.truth).fail(format!("process {process} does not open: {error}")),
+            }
+        };
+        runtime.spawn("boot", Box::pin(task));
+    }
+
+    pub(super) fn found(&self, processes: u64) {
+        self.run(100 * MILLISECOND);
+        let members = (1..=processes).map(|process| (process, Peer::default())).collect();
+        let (log, runtime) = self.host(1).expect("it was started");
+        runtime.spawn("found", Box::pin(async move { log.found_with(members).await.expect("a new group") }));
+    }
+
+    fn host(&self, process: ProcessId) -> Option<(ReplicatedLog, JobRuntime)> {
+        let state = lock(&self.state);
+        let host = &state.hosts[&process];
+        Some((host.log.clone()?, host.runtime.clone()?))
+    }
+
+    /// Has `task` run in a process, and waits for its end.
+    pub(super) fn on<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        process: ProcessId,
+        task: impl FnOnce(ReplicatedLog) -> F,
+    ) {
+        let (log, runtime) = self.host(process).expect("it lives");
+        let is_done = Arc::new(AtomicBool::new(false));
+        let (done, task) = (Arc::clone(&is_done), task(log));
+        let task = async move {
+            task.await;
+            done.store(true, Ordering::SeqCst);
+        };
+        runtime.spawn("test", Box::pin(task));
+        for _ in 0..100 {
+            self.run(100 * MILLISECOND);
+            if is_done.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+        panic!("not done after ten seconds");
+    }
+
+    pub(super) fn view(&self, process: ProcessId) -> GroupView {
+        self.host(process).expect("it lives").0.view()
+    }
+
+    pub(super) fn acknowledged(&self) -> usize {
+        lock(&self.truth).acknowledged.len()
+    }
+
+    /// Ends a process where it stands; its disk keeps what `mode` says.
+    pub(super) fn kill(&self, process: ProcessId, mode: CrashMode) {
+        let mut state = lock(&self.state);
+        let host = state.hosts.get_mut(&process).expect("the process exists");
+        let Some(life) = host.life.take() else { return };
+        life.is_alive.store(false, Ordering::SeqCst);
+        let disk = host.disk.fork_crashed(mode);
+        host.disk.halt();
+        host.disk = disk;
+        let (log, runtime) = (host.log.take(), host.runtime.take());
+        drop(state);
+        drop((log, runtime));
+        lock(&self.truth).note(&format!("{process} is dead"));
+    }
+
+    pub(super) fn run(&self, duration: Duration) {
+        self.steps.run_for(duration);
+    }
+
+    /// What a coordinator does, while its replica leads.
+    async fn lead(self: Arc<World>, process: ProcessId, log: ReplicatedLog, runtime: JobRuntime) {
+        loop {
+            runtime.sleep(20 * MILLISECOND).await;
+            if log.is_leader() {
+                let ended = self.lead_one_epoch(process, &log, &runtime).await;
+                lock(&self.truth).note(&format!("{process} no longer leads: {ended}"));
+            }
+        }
+    }
+
+    async fn lead_one_epoch(&self, process: ProcessId, log: &ReplicatedLog, runtime: &JobRuntime) -> &'static str {
+        let known = log.recover();
+        let mut owner = [0; 16];
+        owner[..8].copy_from_slice(&runtime.random().to_le_bytes());
+        owner[8..].copy_from_slice(&runtime.random().to_le_bytes());
+        let epoch = known.epoch + 1;
+        let first_version = Version::from_u64(known.last.get() + 100_000_000);
+        let start = Entry::EpochStart(EpochStart { epoch, owner, process, first_version });
+        let Ok(appended) = log.append(vec![start]) else { return "it does not lead" };
+        if !matches!(appended.await, Ok(Applied::Counted)) {
+            return "its epoch did not begin";
+        }
+        {
+            let mut truth = lock(&self.truth);
+            if !truth.owners.insert(owner) {
+                truth.fail("two epochs of one owner".to_owned());
+            }
+            truth.leaders.insert((epoch, process));
+        }
+        let mut previous = first_version;
+        let mut under_way: VecDeque<(u64, Vec<u8>, BoxFuture<Result<Applied>>)> = VecDeque::new();
+        loop {
+            if self.random(10) == 0 {
+                // A read version is at least whatever was acknowledged before it was asked for.
+                let least = lock(&self.truth).acknowledged.last_key_value().map_or(0, |(&version, _)| version);
+                match log.read_index().await {
+                    Ok((confirmed_owner, version)) => {
+                        if confirmed_owner != owner {
+                            return "another owns the epoch";
+                        }
+                        let mut truth = lock(&self.truth);
+                        truth.confirmed += 1;
+                        if version.get() < least {
+                            truth.fail(format!("a stale read version: {version} after {least}"));
+                        }
+                    }
+                    Err(_) => return "its reads are not confirmed",
+                }
+            }
+            if under_way.len() < 4 && !lock(&self.state).is_quiet {
+                let version = Version::from_u64(previous.get() + 1 + self.random(1000));
+                let value = runtime.random().to_le_bytes()[..4].repeat(1 + self.random(40) as usize);
+                let key = version.get().to_be_bytes().to_vec();
+                let sections =
+                    vec![Section { tags: vec![Tag::FIRST], mutations: vec![Mutation::set(key, value.clone())] }];
+                let horizon = Version::from_u64(known.horizon.get());
+                let batch = Batch {
+                    epoch,
+                    owner,
+                    previous,
+                    version,
+                    horizon,
+                    leased: [].into(),
+                    sections,
+                    metadata: vec![],
+                    ids: vec![],
+                };
+                let Ok(appended) = log.append(vec![Entry::Batch(batch)]) else { return "it does not lead any more" };
+                under_way.push_back((version.get(), value, appended));
+                previous = version;
+                if self.random(3) > 0 {
+                    continue;
+                }
+            }
+            let Some((version, value, appended)) = under_way.pop_front() else {
+                runtime.sleep(20 * MILLISECOND).await;
+                if !log.is_leader() {
+                    return "it does not lead any more";
+                }
+                continue;
+            };
+            match appended.await {
+                Ok(Applied::Counted) => {
+                    let mut truth = lock(&self.truth);
+                    truth.note(&format!("{version} by {process}"));
+                    truth.acknowledged.insert(version, value);
+                }
+                Ok(Applied::Void) => return "its batch is void",
+                Err(_) => return "its batch is unknown",
+            }
+        }
+    }
+
+    /// What a storage server does. Process 1's is the one that pops.
+    async fn follow(self: Arc<World>, process: ProcessId, log: ReplicatedLog, runtime: JobRuntime) {
+        let mut cursor = lock(&self.truth).stored;
+        loop {
+            let Ok(mut stream) = log.subscribe(Tag::FIRST, Version::from_u64(cursor)) else {
+                // Not there yet, or purged here: then from where this replica begins.
+                runtime.sleep(50 * MILLISECOND).await;
+                cursor = cursor.max(lock(&self.truth).stored);
+                continue;
+            };
+            loop {
+                let delivery = match std::future::poll_fn(|context| stream.poll_next(context)).await {
+                    Ok(delivery) => delivery,
+                    Err(_) => break,
+                };
+                let value = delivery.mutations.first().map_or_else(Vec::new, |mutation| mutation.value.to_vec());
+                let mut truth = lock(&self.truth);
+                if delivery.previous.get() != cursor {
+                    truth.fail(format!("process {process} got {} after {cursor}", delivery.previous));
+                }
+                cursor = delivery.version.get();
+                let seen =
+                    truth.batches.entry(cursor).or_insert_with(|| (delivery.previous.get(), value.clone())).clone();
+                if seen != (delivery.previous.get(), value) {
+                    truth.fail(format!("process {process} got another batch at {cursor}"));
+                }
+                if process == 1 && cursor > truth.stored {
+                    truth.stored = cursor;
+                    drop(truth);
+                    log.pop(Tag::FIRST, delivery.version);
+                }
+            }
+            runtime.sleep(50 * MILLISECOND).await;
+        }
+    }
+
+    /// Lets a random fault happen.
+    fn disturb(&self) {
+        let (kind, process, other) = {
+            let mut state = lock(&self.state);
+            let count = state.hosts.len() as u64;
+            let process = 1 + state.random.below(count);
+            let other = 1 + (process + state.random.below(count - 1)) % count;
+            (state.random.below(8), process, other)
+        };
+        lock(&self.truth).note(&format!("fault {kind} of {process}"));
+        let mut state = lock(&self.state);
+        match kind {
+            0..=2 => {
+                let seed = state.random.next_u64();
+                let mode = match state.random.below(4) {
+                    0 => CrashMode::NothingLost,
+                    1 => CrashMode::UnsyncedLost,
+                    2 => CrashMode::RandomSubset { seed },
+                    _ => CrashMode::OldestFirst { seed },
+                };
+                drop(state);
+                self.kill(process, mode);
+            }
+            3 => {
+                if let Some(life) = &state.hosts[&process].life {
+                    life.is_paused.store(true, Ordering::SeqCst);
+                }
+            }
+            4 => {
+                state.cut.insert((process, other));
+            }
+            5 => {
+                state.cut.insert((process, other));
+                state.cut.insert((other, process));
+            }
+            6 => {
+                let others: Vec<ProcessId> = state.hosts.keys().copied().filter(|&other| other != process).collect();
+                for other in others {
+                    state.cut.insert((process, other));
+                    state.cut.insert((other, process));
+                }
+            }
+            _ => state.loss = 200,
+        }
+    }
+
+    /// Ends all faults: everybody lives, and everything goes through.
+    fn heal(&self) {
+        let dead: Vec<ProcessId> = {
+            let mut state = lock(&self.state);
+            state.cut.clear();
+            state.loss = 0;
+            for host in state.hosts.values() {
+                if let Some(life) = &host.life {
+                    life.is_paused.store(false, Ordering::SeqCst);
+                }
+            }
+            state.hosts.iter().filter(|(_, host)| host.life.is_none()).map(|(&process, _)| process).collect()
+        };
+        dead.into_iter().for_each(|process| self.start(process));
+    }
+
+    /// Some seconds with faults, then quiet; then everything is checked.
+    pub(super) fn live(&self, duration: Duration) -> Outcome {
+        let end = self.clock.now() + duration;
+        while self.clock.now() < end {
+            let pause = 100 + self.random(900);
+            self.run(pause as u32 * MILLISECOND);
+            self.disturb();
+            let pause = 100 + self.random(2500);
+            self.run(pause as u32 * MILLISECOND);
+            if self.random(3) > 0 {
+                self.heal();
+            }
+        }
+        self.heal();
+        let before = lock(&self.truth).acknowledged.len();
+        self.run(Duration::from_secs(10));
+        if lock(&self.truth).acknowledged.len() == before {
+            lock(&self.truth).fail("no commit within 10 s after the faults".to_owned());
+        }
+        lock(&self.state).is_quiet = true;
+        self.run(Duration::from_secs(10));
+        self.check()
+    }
+
+    fn check(&self) -> Outcome {
+        let logs: Vec<(ProcessId, ReplicatedLog)> = {
+            let state = lock(&self.state);
+            state.hosts.iter().filter_map(|(&process, host)| Some((process, host.log.clone()?))).collect()
+        };
+        let mut truth = lock(&self.truth);
+        if logs.len() != lock(&self.state).hosts.len() {
+            truth.fail("not every process is there at the end".to_owned());
+        }
+        let views: Vec<_> = logs.iter().map(|(_, log)| log.view()).collect();
+        truth.snapshots = views.iter().filter(|view| view.snapshot.is_some()).count() as u64;
+        for view in &views {
+            if let Some(failure) = &view.failure {
+                truth.fail(format!("a replica has stopped: {failure}"));
+            }
+        }
+        let prints: BTreeSet<_> = logs.iter().map(|(_, log)| log.fingerprint()).collect();
+        if prints.len() > 1 {
+            let applied: Vec<_> = prints.iter().map(|(applied, _)| *applied).collect();
+            truth.fail(format!("the replicas differ at the end: they have applied {applied:?}"));
+        }
+        let lost: Vec<u64> = truth
+            .acknowledged
+            .iter()
+            .filter(|(version, value)| truth.batches.get(version).is_none_or(|(_, found)| found != *value))
+            .map(|(&version, _)| version)
+            .collect();
+        if !lost.is_empty() {
+            truth.fail(format!("acknowledged and not there: {lost:?}"));
+        }
+        Outcome {
+            failures: truth.failures.clone(),
+            acknowledged: truth.acknowledged.len(),
+            epochs: truth.owners.len(),
+            confirmed: truth.confirmed,
+            snapshots: truth.snapshots,
+            purged: views.iter().filter_map(|view| view.purged).max().unwrap_or(0),
+            trace: truth.trace,
+            events: truth.events,
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.steps.drop_jobs();
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) failures: Vec<String>,
+    pub(super) acknowledged: usize,
+    pub(super) epochs: usize,
+    pub(super) confirmed: u64,
+    pub(super) snapshots: u64,
+    pub(super) purged: u64,
+    pub(super) trace: u64,
+    pub(super) events: u64,
+}
+
+/// A life of a group of three, under faults.
+pub(super) fn run(seed: u64, duration: Duration) -> Outcome {
+    let world = World::new(seed, 3);
+    (1..=3).for_each(|process| world.start(process));
+    world.found(3);
+    world.run(Duration::from_secs(3));
+    let outcome = world.live(duration);
+    world.steps.drop_jobs();
+    outcome
+}
