@@ -1,29 +1,77 @@
-//! Deliberate bugs in transactions, to prove that the oracle and the history checker would notice them. Not an API.
+//! Deliberate bugs, to prove that the tests would notice them. Not an API.
 //!
-//! The storage engine has such a list of its own. This one is for what stands above it, the client library and the roles,
-//! and lies here because both know this crate. Each [`Bug`] is wrong in one place (`if planted(Bug::X) { wrong } else { right }`), and
-//! `cargo xtask planted-bugs` requires of each that a test which passes without it fails with it.
+//! A promise is only as good as the test that fails when it is broken. A crate lists its bugs with [`planted_bugs!`](crate::planted_bugs); each is wrong in one place
+//! (`if planted(Bug::X) { wrong } else { right }`), and `cargo xtask planted-bugs` requires of each that a test which passes without it fails
+//! with it.
 //!
 //! Without the feature `planted-bugs` the answer is the constant `false`, so nothing is left in the binary. With it, the
 //! environment variable `FERRISDB_PLANTED_BUG` names the one bug that is there; it is read once in a process.
+//!
+//! The list of this module is for what stands above the storage engine, the client library and the roles; it lies here because both know this
+//! crate. The engine has its own.
 
-/// Lists the bugs once, for the enum and for the names.
-macro_rules! bugs {
-    ($($(#[$doc:meta])* $bug:ident = $name:literal,)*) => {
-        /// Something that can be made wrong.
+/// Lists the bugs of a crate once: makes the enum `Bug`, and `planted`, which says whether a bug is there. The crate has the feature `planted-bugs`.
+#[macro_export]
+macro_rules! planted_bugs {
+    ($visibility:vis, $($(#[$doc:meta])* $bug:ident = $name:literal,)*) => {
+        /// A defence that can be taken away.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Bug {
+        $visibility enum Bug {
             $($(#[$doc])* $bug,)*
         }
 
         /// Each bug and what the environment variable calls it.
         #[cfg(any(test, feature = "planted-bugs"))]
         const BUGS: &[(Bug, &str)] = &[$((Bug::$bug, $name),)*];
+
+        /// True if `bug` is planted in this process.
+        #[cfg(not(feature = "planted-bugs"))]
+        #[inline(always)]
+        $visibility const fn planted(_bug: Bug) -> bool {
+            false
+        }
+
+        /// True if `bug` is planted in this process.
+        #[cfg(feature = "planted-bugs")]
+        $visibility fn planted(bug: Bug) -> bool {
+            static PLANTED: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
+            *PLANTED.get_or_init(|| $crate::planted::from_environment(BUGS)) == Some(bug)
+        }
+
+        /// A name means one bug, and the bug that was planted is the only one there.
+        #[cfg(test)]
+        #[test]
+        fn one_name_one_bug() {
+            for (index, (bug, name)) in BUGS.iter().enumerate() {
+                assert!(BUGS[..index].iter().all(|(other, others)| other != bug && others != name), "{name} is there twice");
+            }
+            let planted_here = BUGS.iter().filter(|(bug, _)| planted(*bug)).count();
+            assert!(planted_here <= usize::from(cfg!(feature = "planted-bugs")), "{planted_here} bugs are planted");
+        }
     };
 }
 
+/// The bug that the environment variable names. Not an API: for [`planted_bugs!`](crate::planted_bugs).
+#[doc(hidden)]
+pub fn from_environment<B: Copy>(bugs: &[(B, &str)]) -> Option<B> {
+    use std::io::Write as _;
+
+    let value = std::env::var_os("FERRISDB_PLANTED_BUG")?;
+    let bug = value.to_str().and_then(|name| bugs.iter().find(|(_, known)| *known == name));
+    if bug.is_none() {
+        // A misspelt name must not look like a bug that no test notices; a panic could be caught by one.
+        let names: Vec<&str> = bugs.iter().map(|(_, name)| *name).collect();
+        let message = format!("FERRISDB_PLANTED_BUG={} is not one of: {}\n", value.display(), names.join(", "));
+        // Not eprintln!: the test harness would keep that back and lose it with the process.
+        std::io::stderr().write_all(message.as_bytes()).ok();
+        std::process::abort();
+    }
+    bug.map(|(bug, _)| *bug)
+}
+
 // `cargo xtask planted-bugs` reads the names from the lines below: one bug, one line.
-bugs! {
+planted_bugs! {
+    pub,
     /// Own BYTE_MAX operations take the longer string for the greater one.
     ByteMaxByLength = "byte-max-by-length",
     /// Own MIN operations leave an existing smaller value as long as it was.
@@ -92,59 +140,16 @@ bugs! {
     ClearAfterSet = "clear-after-set",
     /// Storage answers from what it has, whatever version is asked for.
     ReadAboveApplied = "read-above-applied",
-}
-
-/// True if `bug` is planted in this process.
-#[cfg(not(feature = "planted-bugs"))]
-#[inline(always)]
-pub const fn planted(_bug: Bug) -> bool {
-    false
-}
-
-/// True if `bug` is planted in this process.
-#[cfg(feature = "planted-bugs")]
-pub fn planted(bug: Bug) -> bool {
-    use std::io::Write as _;
-    use std::sync::OnceLock;
-
-    static PLANTED: OnceLock<Option<Bug>> = OnceLock::new();
-    *PLANTED.get_or_init(|| {
-        let value = std::env::var_os("FERRISDB_PLANTED_BUG")?;
-        let bug = value.to_str().and_then(named);
-        if bug.is_none() {
-            // A misspelt name must not look like a bug that no test notices; a panic could be caught by one.
-            let names: Vec<&str> = BUGS.iter().map(|(_, name)| *name).collect();
-            let message = format!("FERRISDB_PLANTED_BUG={} is not one of: {}\n", value.display(), names.join(", "));
-            // Not eprintln!: the test harness would keep that back and lose it with the process.
-            std::io::stderr().write_all(message.as_bytes()).ok();
-            std::process::abort();
-        }
-        bug
-    }) == Some(bug)
-}
-
-/// The bug of that name.
-#[cfg(any(test, feature = "planted-bugs"))]
-fn named(name: &str) -> Option<Bug> {
-    BUGS.iter().find(|(_, known)| *known == name).map(|(bug, _)| *bug)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A name means one bug, and without the feature none is there.
-    #[test]
-    fn one_name_one_bug() {
-        for (index, (bug, name)) in BUGS.iter().enumerate() {
-            assert_eq!(named(name), Some(*bug));
-            assert!(BUGS[..index].iter().all(|(other, _)| other != bug));
-        }
-        assert_eq!(named("no-such-bug"), None);
-        let planted_here = BUGS.iter().filter(|(bug, _)| planted(*bug)).count();
-        assert!(planted_here <= 1, "{planted_here} bugs are planted at once");
-        if cfg!(not(feature = "planted-bugs")) {
-            assert_eq!(planted_here, 0);
-        }
-    }
+    /// A replica of the log takes for durable what it has written, without a sync.
+    ReplicaSkipsSync = "replica-skips-sync",
+    /// A replica of the log tells its vote before it is durable.
+    VoteNotDurable = "vote-not-durable",
+    /// A replica that leads the log confirms read versions by itself.
+    ReadNotConfirmed = "read-not-confirmed",
+    /// A replica of the log forgets at a restart that it has cut off what another leader replaced.
+    CutForgotten = "cut-forgotten",
+    /// A snapshot of the log is newer than what all storage servers have.
+    SnapshotTooNew = "snapshot-too-new",
+    /// The log is purged before the snapshot that replaces it is durable.
+    PurgedBeforeDurable = "purged-before-durable",
 }
