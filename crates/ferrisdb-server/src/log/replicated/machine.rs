@@ -20,6 +20,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Code, Error, Result, Version};
 use ferrisdb_rpc::api::CommitId;
 use futures_util::StreamExt;
@@ -399,7 +400,10 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let trailing = lock(&self.shared.core).trailing.clone();
+        let trailing = {
+            let core = lock(&self.shared.core);
+            if planted(Bug::SnapshotTooNew) { core.now.clone() } else { core.trailing.clone() }
+        };
         let mut state = Vec::new();
         trailing.state.encode(&mut state);
         let snapshot = StoredSnapshot { last: trailing.last, members: trailing.members, state: state.into() };

@@ -40,6 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Runtime, Version};
 use ferrisdb_rpc::Answer;
@@ -484,6 +485,9 @@ impl Log for ReplicatedLog {
     }
 
     fn read_index(&self) -> Answer<(Owner, Version)> {
+        if planted(Bug::ReadNotConfirmed) {
+            return Answer::now(Ok(self.shared.machine.newest()));
+        }
         let (answer, answered) = reply(Code::ConnectionFailed);
         lock(&self.shared.queue).reads.push(answer);
         self.shared.read_bell.ring();

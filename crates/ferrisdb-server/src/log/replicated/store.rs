@@ -41,6 +41,7 @@ use std::task::{Wake, Waker};
 use std::time::Duration;
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes};
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Runtime};
 use ferrisdb_storage::Error as StorageError;
@@ -421,7 +422,8 @@ impl LogStore {
     fn sync_step(&self) -> bool {
         let shared = &self.shared;
         let Some(position) = lock(&shared.memory).pending.front().map(|pending| pending.position) else { return false };
-        if !shared.wal.is_synced(position)
+        let is_durable = |position| shared.wal.is_synced(position) || planted(Bug::ReplicaSkipsSync);
+        if !is_durable(position)
             && let Err(error) = shared.wal.sync()
         {
             self.fail(&from_storage("the log of the cluster cannot be made durable any more", &error));
@@ -429,7 +431,7 @@ impl LogStore {
         }
         let done: Vec<Done> = {
             let mut memory = lock(&shared.memory);
-            let durable = memory.pending.iter().take_while(|pending| shared.wal.is_synced(pending.position)).count();
+            let durable = memory.pending.iter().take_while(|pending| is_durable(pending.position)).count();
             memory.pending.drain(..durable).map(|pending| pending.done).collect()
         };
         done.into_iter().for_each(|done| done.tell(Ok(())));
@@ -478,11 +480,8 @@ impl LogStore {
     /// Up to where the WAL may be purged: what replaces it is durable.
     fn purge_position(&self) -> WalPosition {
         let memory = lock(&self.shared.memory);
-        if memory.snapshot.is_some() && self.shared.wal.is_synced(memory.snapshot_at) {
-            memory.needed_from()
-        } else {
-            WalPosition::ZERO
-        }
+        let is_durable = self.shared.wal.is_synced(memory.snapshot_at) || planted(Bug::PurgedBeforeDurable);
+        if memory.snapshot.is_some() && is_durable { memory.needed_from() } else { WalPosition::ZERO }
     }
 
     fn fail(&self, error: &Error) {
@@ -673,6 +672,9 @@ impl RaftLogStorage<Types> for LogStore {
             .await
             .map_err(|error| to_io(&error))?;
         self.shared.sync_bell.ring();
+        if planted(Bug::VoteNotDurable) {
+            return Ok(());
+        }
         saved.await.map_err(|error| to_io(&error))
     }
 
@@ -706,6 +708,10 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> std::result::Result<(), io::Error> {
+        if planted(Bug::CutForgotten) {
+            lock(&self.shared.memory).cut_after(last.as_ref());
+            return Ok(());
+        }
         let put = |buffer: &mut Vec<u8>| {
             put_head(buffer, KIND_CUT);
             put_option(buffer, last.as_ref(), put_log_id);

@@ -629,6 +629,11 @@ impl World {
             let applied: Vec<_> = prints.iter().map(|(applied, _)| *applied).collect();
             truth.fail(format!("the replicas differ at the end: they have applied {applied:?}"));
         }
+        let newest = truth.acknowledged.last_key_value().map_or(0, |(&version, _)| version);
+        if truth.stored < newest {
+            let stored = truth.stored;
+            truth.fail(format!("the storage server has come to {stored} of {newest} only"));
+        }
         let lost: Vec<u64> = truth
             .acknowledged
             .iter()
