@@ -13,9 +13,11 @@ mod served;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ferrisdb_client::{Database, DatabaseOptions};
-use ferrisdb_core::ManualClock;
+use ferrisdb_core::runtime::BoxFuture;
+use ferrisdb_core::{Clock, ManualClock, Runtime};
 use ferrisdb_server::{JobRuntime, Node, NodeOptions};
 use ferrisdb_sim::oracle::{self, ClientSubject, Mismatch, Report};
 use ferrisdb_storage::Env;
@@ -93,11 +95,34 @@ fn the_served_client_is_as_the_contract_says() {
         let node = served::node_in_memory();
         let report = served::served(&node, async |address| {
             let (endpoint, runtime) = served::connect(&address).await;
-            let hasty = Arc::new(served::Hasty(Arc::clone(&runtime)));
+            let hasty = Arc::new(Hasty(Arc::clone(&runtime)));
             let db = Database::new(Arc::new(endpoint), hasty, DatabaseOptions::default());
             oracle::run(&mut ClientSubject::new(db, runtime), seed, STEPS_OF_A_SEED).await
         });
         node.close_blocking().expect("it closes");
         report
     });
+}
+
+/// A runtime on which nobody waits long: what is tested is not the length of a pause.
+struct Hasty(Arc<dyn Runtime>);
+
+impl Clock for Hasty {
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
+}
+
+impl Runtime for Hasty {
+    fn sleep(&self, duration: Duration) -> BoxFuture<()> {
+        self.0.sleep(duration / 100)
+    }
+
+    fn spawn(&self, name: &str, task: BoxFuture<()>) {
+        self.0.spawn(name, task);
+    }
+
+    fn random(&self) -> u64 {
+        self.0.random()
+    }
 }

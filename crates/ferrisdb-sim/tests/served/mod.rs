@@ -1,12 +1,8 @@
 //! A node served over a socket, all within this process: the second deployment of the same tests.
 
-#![allow(dead_code, reason = "each test file takes what it needs")]
-
 use std::sync::Arc;
-use std::time::Duration;
 
-use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Clock, Runtime};
+use ferrisdb_core::Runtime;
 use ferrisdb_rpc::{Client, ClientOptions, ServeOptions, TokioRuntime, serve};
 use ferrisdb_server::{Node, NodeOptions};
 use ferrisdb_storage::Env;
@@ -36,27 +32,4 @@ pub(crate) fn served<T>(node: &Arc<Node>, body: impl AsyncFnOnce(String) -> T) -
 pub(crate) async fn connect(address: &str) -> (Client, Arc<dyn Runtime>) {
     let client = Client::connect(address, ClientOptions::default()).await.expect("it connects");
     (client, Arc::new(TokioRuntime::current().expect("within a runtime")))
-}
-
-/// A runtime on which nobody waits long: what is tested is not the length of a pause.
-pub(crate) struct Hasty(pub(crate) Arc<dyn Runtime>);
-
-impl Clock for Hasty {
-    fn now(&self) -> Duration {
-        self.0.now()
-    }
-}
-
-impl Runtime for Hasty {
-    fn sleep(&self, duration: Duration) -> BoxFuture<()> {
-        self.0.sleep(duration / 100)
-    }
-
-    fn spawn(&self, name: &str, task: BoxFuture<()>) {
-        self.0.spawn(name, task);
-    }
-
-    fn random(&self) -> u64 {
-        self.0.random()
-    }
 }
