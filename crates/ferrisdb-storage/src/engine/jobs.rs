@@ -480,12 +480,12 @@ impl Keeper {
                 if below >= wal.last_position() {
                     // Everything is in tables and nobody writes: give the space back.
                     wal.trim(0)?;
-                    core.memtable_memory.clear();
                 }
                 return Ok(Step::Again);
             }
         }
         let retired = core.view.reclaim();
+        core.rest_memory();
         if core.may_remove_files()?
             && let Some(path) = core.obsolete.pop()
         {
@@ -510,6 +510,24 @@ impl Core {
     fn tell_poison(&self) {
         if let Some(reason) = self.poison.get().filter(|_| !self.jobs.told_poison.swap(true, Ordering::AcqRel)) {
             self.tell(|| Event::Poisoned { reason });
+        }
+    }
+
+    /// With everything in tables, memory of memtables is given back to the operating system: the spare piece, and the pages that the empty memtable
+    /// has from the one before it.
+    fn rest_memory(&self) {
+        let active = {
+            let view = self.view.read();
+            if view.memtables.len() > 1 || !view.active().entries.is_empty() {
+                return;
+            }
+            Arc::clone(view.active())
+        };
+        self.memtable_memory.clear();
+        if !active.has_rested.swap(true, Ordering::Relaxed) {
+            // Meanwhile the memtable looks full: nobody must ask.
+            let _state = self.write_state();
+            active.entries.release_unused();
         }
     }
 

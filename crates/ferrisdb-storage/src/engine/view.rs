@@ -65,6 +65,8 @@ pub(crate) struct LiveMemtable {
     pub(crate) wal_end: OnceLock<Option<WalPosition>>,
     /// The owner's bytes as of its newest version, if a batch in it set them.
     pub(crate) owner_state: Mutex<Option<(Version, Vec<u8>)>>,
+    /// Its unused memory has been given back to the operating system.
+    pub(crate) has_rested: AtomicBool,
 }
 
 impl LiveMemtable {
@@ -74,6 +76,7 @@ impl LiveMemtable {
             sealed_at: OnceLock::new(),
             wal_end: OnceLock::new(),
             owner_state: Mutex::new(None),
+            has_rested: AtomicBool::new(false),
         }
     }
 

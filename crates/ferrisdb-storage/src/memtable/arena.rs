@@ -165,6 +165,32 @@ fn ask_for_huge_pages(base: NonNull<u8>, capacity: usize) {
     let _ = (base, capacity);
 }
 
+/// Lets the operating system take the whole pages between two offsets of the memory at `base`. Nobody may use them meanwhile, and their content is lost.
+/// Small memory is left alone: it may share its pages with whatever else is allocated.
+fn give_back(base: NonNull<u8>, from: usize, to: usize) {
+    #[cfg(target_os = "linux")]
+    if to >= HUGE_PAGES_FROM {
+        // Its base is aligned to a huge page, and so to whatever a page is.
+        let page = rustix::param::page_size();
+        let (from, to) = (from.next_multiple_of(page), to / page * page);
+        if from < to {
+            // SAFETY: the range is ours, aligned, and used by nobody, as the caller promises; arenas promise nothing of a place's content before it is
+            // written.
+            let given = unsafe {
+                rustix::mm::madvise(
+                    base.as_ptr().wrapping_add(from).cast(),
+                    to - from,
+                    rustix::mm::Advice::LinuxDontNeed,
+                )
+            };
+            // Refused, the memory stays: nothing else depends on it.
+            let _refused = given.is_err();
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (base, from, to);
+}
+
 // SAFETY: the arena owns its memory and nothing in it is tied to a thread.
 unsafe impl Send for Arena {}
 // SAFETY: the counters are atomic. All accesses to the memory are `unsafe` methods whose callers promise that no plain write
@@ -231,6 +257,16 @@ impl Arena {
         if reserved.bytes > 0 {
             self.reserved.fetch_sub(reserved.bytes as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Gives the pages that nobody has reserved back to the operating system. Memory that was another arena's before has them all.
+    pub(super) fn release_unused(&self) {
+        // All of the rest is reserved first. What others have reserved and not taken yet lies below: places are handed out from the bottom, and never
+        // more than are reserved. So nobody touches what lies behind until it is unreserved.
+        let rest = self.unreserved_bytes();
+        let Some(held) = self.try_reserve(rest) else { return };
+        give_back(self.base, self.capacity - rest, self.capacity);
+        self.unreserve(held);
     }
 
     /// Takes `size` bytes, a multiple of [`ALIGN`], out of a reservation on this arena and returns their offset. Their content is

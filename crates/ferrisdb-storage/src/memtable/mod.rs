@@ -392,6 +392,11 @@ impl Memtable {
         self.list.arena().allocated_bytes() + self.filter.memory_bytes() + self.range_tombstones.memory_bytes()
     }
 
+    /// Gives the pages of its unused memory back to the operating system; they come again when they are used. Meanwhile it looks full.
+    pub fn release_unused(&self) {
+        self.list.arena().release_unused();
+    }
+
     /// Bytes that point entries can take in all.
     pub fn capacity_bytes(&self) -> usize {
         self.list.arena().capacity()

@@ -562,3 +562,44 @@ fn memory_is_used_again() {
     pool.clear();
     assert_eq!(pool.spare_bytes(), 0);
 }
+
+/// A memtable that has given its unused memory back is as it was, and takes as much as before; what is reserved and not used yet stays.
+#[test]
+fn unused_memory_is_given_back_and_comes_again() {
+    const BYTES: usize = 16 << 20;
+    let pool = Arc::<MemoryPool>::default();
+    let value = [7; 1000];
+    let fill = |memtable: &Memtable, from: u32| {
+        let mut inserter = Inserter::new();
+        let inserted = |count: u32, inserter: &mut Inserter| {
+            memtable.insert(format!("{count:08}").as_bytes(), v(1), ValueKind::Value, &value, inserter).is_ok()
+        };
+        (from..).find(|&count| !inserted(count, &mut inserter)).expect("it is full some time") - from
+    };
+    let full = Memtable::in_pool(BYTES, b"", &pool);
+    let count = fill(&full, 0);
+    drop(full);
+    let memtable = Memtable::in_pool(BYTES, b"", &pool);
+    let mut inserter = Inserter::new();
+    memtable.insert(b"00000000", v(1), ValueKind::Value, &value, &mut inserter).expect("it has room");
+    // What the memtable before left behind; the operating system's pages begin as zeros.
+    let left_behind = || {
+        let places = (BYTES / 2..BYTES - 4096).step_by(4096);
+        // SAFETY: in bounds, and nobody writes there meanwhile.
+        places.filter(|&place| unsafe { memtable.list.arena().bytes(place as u32, 2000) }.contains(&7)).count()
+    };
+    let before = left_behind();
+    memtable.release_unused();
+    if cfg!(target_os = "linux") {
+        assert!(before > 1000 && left_behind() == 0, "{before} pages before, {} now", left_behind());
+    }
+    // The inserter may still hold a reservation from before.
+    memtable.insert(b"00000001", v(1), ValueKind::Value, &value, &mut inserter).expect("it has room");
+    let filled = fill(&memtable, 2) + 2;
+    assert!(filled.abs_diff(count) < 100, "{filled} entries where {count} fitted before");
+    memtable.check();
+    for number in 0..filled {
+        let found = memtable.get(format!("{number:08}").as_bytes(), v(9));
+        assert!(found.is_some_and(|found| found.value == value), "entry {number}");
+    }
+}
