@@ -79,12 +79,16 @@ impl Embedded {
         let mut random = SplitMix64::new(1);
         repeat(settings, STEP * READS as u64, |count| {
             for _ in 0..count / READS as u64 {
-                let transaction = self.database.create_transaction();
-                for _ in 0..READS {
-                    let value = block_on(transaction.get(key_of(random.below(settings.keys))))?;
-                    value.ok_or("a row that was loaded is missing")?;
-                }
-                block_on(transaction.commit())?;
+                // One wait for a transaction, as a program has: each `block_on` costs what a thread's waker does.
+                block_on(async {
+                    let transaction = self.database.create_transaction();
+                    for _ in 0..READS {
+                        let value = transaction.get(key_of(random.below(settings.keys))).await?;
+                        value.ok_or("a row that was loaded is missing")?;
+                    }
+                    transaction.commit().await?;
+                    Result::Ok(())
+                })?;
             }
             Ok(())
         })
