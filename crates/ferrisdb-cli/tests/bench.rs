@@ -41,10 +41,8 @@ fn every_workload_runs() {
             }
             "commit-only" => assert_eq!((number("reads_per_second"), number("conflicts")), (0, 0), "{report}"),
             "bank" => assert_eq!(report["proven"], "the total of 500 accounts is 500000, as before"),
-            "hot-key" => {
-                assert!(number("conflicts") > 0, "eight clients and one key: {report}");
-                assert!(report["proven"].as_str().unwrap().contains("one for each of"), "{report}");
-            }
+            // Conflicts there may be none: on a busy machine a commit can be over before its client's thread goes on.
+            "hot-key" => assert!(report["proven"].as_str().unwrap().contains("one for each of"), "{report}"),
             _ => assert!(number("reads_per_second") > 0, "{report}"),
         }
     }

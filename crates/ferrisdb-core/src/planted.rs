@@ -142,14 +142,10 @@ planted_bugs! {
     ReadAboveApplied = "read-above-applied",
     /// A replica of the log takes for durable what it has written, without a sync.
     ReplicaSkipsSync = "replica-skips-sync",
-    /// A replica of the log tells its vote before it is durable.
-    VoteNotDurable = "vote-not-durable",
     /// A replica that leads the log confirms read versions by itself.
     ReadNotConfirmed = "read-not-confirmed",
     /// A replica of the log forgets at a restart that it has cut off what another leader replaced.
     CutForgotten = "cut-forgotten",
     /// A snapshot of the log is newer than what all storage servers have.
     SnapshotTooNew = "snapshot-too-new",
-    /// The log is purged before the snapshot that replaces it is durable.
-    PurgedBeforeDurable = "purged-before-durable",
 }

@@ -70,11 +70,9 @@ const TABLE: &[(&str, Catcher)] = &[
     ("log-skips-sync", History(POWER, 30)),
     ("read-above-applied", History(CONCURRENT, 30)),
     ("replica-skips-sync", Group(100)),
-    ("vote-not-durable", Group(100)),
     ("read-not-confirmed", Group(100)),
     ("cut-forgotten", Group(100)),
     ("snapshot-too-new", Group(100)),
-    ("purged-before-durable", Group(100)),
 ];
 
 /// Five that stand for the others when there is little time: reading, conflicts, the resolver, resolving, durability.

@@ -1,4 +1,4 @@
-//! The log of a cluster: [`ReplicatedLog`], a Raft group behind the trait [`Log`](super::Log).
+//! The log of a cluster: [`ReplicatedLog`], a Raft group behind the trait [`Log`].
 //!
 //! ```text
 //! coordinator ─append─▶ queue ─(one proposer, in order)─▶ consensus library ─▶ LogStore (our WAL), and the same on every voter
@@ -7,9 +7,9 @@
 //! storage server ◀─subscribe by tag─ Machine (state, hot batches), on every replica
 //! ```
 //!
-//! The library (openraft, pinned) elects, replicates and counts; what it is given is ours: its tasks run on a [`Runtime`] ([`runtime`]), its
-//! votes and entries lie in the storage crate's WAL ([`store`]), its entries are those of [`entry`](super::entry), its messages go
-//! through [`Peers`] ([`network`]), and its snapshots are the state as of the place before which nobody needs anything ([`machine`]).
+//! The library (openraft, pinned) elects, replicates and counts; what it is given is ours: its tasks run on a [`Runtime`] (`runtime.rs`), its
+//! votes and entries lie in the storage crate's WAL (`store.rs`), its entries are those of [`entry`](super::entry), its messages go
+//! through [`Peers`] (`network.rs`), and its snapshots are the state as of the place before which nobody needs anything (`machine.rs`).
 //!
 //! # Settings of the library that matter
 //! - Leaders are not restored after a restart: each start of a process that leads is a new term, and so a new epoch.

@@ -480,8 +480,11 @@ impl LogStore {
     /// Up to where the WAL may be purged: what replaces it is durable.
     fn purge_position(&self) -> WalPosition {
         let memory = lock(&self.shared.memory);
-        let is_durable = self.shared.wal.is_synced(memory.snapshot_at) || planted(Bug::PurgedBeforeDurable);
-        if memory.snapshot.is_some() && is_durable { memory.needed_from() } else { WalPosition::ZERO }
+        if memory.snapshot.is_some() && self.shared.wal.is_synced(memory.snapshot_at) {
+            memory.needed_from()
+        } else {
+            WalPosition::ZERO
+        }
     }
 
     fn fail(&self, error: &Error) {
@@ -672,9 +675,6 @@ impl RaftLogStorage<Types> for LogStore {
             .await
             .map_err(|error| to_io(&error))?;
         self.shared.sync_bell.ring();
-        if planted(Bug::VoteNotDurable) {
-            return Ok(());
-        }
         saved.await.map_err(|error| to_io(&error))
     }
 

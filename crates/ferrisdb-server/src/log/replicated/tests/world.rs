@@ -25,6 +25,8 @@ use crate::signal::lock;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const CLUSTER: [u8; 16] = [7; 16];
+/// The second byte of a message that asks for a vote, see `network.rs`.
+const VOTE: u8 = 2;
 
 /// One life of a process.
 struct Life {
@@ -118,6 +120,8 @@ struct Truth {
     events: u64,
     snapshots: u64,
     leaders: BTreeSet<(u64, ProcessId)>,
+    /// Who believes to own the epoch, at each process.
+    leading: BTreeMap<ProcessId, Owner>,
     confirmed: u64,
 }
 
@@ -152,6 +156,9 @@ struct State {
     /// Of a thousand messages, so many are lost, and so many arrive twice.
     loss: u64,
     lives: u64,
+    /// There are faults.
+    is_disturbed: bool,
+    /// Nobody commits any more.
     is_quiet: bool,
 }
 
@@ -176,8 +183,12 @@ impl Peers for Net {
             let world = world.upgrade().ok_or_else(lost)?;
             let asking = async {
                 runtime.sleep(world.passes(from, to).ok_or_else(lost)?).await;
+                let is_vote = message.get(1) == Some(&VOTE);
                 let answers = world.deliver(to, message);
                 let answer = answers.ok_or_else(lost)?.await.map_err(|_| lost())?;
+                if is_vote {
+                    world.perhaps_kill_a_voter(to);
+                }
                 runtime.sleep(world.passes(to, from).ok_or_else(lost)?).await;
                 answer
             };
@@ -208,6 +219,7 @@ impl World {
             cut: BTreeSet::new(),
             loss: 0,
             lives: 0,
+            is_disturbed: false,
             is_quiet: false,
         };
         Arc::new_cyclic(|me| World {
@@ -255,6 +267,18 @@ impl World {
         let answer = log.answer(message);
         runtime.spawn("rpc", Box::pin(async move { drop(sender.send(answer.await)) }));
         Some(receiver)
+    }
+
+    /// Power may fail just when a vote has been told, and come back soon.
+    fn perhaps_kill_a_voter(&self, process: ProcessId) {
+        let may_die = {
+            let state = lock(&self.state);
+            state.is_disturbed && state.hosts[&process].life.is_some()
+        };
+        if may_die && self.random(3) == 0 {
+            self.kill(process, CrashMode::UnsyncedLost);
+            self.start(process);
+        }
     }
 
     fn options(&self) -> ReplicatedLogOptions {
@@ -320,6 +344,9 @@ impl World {
                     let leading = world.clone();
                     let (leader, on) = (log.clone(), runtime.clone());
                     runtime.spawn("lead", Box::pin(async move { leading.lead(process, leader, on).await }));
+                    let asking = world.clone();
+                    let (asked, on) = (log.clone(), runtime.clone());
+                    runtime.spawn("ask", Box::pin(async move { asking.ask_for_versions(process, asked, on).await }));
                     let on = runtime.clone();
                     runtime.spawn("follow", Box::pin(async move { world.follow(process, log, on).await }));
                 }
@@ -398,7 +425,29 @@ impl World {
             runtime.sleep(20 * MILLISECOND).await;
             if log.is_leader() {
                 let ended = self.lead_one_epoch(process, &log, &runtime).await;
+                lock(&self.truth).leading.remove(&process);
                 lock(&self.truth).note(&format!("{process} no longer leads: {ended}"));
+            }
+        }
+    }
+
+    /// Asks for read versions, all the time, wherever somebody believes to own the epoch: also where nobody can be reached any more.
+    async fn ask_for_versions(self: Arc<World>, process: ProcessId, log: ReplicatedLog, runtime: JobRuntime) {
+        loop {
+            runtime.sleep(Duration::from_millis(10 + self.random(40))).await;
+            let (owner, least) = {
+                let truth = lock(&self.truth);
+                let Some(&owner) = truth.leading.get(&process) else { continue };
+                // A read version is at least whatever was acknowledged before it was asked for.
+                (owner, truth.acknowledged.last_key_value().map_or(0, |(&version, _)| version))
+            };
+            let Ok((confirmed_owner, version)) = log.read_index().await else { continue };
+            if confirmed_owner == owner {
+                let mut truth = lock(&self.truth);
+                truth.confirmed += 1;
+                if version.get() < least {
+                    truth.fail(format!("a stale read version: {version} after {least}"));
+                }
             }
         }
     }
@@ -421,27 +470,11 @@ impl World {
                 truth.fail("two epochs of one owner".to_owned());
             }
             truth.leaders.insert((epoch, process));
+            truth.leading.insert(process, owner);
         }
         let mut previous = first_version;
         let mut under_way: VecDeque<(u64, Vec<u8>, BoxFuture<Result<Applied>>)> = VecDeque::new();
         loop {
-            if self.random(10) == 0 {
-                // A read version is at least whatever was acknowledged before it was asked for.
-                let least = lock(&self.truth).acknowledged.last_key_value().map_or(0, |(&version, _)| version);
-                match log.read_index().await {
-                    Ok((confirmed_owner, version)) => {
-                        if confirmed_owner != owner {
-                            return "another owns the epoch";
-                        }
-                        let mut truth = lock(&self.truth);
-                        truth.confirmed += 1;
-                        if version.get() < least {
-                            truth.fail(format!("a stale read version: {version} after {least}"));
-                        }
-                    }
-                    Err(_) => return "its reads are not confirmed",
-                }
-            }
             if under_way.len() < 4 && !lock(&self.state).is_quiet {
                 let version = Version::from_u64(previous.get() + 1 + self.random(1000));
                 let value = runtime.random().to_le_bytes()[..4].repeat(1 + self.random(40) as usize);
@@ -587,6 +620,7 @@ impl World {
     /// Some seconds with faults, then quiet; then everything is checked.
     pub(super) fn live(&self, duration: Duration) -> Outcome {
         let end = self.clock.now() + duration;
+        lock(&self.state).is_disturbed = true;
         while self.clock.now() < end {
             let pause = 100 + self.random(900);
             self.run(pause as u32 * MILLISECOND);
@@ -597,6 +631,7 @@ impl World {
                 self.heal();
             }
         }
+        lock(&self.state).is_disturbed = false;
         self.heal();
         let before = lock(&self.truth).acknowledged.len();
         self.run(Duration::from_secs(10));
