@@ -28,8 +28,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ferrisdb_core::codec::{Decoder, put_u64};
@@ -39,8 +39,9 @@ use ferrisdb_core::{Bytes, Code, Error, Result, Runtime, Version};
 use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::CommitId;
 use ferrisdb_storage::Error as StorageError;
-use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Space, Wal, WalOptions, WalPosition, WalReader, WalState};
+use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Wal, WalOptions, WalPosition, WalReader, WalState};
 
+use super::appending::{Maintained, RingMaintenance, append_records, space_for};
 use super::entry::{Entry, Owner, Pop, Tag};
 use super::state::{Applied, Known, State};
 use super::{Delivery, Log, Recovered, Subscription};
@@ -494,23 +495,9 @@ impl LocalLog {
             entry.encode(&mut buffer);
             ends.push(buffer.len());
         }
-        let mut begin = 0;
-        let parts: Vec<[&[u8]; 1]> = ends
-            .iter()
-            .map(|&end| {
-                let part = [&buffer[begin..end]];
-                begin = end;
-                part
-            })
-            .collect();
-        let records: Vec<&[&[u8]]> = parts.iter().map(|part| &part[..]).collect();
-        let is_small = entries.iter().all(|entry| match entry {
-            Entry::Batch(batch) => batch.mutation_bytes() == 0,
-            _ => true,
-        });
-        let space = if is_small { Space::Reserve } else { Space::Ordinary };
+        let space = space_for(entries.iter());
         let mut positions = Vec::with_capacity(entries.len());
-        if let Err(error) = shared.wal.append_many(&records, space, &mut positions) {
+        if let Err(error) = append_records(&shared.wal, &buffer, &ends, space, &mut positions) {
             let failure = from_storage("the log takes no commit", &error);
             let mut core = lock(&shared.core);
             for (tag, version) in pops {
@@ -850,14 +837,9 @@ impl Drop for FailOnDrop {
     }
 }
 
-/// Rings for the task that prepares segments, as long as there is one: the WAL must not keep alive what keeps it alive.
-struct RingMaintenance(Weak<Shared>);
-
-impl Wake for RingMaintenance {
-    fn wake(self: Arc<Self>) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.maintain_bell.ring();
-        }
+impl Maintained for Shared {
+    fn maintain_bell(&self) -> &Bell {
+        &self.maintain_bell
     }
 }
 

@@ -14,6 +14,7 @@
 //! - No subscriber sees what is not durable.
 //! - Nothing is purged that a tag has not popped, or that the kept state does not cover.
 
+mod appending;
 pub mod entry;
 pub mod local;
 pub mod replicated;

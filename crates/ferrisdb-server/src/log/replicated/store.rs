@@ -36,8 +36,8 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::task::{Wake, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
 use std::time::Duration;
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes};
@@ -50,6 +50,7 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
 
+use super::super::appending::{Maintained, RingMaintenance, append_records, space_for};
 use super::types::{
     LogId, Members, RaftLogEntry, Types, Vote, put_entry, put_log_id, put_members, put_option, put_vote, take_entry,
     take_log_id, take_members, take_option, take_vote,
@@ -729,14 +730,11 @@ impl RaftLogStorage<Types> for LogStore {
 impl LogStore {
     async fn append_all(&self, entries: &[RaftLogEntry], flushed: &mut Option<IOFlushed<Types>>) -> Result<()> {
         self.check()?;
-        let is_small = entries.iter().all(|entry| match &entry.payload {
-            EntryPayload::Normal(proposal) => proposal.0.iter().all(|entry| match entry {
-                super::super::Entry::Batch(batch) => batch.mutation_bytes() == 0,
-                _ => true,
-            }),
-            EntryPayload::Blank | EntryPayload::Membership(_) => true,
+        let proposed = entries.iter().filter_map(|entry| match &entry.payload {
+            EntryPayload::Normal(proposal) => Some(proposal.0.iter()),
+            EntryPayload::Blank | EntryPayload::Membership(_) => None,
         });
-        let space = if is_small { Space::Reserve } else { Space::Ordinary };
+        let space = space_for(proposed.flatten());
         loop {
             let appended = {
                 let mut buffer = lock(&self.shared.writer);
@@ -747,18 +745,8 @@ impl LogStore {
                     put_entry(&mut buffer, entry);
                     ends.push(buffer.len());
                 }
-                let mut begin = 0;
-                let parts: Vec<[&[u8]; 1]> = ends
-                    .iter()
-                    .map(|&end| {
-                        let part = [&buffer[begin..end]];
-                        begin = end;
-                        part
-                    })
-                    .collect();
-                let records: Vec<&[&[u8]]> = parts.iter().map(|part| &part[..]).collect();
                 let mut positions = Vec::with_capacity(entries.len());
-                let appended = self.shared.wal.append_many(&records, space, &mut positions);
+                let appended = append_records(&self.shared.wal, &buffer, &ends, space, &mut positions);
                 appended.map(|()| {
                     let mut memory = lock(&self.shared.memory);
                     let mut begin = 0;
@@ -797,14 +785,9 @@ impl Drop for FailOnDrop {
     }
 }
 
-/// Rings for the task that prepares segments, as long as there is one: the WAL must not keep alive what keeps it alive.
-struct RingMaintenance(Weak<Shared>);
-
-impl Wake for RingMaintenance {
-    fn wake(self: Arc<Self>) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.maintain_bell.ring();
-        }
+impl Maintained for Shared {
+    fn maintain_bell(&self) -> &Bell {
+        &self.maintain_bell
     }
 }
 
