@@ -142,12 +142,20 @@ struct Shared {
     closed: Latch,
 }
 
+impl Shared {
+    /// The pops that are not applied yet; the others are forgotten.
+    fn pending_pops(&self, queue: &mut Queue) -> Vec<Pop> {
+        queue.pops.retain(|&tag, &mut version| self.machine.popped(tag).is_some_and(|popped| popped < version));
+        queue.pops.iter().map(|(&tag, &version)| Pop { tag, version }).collect()
+    }
+}
+
 type Written = openraft::raft::ClientWriteResult<Types>;
 
 #[derive(Default)]
 struct Queue {
     proposals: VecDeque<(Proposal, ProgressResponder<Types, Written>)>,
-    /// Popped, but not yet in the log: to ride with the next entries.
+    /// Popped, and not known to be applied: they ride with the next entries, again and again, because a proposal may be lost. Twice does no harm.
     pops: BTreeMap<Tag, Version>,
     /// Who waits for the next round of confirmation.
     reads: Vec<Reply<(Owner, Version)>>,
@@ -368,7 +376,8 @@ impl ReplicatedLog {
     /// Pops that found nothing to ride with: into the log, or to whoever leads.
     async fn send_pops(&self) {
         let shared = &self.shared;
-        if lock(&shared.queue).pops.is_empty() {
+        let pops = shared.pending_pops(&mut lock(&shared.queue));
+        if pops.is_empty() {
             return;
         }
         if shared.raft.is_leader() {
@@ -383,13 +392,10 @@ impl ReplicatedLog {
             metrics.membership_config.membership().get_node(&leader).cloned()
         };
         let Some(peer) = peer else { return };
-        let pops = std::mem::take(&mut lock(&shared.queue).pops);
-        for (tag, version) in pops {
-            let asked =
-                shared.peers.ask(leader, &peer, network::pop_message(tag, version), shared.options.election_timeout);
-            if asked.await.is_err() {
-                self.pop(tag, version);
-            }
+        for Pop { tag, version } in pops {
+            let message = network::pop_message(tag, version);
+            // Unanswered, it is sent again.
+            drop(shared.peers.ask(leader, &peer, message, shared.options.election_timeout).await);
         }
     }
 
@@ -445,8 +451,7 @@ impl Log for ReplicatedLog {
             if shared.is_closed.load(Ordering::SeqCst) {
                 return Err(Error::with(Code::OperationCancelled, "the log of the cluster was closed"));
             }
-            let pops = std::mem::take(&mut queue.pops);
-            entries.extend(pops.iter().map(|(&tag, &version)| Entry::Pop(Pop { tag, version })));
+            entries.extend(shared.pending_pops(&mut queue).into_iter().map(Entry::Pop));
             queue.proposals.push_back((Proposal(Arc::new(entries)), responder));
         }
         shared.proposal_bell.ring();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ferrisdb_storage::fs::sim::CrashMode;
 
 use super::Peer;
+use crate::log::{Log, Tag};
 
 fn seeds() -> (u64, u64) {
     let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
@@ -79,4 +80,30 @@ fn a_group_grows_hands_over_and_shrinks() {
     world.start(3);
     world.run(Duration::from_secs(8));
     assert!(world.acknowledged() > stuck);
+}
+
+/// A leader that is cut off proposes a pop, which the next leader's log does not have. It arrives all the same.
+#[test]
+fn a_pop_whose_proposal_is_lost_arrives() {
+    let world = world::World::new(6, 3);
+    (1..=3).for_each(|process| world.start(process));
+    world.found(3);
+    world.run(Duration::from_secs(3));
+    let leader = world.view(1).leader.expect("there is one");
+    world.hush();
+    world.run(Duration::from_secs(2));
+    let (last, popped) = world.last_and_popped(leader);
+    assert!(popped < last, "there is something to pop");
+    world.cut_off(leader);
+    world.on(leader, move |log| async move {
+        log.pop(Tag::FIRST, last);
+        drop(log.append(Vec::new()).expect("it does not know yet"));
+    });
+    world.run(Duration::from_secs(6));
+    world.heal();
+    world.run(Duration::from_secs(6));
+    for process in 1..=3 {
+        assert!(world.last_and_popped(process).1 >= last, "at process {process}");
+    }
+    assert_ne!(world.view(leader).leader, Some(leader), "another leads");
 }

@@ -160,6 +160,8 @@ struct State {
     is_disturbed: bool,
     /// Nobody commits any more.
     is_quiet: bool,
+    /// The storage server pops nothing.
+    keeps_pops: bool,
 }
 
 /// One process's way to the others.
@@ -221,6 +223,7 @@ impl World {
             lives: 0,
             is_disturbed: false,
             is_quiet: false,
+            keeps_pops: false,
         };
         Arc::new_cyclic(|me| World {
             clock,
@@ -396,6 +399,28 @@ impl World {
         self.host(process).expect("it lives").0.view()
     }
 
+    /// From now on nobody commits, and nobody pops but the test.
+    pub(super) fn hush(&self) {
+        let mut state = lock(&self.state);
+        (state.is_quiet, state.keeps_pops) = (true, true);
+    }
+
+    /// The last version, and up to where the tag is popped, as a process has applied it.
+    pub(super) fn last_and_popped(&self, process: ProcessId) -> (Version, Version) {
+        let recovered = self.host(process).expect("it lives").0.recover();
+        (recovered.last, recovered.popped[&Tag::FIRST])
+    }
+
+    /// Cuts a process off from all others, in both directions.
+    pub(super) fn cut_off(&self, process: ProcessId) {
+        let mut state = lock(&self.state);
+        let others: Vec<ProcessId> = state.hosts.keys().copied().filter(|&other| other != process).collect();
+        for other in others {
+            state.cut.insert((process, other));
+            state.cut.insert((other, process));
+        }
+    }
+
     pub(super) fn acknowledged(&self) -> usize {
         lock(&self.truth).acknowledged.len()
     }
@@ -545,7 +570,7 @@ impl World {
                 if seen != (delivery.previous.get(), value) {
                     truth.fail(format!("process {process} got another batch at {cursor}"));
                 }
-                if process == 1 && cursor > truth.stored {
+                if process == 1 && cursor > truth.stored && !lock(&self.state).keeps_pops {
                     truth.stored = cursor;
                     drop(truth);
                     log.pop(Tag::FIRST, delivery.version);
@@ -591,18 +616,15 @@ impl World {
                 state.cut.insert((other, process));
             }
             6 => {
-                let others: Vec<ProcessId> = state.hosts.keys().copied().filter(|&other| other != process).collect();
-                for other in others {
-                    state.cut.insert((process, other));
-                    state.cut.insert((other, process));
-                }
+                drop(state);
+                self.cut_off(process);
             }
             _ => state.loss = 200,
         }
     }
 
     /// Ends all faults: everybody lives, and everything goes through.
-    fn heal(&self) {
+    pub(super) fn heal(&self) {
         let dead: Vec<ProcessId> = {
             let mut state = lock(&self.state);
             state.cut.clear();
