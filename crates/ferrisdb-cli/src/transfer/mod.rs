@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::arguments::parse_duration;
+use crate::arguments::parse_interval;
 use crate::failure::Failure;
 
 /// What a file looks like.
@@ -55,7 +55,7 @@ impl Format {
 /// How progress is shown.
 #[derive(Debug, Args)]
 pub(crate) struct ProgressArguments {
-    /// How often to say how far it is, where standard error is no terminal; a terminal has a bar
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    /// How often to say how far it is, where standard error is no terminal (`0`: at every step); a terminal has a bar
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_interval)]
     pub(crate) progress: Duration,
 }
