@@ -16,6 +16,7 @@
 //! 3 Pop         tag, version
 //! 4 Lease       u8 change (0 grant, then id, version; 1 renew, then id; 2 end, then id)
 //! 5 Membership  reserved for the replicated log, which defines it: refused by this build
+//! 6 Foundation  a log's state (see state.rs)
 //! ```
 //! The directory comes first so that a reader of one tag skips the sections of others without decoding them.
 
@@ -25,6 +26,8 @@ use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_u64, put_varint}
 use ferrisdb_core::{Bytes, Mutation, MutationKind, Version};
 use ferrisdb_rpc::api::CommitId;
 
+use super::state::State;
+
 /// What this build writes, and the newest that it reads.
 const FORMAT_VERSION: u8 = 1;
 
@@ -32,6 +35,7 @@ const KIND_EPOCH_START: u8 = 1;
 const KIND_BATCH: u8 = 2;
 const KIND_POP: u8 = 3;
 const KIND_LEASE: u8 = 4;
+const KIND_FOUNDATION: u8 = 6;
 
 /// Whose mutations: each storage server has one, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +60,8 @@ pub enum Entry {
     Pop(Pop),
     /// A version is kept readable, or no more.
     Lease(LeaseChange),
+    /// A log goes on where another one ended. Counts only as the very first entry.
+    Foundation(Box<State>),
 }
 
 /// A coordinator takes over. Counts only if its epoch is above the current one.
@@ -178,6 +184,10 @@ impl Entry {
                 put_varint(out, u64::from(pop.tag.0));
                 put_version(out, pop.version);
             }
+            Entry::Foundation(state) => {
+                out.push(KIND_FOUNDATION);
+                state.encode(out);
+            }
             Entry::Lease(change) => {
                 out.push(KIND_LEASE);
                 match *change {
@@ -226,6 +236,10 @@ impl Entry {
                 2 => LeaseChange::End { id: decoder.varint("lease: id")? },
                 _ => return Err(DecodeError { what: "lease: an unknown change" }),
             }),
+            KIND_FOUNDATION => {
+                let state = decoder.take(decoder.rest().len(), "foundation: state")?;
+                Entry::Foundation(Box::new(State::decode(state)?))
+            }
             _ => return Err(DecodeError { what: "log entry: an unknown kind" }),
         };
         if decoder.is_empty() { Ok(entry) } else { Err(DecodeError { what: "log entry: bytes behind its end" }) }
@@ -448,6 +462,7 @@ mod tests {
             Entry::Lease(LeaseChange::Grant { id: 4, version: v(300) }),
             Entry::Lease(LeaseChange::Renew { id: 4 }),
             Entry::Lease(LeaseChange::End { id: 4 }),
+            Entry::Foundation(Box::new(State::new(&[Tag(2)]))),
         ]
     }
 
@@ -476,6 +491,7 @@ mod tests {
             "01040004ac02".to_owned(),
             "01040104".to_owned(),
             "01040204".to_owned(),
+            format!("010601 00 {} 00 00 00 01 00 01 02 00 00 00", "00".repeat(16)).replace(' ', ""),
         ];
         assert_eq!(found, expected);
     }

@@ -640,7 +640,7 @@ fn delivery(entry: Entry, previous: Version, state: &State, horizon: Version, ta
             let (version, leased) = (batch.version, batch.leased);
             Some(Delivery { previous, version, horizon, leased, mutations, owner_state: None })
         }
-        Entry::Pop(_) | Entry::Lease(_) => None,
+        Entry::Pop(_) | Entry::Lease(_) | Entry::Foundation(_) => None,
     }
 }
 
@@ -780,7 +780,7 @@ impl LocalSubscription {
                 }
                 // One process has one coordinator at a time: nothing in its log is void, so something is missing here.
                 Entry::Batch(_) => break,
-                Entry::Pop(_) | Entry::Lease(_) => false,
+                Entry::Pop(_) | Entry::Lease(_) | Entry::Foundation(_) => false,
             };
             let state = &lock(&shared.core).state;
             if follows && let Some(delivery) = delivery(entry, self.cursor, state, self.horizon, Tag::FIRST) {

@@ -18,8 +18,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use ferrisdb_core::Version;
-use ferrisdb_core::codec::{DecodeError, Decoder, put_u64, put_varint};
+use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_u64, put_varint};
+use ferrisdb_core::{Bytes, Mutation, MutationKind, Version};
 use ferrisdb_rpc::api::CommitId;
 
 use super::entry::{
@@ -27,8 +27,10 @@ use super::entry::{
     tag, version,
 };
 
-/// What this build writes, and the newest that it reads.
-const FORMAT_VERSION: u8 = 1;
+/// What this build writes, and the newest that it reads. Without metadata it writes the one before.
+const FORMAT_VERSION: u8 = 2;
+/// Begins the keys of the metadata that make tags: a tag follows, big endian. What the value says is the cluster's business.
+pub const TAG_PREFIX: &[u8] = b"\xff/storage/";
 
 /// Versions (at a million a second of work: ten minutes) for which the outcomes of a silent client are kept.
 pub const ID_LIFE_VERSIONS: u64 = 600_000_000;
@@ -76,6 +78,7 @@ pub struct State {
     outcomes: usize,
     jumps: VecDeque<Jump>,
     id_floor: Version,
+    metadata: BTreeMap<Bytes, Bytes>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -110,6 +113,7 @@ impl State {
             outcomes: 0,
             jumps: VecDeque::new(),
             id_floor: Version::ZERO,
+            metadata: BTreeMap::new(),
         }
     }
 
@@ -163,6 +167,11 @@ impl State {
         self.tags.values().copied().min().unwrap_or(self.last)
     }
 
+    /// The cluster's own data: who belongs to it, and who stores what.
+    pub fn metadata(&self) -> &BTreeMap<Bytes, Bytes> {
+        &self.metadata
+    }
+
     /// What is known about a commit id.
     pub fn known(&self, id: CommitId) -> Known {
         match self.clients.get(&id.client) {
@@ -192,7 +201,17 @@ impl State {
             Entry::Batch(batch) => self.apply_batch(batch),
             Entry::Pop(pop) => self.pop(*pop),
             Entry::Lease(change) => self.change_lease(*change),
+            Entry::Foundation(state) => self.found(state),
         }
+    }
+
+    /// A log begins with what another one came to. Only before anything else.
+    fn found(&mut self, state: &State) -> Applied {
+        if self.epoch > 0 || self.last > Version::ZERO || !self.metadata.is_empty() {
+            return Applied::Void;
+        }
+        self.clone_from(state);
+        Applied::Counted
     }
 
     fn start_epoch(&mut self, start: &EpochStart) -> Applied {
@@ -222,8 +241,30 @@ impl State {
         for id in &batch.ids {
             self.note(id.id, id.lowest_unanswered, batch.version, id.outcome);
         }
+        batch.metadata.iter().for_each(|mutation| self.change_metadata(mutation, batch.version));
         self.expire_ids();
         Applied::Counted
+    }
+
+    /// Sets and clears; others have no effect here. A new tag needs what is above this version.
+    fn change_metadata(&mut self, mutation: &Mutation, version: Version) {
+        match mutation.kind {
+            MutationKind::Set => {
+                if let Some(tag) = tag_of(&mutation.key) {
+                    self.tags.entry(tag).or_insert(version);
+                }
+                self.metadata.insert(mutation.key.clone(), mutation.value.clone());
+            }
+            MutationKind::ClearRange => {
+                let cleared = self.metadata.range(mutation.key.clone()..mutation.value.clone());
+                let keys: Vec<Bytes> = cleared.map(|(key, _)| key.clone()).collect();
+                for key in keys {
+                    self.metadata.remove(&key);
+                    tag_of(&key).map(|tag| self.tags.remove(&tag));
+                }
+            }
+            _ => {}
+        }
     }
 
     fn pop(&mut self, pop: Pop) -> Applied {
@@ -314,17 +355,18 @@ impl State {
 
     /// Its bytes.
     ///
-    /// # Format (version 1; numbers are varints unless said otherwise)
+    /// # Format (version 2; numbers are varints unless said otherwise)
     /// ```text
     /// u8 format version, epoch, owner (16 bytes), last version, horizon, id floor
     /// next lease id, leases: count, then of each: id, version
     /// tags: count, then of each: tag, popped version
     /// jumps: count, then of each: from, to
     /// clients: count, then of each: u64 client, heard, lowest counter, outcomes: count, then of each: counter, version, outcome
+    /// metadata (not in version 1): count, at least 1, then of each: bytes key, bytes value
     /// ```
-    /// All in ascending order, so that equal states have equal bytes.
+    /// All in ascending order, so that equal states have equal bytes. A state without metadata is written as version 1.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(FORMAT_VERSION);
+        out.push(if self.metadata.is_empty() { FORMAT_VERSION - 1 } else { FORMAT_VERSION });
         put_varint(out, self.epoch);
         out.extend_from_slice(&self.owner);
         put_version(out, self.last);
@@ -358,6 +400,13 @@ impl State {
                 put_outcome(out, outcome);
             }
         }
+        if !self.metadata.is_empty() {
+            put_varint(out, self.metadata.len() as u64);
+            for (key, value) in &self.metadata {
+                put_bytes(out, key);
+                put_bytes(out, value);
+            }
+        }
     }
 
     /// The state in `bytes`, all of them.
@@ -366,7 +415,8 @@ impl State {
     /// What is wrong with them.
     pub fn decode(bytes: &[u8]) -> Result<State, DecodeError> {
         let decoder = &mut Decoder::new(bytes);
-        if decoder.u8("log state: format version")? != FORMAT_VERSION {
+        let format = decoder.u8("log state: format version")?;
+        if !(FORMAT_VERSION - 1..=FORMAT_VERSION).contains(&format) {
             return Err(DecodeError { what: "log state: a format version that this build does not know" });
         }
         let mut state = State::new(&[]);
@@ -420,6 +470,19 @@ impl State {
             state.heard.insert((heard, number));
             state.clients.insert(number, client);
         }
+        if format == FORMAT_VERSION {
+            let count = count(decoder, "log state: metadata")?;
+            if count == 0 {
+                return Err(DecodeError { what: "log state: no metadata, in a format that has some" });
+            }
+            for _ in 0..count {
+                let key = Bytes::copy_from_slice(decoder.bytes("log state: key of metadata")?);
+                if state.metadata.last_key_value().is_some_and(|(last, _)| *last >= key) {
+                    return Err(unsorted);
+                }
+                state.metadata.insert(key, Bytes::copy_from_slice(decoder.bytes("log state: value of metadata")?));
+            }
+        }
         if state.last < state.horizon || state.last < state.id_floor {
             return Err(DecodeError { what: "log state: a version above the last" });
         }
@@ -439,6 +502,17 @@ impl State {
         assert!(self.jumps.iter().zip(self.jumps.iter().skip(1)).all(|(one, next)| one.to <= next.from));
         assert!(self.leases.keys().all(|&id| id < self.next_lease));
     }
+}
+
+/// The tag that a key of the metadata makes, if it makes one.
+fn tag_of(key: &[u8]) -> Option<Tag> {
+    let number = key.strip_prefix(TAG_PREFIX)?.try_into().ok()?;
+    Some(Tag(u32::from_be_bytes(number)))
+}
+
+/// The key of the metadata that makes a tag.
+pub fn tag_key(tag: Tag) -> Bytes {
+    [TAG_PREFIX, &tag.0.to_be_bytes()].concat().into()
 }
 
 #[cfg(test)]
@@ -572,6 +646,45 @@ mod tests {
         assert_ne!(state.known(CommitId { client: 5, counter: 4 }), Known::Nothing);
     }
 
+    fn with_metadata(mut entry: Entry, metadata: Vec<Mutation>) -> Entry {
+        let Entry::Batch(batch) = &mut entry else { panic!("a batch") };
+        batch.metadata = metadata;
+        entry
+    }
+
+    /// A key of the metadata makes a tag, which needs all that is above; clearing the key unmakes it, and the log waits for it no more.
+    #[test]
+    fn tags_come_and_go_with_the_metadata() {
+        let mut state = started();
+        let makes = vec![Mutation::set(tag_key(Tag(3)), &b"7"[..]), Mutation::set(&b"\xff/x"[..], &b"1"[..])];
+        state.apply(&with_metadata(batch(1, ME, 1_000, 1_010, &[]), makes.clone()));
+        state.apply(&Entry::Pop(Pop { tag: Tag::FIRST, version: v(1_010) }));
+        state.apply(&with_metadata(batch(1, ME, 1_010, 1_020, &[]), makes));
+        assert_eq!(state.popped(Tag(3)), Some(v(1_010)), "said twice, it is still the same tag");
+        state.apply(&Entry::Pop(Pop { tag: Tag::FIRST, version: v(1_020) }));
+        assert_eq!(state.popped_by_all(), v(1_010));
+        state.check();
+        let clears = vec![Mutation::clear_range(tag_key(Tag(3)), tag_key(Tag(4)))];
+        assert_eq!(state.apply(&with_metadata(batch(2, ME, 1_020, 1_030, &[]), clears.clone())), Applied::Void);
+        assert_eq!(state.metadata().len(), 2, "what is void changes nothing");
+        state.apply(&with_metadata(batch(1, ME, 1_020, 1_030, &[]), clears));
+        assert_eq!((state.popped(Tag(3)), state.popped_by_all()), (None, v(1_020)));
+        assert_eq!(state.metadata().len(), 1);
+        state.check();
+    }
+
+    /// A log goes on where another one ended; but only a new one.
+    #[test]
+    fn only_a_new_log_is_founded() {
+        let before = random_state(9);
+        let mut state = State::new(&[]);
+        let found = Entry::Foundation(Box::new(before.clone()));
+        assert_eq!(state.apply(&found), Applied::Counted);
+        assert_eq!(state, before);
+        let again = Entry::Foundation(Box::new(started()));
+        assert_eq!((state.apply(&again), &state), (Applied::Void, &before));
+    }
+
     fn random_state(seed: u64) -> State {
         let mut random = SplitMix64::new(seed);
         let mut state = started();
@@ -588,7 +701,14 @@ mod tests {
                 3 => Entry::Lease(LeaseChange::End { id: random.below(state.next_lease()) }),
                 _ => {
                     let (client, counter) = (random.below(6), random.below(30));
-                    batch(epoch, ME, last, last + 1 + random.below(1_000_000), &[(client, counter, counter / 2)])
+                    let next = last + 1 + random.below(1_000_000);
+                    let entry = batch(epoch, ME, last, next, &[(client, counter, counter / 2)]);
+                    let tag = Tag(random.below(4) as u32);
+                    match random.below(16) {
+                        0 => with_metadata(entry, vec![Mutation::set(tag_key(tag), b"x".repeat(tag.0 as usize))]),
+                        1 => with_metadata(entry, vec![Mutation::clear_range(tag_key(tag), tag_key(Tag(tag.0 + 2)))]),
+                        _ => entry,
+                    }
                 }
             };
             state.apply(&entry);
@@ -641,6 +761,14 @@ mod tests {
         let owner = "07".repeat(16);
         let expected =
             format!("0101{owner}f20700000201 01f207 0100ed07 0100e807 01 0500000000000000f20701 0102f2070100");
+        assert_eq!(hex, expected.replace(' ', ""));
+        state.apply(&with_metadata(batch(1, ME, 1_010, 1_011, &[]), vec![Mutation::set(&b"k"[..], &b"v"[..])]));
+        let mut bytes = Vec::new();
+        state.encode(&mut bytes);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let expected = format!(
+            "0201{owner}f30700000201 01f207 0100ed07 0100e807 01 0500000000000000f20701 0102f2070100 01 016b 0176"
+        );
         assert_eq!(hex, expected.replace(' ', ""));
     }
 }

@@ -135,6 +135,8 @@ impl Core {
                         // An epoch ends no lease.
                         Entry::EpochStart(_) => (256, self.now.state.leased_versions()),
                         Entry::Pop(_) | Entry::Lease(_) => continue,
+                        // Whoever founds the log has told its storage servers all of it.
+                        Entry::Foundation(_) => continue,
                     };
                     let (version, horizon) = (self.now.state.last(), self.now.state.horizon());
                     let proposal = proposal.clone();
