@@ -9,7 +9,9 @@
 //! `commit_unknown_result`, the throttling ones, and `io_error`, `internal_error`, `connection_failed` with a detail. Read-only
 //! questions may be asked again after any of them; for a commit see [`Endpoint::commit`].
 
-use ferrisdb_core::{Bytes, KeyRange, KeySelector, KeyValue, Limits, Mutation, Version, Versionstamp};
+use std::sync::Arc;
+
+use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Limits, Mutation, Version, Versionstamp};
 
 use crate::answer::Answer;
 
@@ -272,4 +274,20 @@ pub trait Endpoint: Send + Sync + 'static {
 
     /// The status document, JSON.
     fn status(&self) -> Answer<String>;
+
+    /// What one process of a cluster asks another: bytes that only the two of them understand. It is never sent twice, so that its end with
+    /// `connection_failed` leaves open whether it arrived. Only peers may ask it: see [`for_peers`](Self::for_peers).
+    ///
+    /// # Errors
+    /// `client_invalid_operation`: this is not a process of a cluster.
+    fn message(&self, _message: Bytes) -> Answer<Bytes> {
+        Error::with(Code::ClientInvalidOperation, "this is not a process of a cluster").into()
+    }
+
+    /// What answers the other processes of the cluster in place of this endpoint; `None`: this endpoint does. Asked once for each of their
+    /// connections. A process of a cluster that forwards what it cannot answer itself gives here an endpoint that does not, so that no
+    /// question goes in circles.
+    fn for_peers(&self) -> Option<Arc<dyn Endpoint>> {
+        None
+    }
 }

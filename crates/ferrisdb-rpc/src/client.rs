@@ -9,6 +9,7 @@
 //!   not be carried to all of them.
 //! - A commit is never sent twice. If it may have been sent, it ends with `commit_unknown_result`; if not, it waits for the next connection
 //!   as others do.
+//! - A message between processes of a cluster is not sent twice either. It ends with `connection_failed`, which does not say whether it arrived.
 //! - A question that finds no connection waits for one. Once there has been none for [`ClientOptions::outage_max`], questions fail at once with the
 //!   reason of the last attempt, until there is one again.
 //!
@@ -207,6 +208,9 @@ impl fmt::Debug for Client {
 /// A question as a client holds it.
 trait Ask: Clone + Send + Unpin + 'static {
     type Answer: Send + Unpin + 'static;
+    /// On how many connections it may be asked at most. A commit has as many because it ends with another error than `connection_failed` if it may have
+    /// been sent.
+    const ATTEMPTS_MAX: u32 = ATTEMPTS_MAX;
 
     fn put(self, connection: &Connection) -> Answer<Self::Answer>;
 }
@@ -244,6 +248,18 @@ impl Ask for AddressesFor {
 
     fn put(self, connection: &Connection) -> Answer<Vec<String>> {
         connection.addresses_for_key(self.0)
+    }
+}
+
+#[derive(Clone)]
+struct Message(Bytes);
+
+impl Ask for Message {
+    type Answer = Bytes;
+    const ATTEMPTS_MAX: u32 = 1;
+
+    fn put(self, connection: &Connection) -> Answer<Bytes> {
+        connection.message(self.0)
     }
 }
 
@@ -294,7 +310,7 @@ impl<Q: Ask> Asking<Q> {
             }
         };
         self.attempts += 1;
-        let question = if self.attempts == ATTEMPTS_MAX { self.question.take() } else { self.question.clone() };
+        let question = if self.attempts == Q::ATTEMPTS_MAX { self.question.take() } else { self.question.clone() };
         self.sent = Some(question.expect("it is taken with the last attempt only").put(&connection));
     }
 }
@@ -384,6 +400,10 @@ impl Endpoint for Client {
 
     fn status(&self) -> Answer<String> {
         self.ask(Status)
+    }
+
+    fn message(&self, message: Bytes) -> Answer<Bytes> {
+        self.ask(Message(message))
     }
 }
 

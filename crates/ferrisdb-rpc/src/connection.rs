@@ -8,6 +8,7 @@
 //! - Lost connection: `connection_failed`, or `commit_unknown_result` for a commit that may have been sent.
 //! - No answer in time ([`ClientOptions::question_timeout`], [`ClientOptions::commit_timeout`]): the same two.
 //! - Dropping an answer tells the server that it is not wanted any more, but for a commit, which goes on.
+//! - To a message between processes of a cluster `connection_failed` does not say whether it arrived, and nobody asks again.
 //!
 //! # Invariants
 //! - An id is `number of use << SLOT_BITS | slot`. A slot is used again as soon as its answer is taken or dropped; a late reply to an earlier use
@@ -57,6 +58,8 @@ enum Kind {
     Watch,
     /// Its loss leaves the outcome unknown.
     Commit,
+    /// Like a read, but a [`Client`](crate::Client) does not ask it again: the other process may have acted on it.
+    Message,
 }
 
 /// An open connection. Cheap to clone; when all clones and all answers are gone, it closes.
@@ -142,7 +145,7 @@ impl Shared {
 
     fn timeout(&self, kind: Kind) -> Option<Duration> {
         match kind {
-            Kind::Read => Some(self.question_timeout),
+            Kind::Read | Kind::Message => Some(self.question_timeout),
             Kind::Watch => None,
             Kind::Commit => Some(self.commit_timeout),
         }
@@ -159,7 +162,7 @@ impl State {
         let has_room = match kind {
             // The server refuses those above the database's limit, in words.
             Kind::Watch => self.watches < 1 << (SLOT_BITS - 1),
-            Kind::Read | Kind::Commit => self.in_flight < shared.in_flight_max,
+            Kind::Read | Kind::Commit | Kind::Message => self.in_flight < shared.in_flight_max,
         };
         if !has_room {
             return Err(question);
@@ -183,7 +186,7 @@ impl State {
     fn count(&mut self, kind: Kind) -> &mut usize {
         match kind {
             Kind::Watch => &mut self.watches,
-            Kind::Read | Kind::Commit => &mut self.in_flight,
+            Kind::Read | Kind::Commit | Kind::Message => &mut self.in_flight,
         }
     }
 
@@ -243,7 +246,7 @@ impl State {
 /// What the loss of a connection, or of a reply, means for a question.
 fn error_for(kind: Kind, error: &Error) -> Error {
     match kind {
-        Kind::Read | Kind::Watch => error.clone(),
+        Kind::Read | Kind::Watch | Kind::Message => error.clone(),
         Kind::Commit => {
             let detail = error.detail().unwrap_or(error.code().message());
             Error::with(Code::CommitUnknownResult, format!("the commit may or may not have happened: {detail}"))
@@ -550,6 +553,10 @@ impl Endpoint for Connection {
 
     fn status(&self) -> Answer<String> {
         self.answer(Kind::Read, Question::Status(proto::Empty {}))
+    }
+
+    fn message(&self, message: Bytes) -> Answer<Bytes> {
+        self.answer_long(Kind::Message, Question::Message(message))
     }
 }
 

@@ -152,13 +152,21 @@ enum HelloError {
     Io(io::Error),
 }
 
-/// The server's part: reads the client's hello and answers it. The protocol version that is spoken from here on.
+/// Who has connected.
+pub(crate) struct Visitor {
+    /// The protocol version that is spoken from here on.
+    pub(crate) protocol: u32,
+    /// Another process of the cluster. Nobody proves it: see "Who may be a peer" in `docs/decisions/0012-transport.md`.
+    pub(crate) is_peer: bool,
+}
+
+/// The server's part: reads the client's hello and answers it.
 pub(crate) async fn greet_client<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     inbox: &mut Inbox,
     description: &Description,
     options: &ServeOptions,
-) -> std::result::Result<u32, Refusal> {
+) -> std::result::Result<Visitor, Refusal> {
     let frame = match tokio::time::timeout(options.hello_timeout, read_hello(stream, inbox, HELLO_BYTES_MAX)).await {
         Ok(Ok(frame)) => frame,
         Ok(Err(HelloError::Closed)) => return Err(Refusal::silent(None, "it closed the connection without a hello")),
@@ -187,17 +195,19 @@ pub(crate) async fn greet_client<S: AsyncRead + AsyncWrite + Unpin>(
         let detail = "the client brings credentials, which this version of the server cannot check".to_owned();
         return Err(Refusal::in_hello(Rejection::Credentials, Code::UnsupportedOperation, detail));
     }
+    let request_bytes_max = if hello.is_peer { options.peer_request_bytes_max } else { options.request_bytes_max };
+    let visitor = Visitor { protocol, is_peer: hello.is_peer };
     let mut answer = MAGIC.to_vec();
     let hello = proto::ServerHello {
         protocol,
         description: Some(description_out(description)),
-        request_bytes_max: options.request_bytes_max as u64,
+        request_bytes_max: request_bytes_max as u64,
         idle_timeout_ms: u64::try_from(options.idle_timeout.as_millis()).unwrap_or(u64::MAX),
         ..server_hello()
     };
     put_hello(&mut answer, &hello);
     match tokio::time::timeout(options.hello_timeout, stream.write_all(&answer)).await {
-        Ok(Ok(())) => Ok(protocol),
+        Ok(Ok(())) => Ok(visitor),
         Ok(Err(error)) => Err(Refusal::silent(None, error.to_string())),
         Err(_) => Err(Refusal::silent(Some(Rejection::HelloTimeout), "it did not take the server's hello")),
     }
@@ -241,6 +251,21 @@ pub(crate) struct Greeting {
     pub(crate) idle_timeout: Duration,
 }
 
+/// The bytes of a client's hello.
+pub(crate) fn client_hello(options: &ClientOptions) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    let hello = proto::ClientHello {
+        protocol_min: PROTOCOL_MIN,
+        protocol_max: PROTOCOL_MAX,
+        software: options.software.clone(),
+        cluster_id: options.cluster_id.map(|id| Bytes::copy_from_slice(&id)).unwrap_or_default(),
+        credentials: Bytes::new(),
+        is_peer: options.is_peer,
+    };
+    put_hello(&mut bytes, &hello);
+    bytes
+}
+
 /// The client's part: says hello and reads the server's.
 pub(crate) async fn greet_server<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
@@ -249,15 +274,7 @@ pub(crate) async fn greet_server<S: AsyncRead + AsyncWrite + Unpin>(
     options: &ClientOptions,
 ) -> Result<Greeting> {
     let failed = |what: String| Error::with(Code::ConnectionFailed, format!("cannot connect to {peer}: {what}"));
-    let hello = proto::ClientHello {
-        protocol_min: PROTOCOL_MIN,
-        protocol_max: PROTOCOL_MAX,
-        software: options.software.clone(),
-        cluster_id: options.cluster_id.map(|id| Bytes::copy_from_slice(&id)).unwrap_or_default(),
-        credentials: Bytes::new(),
-    };
-    let mut bytes = MAGIC.to_vec();
-    put_hello(&mut bytes, &hello);
+    let bytes = client_hello(options);
     // The server may have refused the connection already and closed it: what it said is worth more than that.
     let sent = stream.write_all(&bytes).await;
     let frame = match read_hello(stream, inbox, SERVER_HELLO_BYTES_MAX).await {

@@ -7,8 +7,8 @@ use ferrisdb_core::Limits;
 use crate::frame::MESSAGE_BYTES_MAX;
 
 /// What a server bounds. A server's memory for its connections stays below
-/// `connections_max × 32 KiB + request_memory_bytes_max + reply_memory_bytes_max`, plus what the endpoint itself holds for
-/// the questions that it is answering.
+/// `connections_max × 32 KiB + request_memory_bytes_max + peer_memory_bytes_max + reply_memory_bytes_max`, plus what the endpoint itself holds
+/// for the questions that it is answering.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeOptions {
     /// Connections at once. More are told so and closed. Default: 16,384.
@@ -24,6 +24,13 @@ pub struct ServeOptions {
     /// Bytes of requests that are being received or answered, over all connections, beyond 16 KiB each. With more, connections
     /// that need memory are not read from. At least `request_bytes_max`. Default: 256 MiB.
     pub request_memory_bytes_max: usize,
+    /// Bytes of one request of another process of the cluster. At least `request_bytes_max`, because they forward what clients ask. Default:
+    /// 32 MiB, for a message with several batches of the log.
+    pub peer_request_bytes_max: usize,
+    /// What `request_memory_bytes_max` is for clients, for the other processes of the cluster. It is apart because commits hold the clients'
+    /// memory until other processes have been heard: if they shared it, a crowd of clients could keep the cluster from ever answering them. At
+    /// least `peer_request_bytes_max`. Default: 128 MiB.
+    pub peer_memory_bytes_max: usize,
     /// Bytes of replies that one connection has not taken yet. With more it is not read from, and no further answers are collected
     /// for it. One reply may exceed it. Default: 1 MiB.
     pub reply_bytes_max: usize,
@@ -51,6 +58,8 @@ impl ServeOptions {
             in_flight_max: 1_024,
             request_bytes_max,
             request_memory_bytes_max: (256 << 20).max(request_bytes_max),
+            peer_request_bytes_max: (32 << 20).max(request_bytes_max),
+            peer_memory_bytes_max: (128 << 20).max(request_bytes_max),
             reply_bytes_max: 1 << 20,
             reply_memory_bytes_max: 256 << 20,
             hello_timeout: Duration::from_secs(5),
@@ -68,6 +77,8 @@ impl ServeOptions {
         self.in_flight_max = self.in_flight_max.max(1);
         self.request_bytes_max = self.request_bytes_max.max(MESSAGE_BYTES_MAX);
         self.request_memory_bytes_max = self.request_memory_bytes_max.max(self.request_bytes_max);
+        self.peer_request_bytes_max = self.peer_request_bytes_max.max(self.request_bytes_max);
+        self.peer_memory_bytes_max = self.peer_memory_bytes_max.max(self.peer_request_bytes_max);
         self
     }
 }
@@ -83,6 +94,10 @@ impl Default for ServeOptions {
 pub struct ClientOptions {
     /// The cluster that is expected; another is an error. `None`: whichever answers first, and no other after it.
     pub cluster_id: Option<[u8; 16]>,
+    /// Whoever connects is another process of the cluster: it may ask [`message`](crate::Endpoint::message), and its questions are answered
+    /// without being forwarded ([`for_peers`](crate::Endpoint::for_peers)). A process that forwards much should do so over a client of its own, beside the
+    /// one for messages: what fills the bound of one connection does not hold up the other. Default: false.
+    pub is_peer: bool,
     /// Program and version, for the server's log. Default: `ferrisdb` and the version of this library.
     pub software: String,
     /// One attempt to connect, hello included. Default: 5 s.
@@ -92,7 +107,8 @@ pub struct ClientOptions {
     /// The longest wait between two attempts to connect. The first is 10 ms; each is twice the one before, less a random part of up
     /// to a half, so that the clients of a server that was restarted do not come all at once. Default: 1 s.
     pub backoff_max: Duration,
-    /// A question other than a commit or a watch is answered within this time, or fails with `connection_failed`. Default: 10 s.
+    /// A question other than a commit or a watch is answered within this time, or fails with `connection_failed`. Who wants to wait for less drops
+    /// the answer. Default: 10 s.
     pub question_timeout: Duration,
     /// A commit is answered within this time, or fails with `commit_unknown_result`. Default: 30 s.
     pub commit_timeout: Duration,
@@ -109,6 +125,7 @@ impl Default for ClientOptions {
     fn default() -> ClientOptions {
         ClientOptions {
             cluster_id: None,
+            is_peer: false,
             software: concat!("ferrisdb ", env!("CARGO_PKG_VERSION")).to_owned(),
             connect_timeout: Duration::from_secs(5),
             outage_max: Duration::from_secs(10),

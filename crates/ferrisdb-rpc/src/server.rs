@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use self::attended::{Attended, End};
 use crate::api::Endpoint;
 use crate::frame::Inbox;
-use crate::hello::{Refusal, greet_client, refusing_hello};
+use crate::hello::{Refusal, Visitor, greet_client, refusing_hello};
 use crate::limits::Budget;
 use crate::options::ServeOptions;
 use crate::stats::{Rejection, ServerStats};
@@ -72,7 +72,8 @@ pub struct Server {
     endpoint: Arc<dyn Endpoint>,
     options: ServeOptions,
     stats: ServerStats,
-    request_memory: Budget,
+    request_memory: Arc<Budget>,
+    peer_memory: Arc<Budget>,
     reply_memory: Budget,
     /// Connections that wait for request memory.
     short_of_memory: Mutex<VecDeque<Weak<Control>>>,
@@ -191,7 +192,8 @@ impl Server {
         Arc::new(Server {
             endpoint,
             stats: ServerStats::default(),
-            request_memory: Budget::new(options.request_memory_bytes_max),
+            request_memory: Arc::new(Budget::new(options.request_memory_bytes_max)),
+            peer_memory: Arc::new(Budget::new(options.peer_memory_bytes_max)),
             reply_memory: Budget::new(options.reply_memory_bytes_max),
             short_of_memory: Mutex::default(),
             is_short_of_memory: AtomicBool::new(false),
@@ -213,7 +215,7 @@ impl Server {
 
     /// Bytes that requests and replies have reserved now, beyond each connection's allowance.
     pub fn memory_reserved(&self) -> (usize, usize) {
-        (self.request_memory.used(), self.reply_memory.used())
+        (self.request_memory.used() + self.peer_memory.used(), self.reply_memory.used())
     }
 
     /// Accepts and serves connections until `shutdown` is ready, then lets them finish. Runs on the caller's tokio runtime; its
@@ -336,10 +338,10 @@ impl Server {
         let description = self.endpoint.description();
         let greeted = greet_client(&mut stream, &mut inbox, &description, &self.options).await;
         let refusal = match greeted {
-            Ok(_protocol) => {
-                tracing::debug!(event = "rpc.connected", %peer, "connection open");
+            Ok(Visitor { protocol, is_peer }) => {
+                tracing::debug!(event = "rpc.connected", %peer, protocol, is_peer, "connection open");
                 let watches_max = description.limits.watches;
-                let mut connection = Attended::new(Arc::clone(self), control, stream, inbox, watches_max);
+                let mut connection = Attended::new(Arc::clone(self), control, stream, inbox, watches_max, is_peer);
                 let end = poll_fn(|context| connection.poll(context)).await;
                 // Says that nothing more comes; what the other side makes of it does not matter any more.
                 let shutdown = connection.stream_mut().shutdown();

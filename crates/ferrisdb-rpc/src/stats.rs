@@ -65,6 +65,8 @@ named! {
     AddressesForKey = "addresses_for_key",
     /// `status`.
     Status = "status",
+    /// `message`.
+    Message = "message",
 }
 
 named! {

@@ -3,6 +3,7 @@
 mod client;
 mod golden;
 mod hostile;
+mod peers;
 mod server;
 mod simulated;
 
@@ -277,6 +278,11 @@ impl Stage {
     fn with_room(options: ServeOptions, room: usize) -> Stage {
         let puppet = Arc::new(Puppet::default());
         let endpoint: Arc<dyn Endpoint> = Arc::clone(&puppet) as _;
+        Stage::with_endpoint(puppet, endpoint, options, room)
+    }
+
+    /// The same with something between server and puppet.
+    fn with_endpoint(puppet: Arc<Puppet>, endpoint: Arc<dyn Endpoint>, options: ServeOptions, room: usize) -> Stage {
         let server = Server::new(endpoint, options);
         let (hall, listener) = Hall::open(room);
         let (stop, stopped) = oneshot::channel();

@@ -152,6 +152,14 @@ impl Endpoint for Served {
             Err(later) => later,
         }
     }
+
+    fn message(&self, message: Bytes) -> Answer<Bytes> {
+        self.node.message(message)
+    }
+
+    fn for_peers(&self) -> Option<Arc<dyn Endpoint>> {
+        self.node.for_peers()
+    }
 }
 
 #[cfg(test)]

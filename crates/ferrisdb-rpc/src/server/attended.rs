@@ -31,7 +31,7 @@ use crate::answer::Answer;
 use crate::api::Endpoint;
 use crate::frame::{Inbox, MESSAGE_BYTES_MAX, Outbox, ProtocolError, Writer, decode};
 use crate::later::{Later, Pending};
-use crate::limits::{ALLOWANCE_BYTES, Share};
+use crate::limits::{ALLOWANCE_BYTES, Budget, Share};
 use crate::stats::{Method, Rejection, TurnStats};
 use crate::wire::{self, Answered, Body, Question, error_out, proto, result_out};
 
@@ -68,6 +68,13 @@ enum Room {
 /// A connection that has been greeted.
 pub(super) struct Attended<S> {
     server: Arc<Server>,
+    /// What answers: another one for peers than for clients.
+    endpoint: Arc<dyn Endpoint>,
+    is_peer: bool,
+    /// Bytes of one request.
+    request_bytes_max: usize,
+    /// What requests are counted against: another one for peers than for clients.
+    request_memory: Arc<Budget>,
     control: Arc<Control>,
     stream: S,
     inbox: Inbox,
@@ -103,7 +110,7 @@ impl<S> Drop for Attended<S> {
         self.turn.pour_into(&self.server.stats);
         self.reply_share.fit(&self.server.reply_memory, 0);
         if self.request_share.reserved() > 0 {
-            self.request_share.fit(&self.server.request_memory, 0);
+            self.request_share.fit(&self.request_memory, 0);
             self.server.wake_short_of_memory();
         }
     }
@@ -111,9 +118,26 @@ impl<S> Drop for Attended<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
     /// A connection after the hello; `inbox` may have read further than that.
-    pub(super) fn new(server: Arc<Server>, control: Arc<Control>, stream: S, inbox: Inbox, watches_max: usize) -> Self {
+    pub(super) fn new(
+        server: Arc<Server>,
+        control: Arc<Control>,
+        stream: S,
+        inbox: Inbox,
+        watches_max: usize,
+        is_peer: bool,
+    ) -> Self {
         let now = Instant::now();
+        let (request_bytes_max, request_memory) = if is_peer {
+            (server.options.peer_request_bytes_max, Arc::clone(&server.peer_memory))
+        } else {
+            (server.options.request_bytes_max, Arc::clone(&server.request_memory))
+        };
+        let for_peers = if is_peer { server.endpoint.for_peers() } else { None };
         Attended {
+            endpoint: for_peers.unwrap_or_else(|| Arc::clone(&server.endpoint)),
+            is_peer,
+            request_bytes_max,
+            request_memory,
             control,
             stream,
             inbox,
@@ -249,12 +273,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
         let in_flight = self.later.len() - self.later.watches();
         let is_full = in_flight >= options.in_flight_max
             || self.reply_bytes() >= self.reply_bytes_max()
-            || self.later.bytes() > options.request_bytes_max + MESSAGE_BYTES_MAX;
+            || self.later.bytes() > self.request_bytes_max + MESSAGE_BYTES_MAX;
         if is_full {
             return Room::No;
         }
         let (before, wanted) = (self.request_share.reserved(), self.request_bytes());
-        if !self.request_share.fit(&self.server.request_memory, wanted) {
+        if !self.request_share.fit(&self.request_memory, wanted) {
             return Room::ShortOfMemory;
         }
         if self.request_share.reserved() < before {
@@ -276,8 +300,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
     /// True if there was any.
     fn take_requests(&mut self, now: Instant) -> Result<bool, End> {
         let mut has_any = false;
-        let server = Arc::clone(&self.server);
-        let endpoint = server.endpoint.as_ref();
+        let endpoint = Arc::clone(&self.endpoint);
+        let endpoint = endpoint.as_ref();
         loop {
             if let Some((part, _)) = self.held_piece.take() {
                 // `room` has found memory for all of it.
@@ -302,7 +326,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             let request: proto::Request = decode(frame)?;
             match request.question {
                 Some(Question::Part(part)) => {
-                    match self.inbox.announced(&part, self.server.options.request_bytes_max)? {
+                    match self.inbox.announced(&part, self.request_bytes_max)? {
                         Some(total) => self.held_piece = Some((part, total)),
                         None => self.take_piece(endpoint, &part, now)?,
                     }
@@ -405,6 +429,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
                 self.put(at, Method::AddressesForKey, Ok(of.key), |key| endpoint.addresses_for_key(key));
             }
             Question::Status(_) => self.put(at, Method::Status, Ok(()), |()| endpoint.status()),
+            Question::Message(message) => {
+                let is_peer = self.is_peer;
+                self.put(at, Method::Message, Ok(message), |message| match is_peer {
+                    true => endpoint.message(message),
+                    false => {
+                        let detail = "only the processes of a cluster send each other messages, and this connection is a client's";
+                        Error::with(Code::ClientInvalidOperation, detail).into()
+                    }
+                });
+            }
             Question::Cancel(_) | Question::Ping(_) | Question::Goodbye(_) | Question::Part(_) => {
                 unreachable!("they have been dealt with above")
             }

@@ -92,7 +92,7 @@ fn answers_come_in_any_order() {
 }
 
 /// Polls once.
-async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+pub(super) async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context))).await
 }
 
@@ -243,7 +243,7 @@ fn a_silent_server_counts_as_lost() {
 fn a_client_connects_again_and_asks_again() {
     run(async {
         let stage = Arc::new(Stage::open(ServeOptions::default()));
-        let breaking = Arc::new(Breaking { hall: Arc::clone(&stage.hall), breaks: Mutex::default() });
+        let breaking = Arc::new(Breaking::new(&stage.hall));
         let client = Client::connect_with(Arc::clone(&breaking) as _, "hall", ClientOptions::default()).await.unwrap();
         let (read, commit_held) = (tokio::spawn(client.get(get("hold"))), client.commit(commit("hold")));
         settle().await;
@@ -277,13 +277,17 @@ fn a_client_connects_again_and_asks_again() {
 }
 
 /// A connector whose streams can be broken.
-struct Breaking {
+pub(super) struct Breaking {
     hall: Arc<Hall>,
     breaks: Mutex<Vec<tokio::sync::watch::Sender<bool>>>,
 }
 
 impl Breaking {
-    fn break_all(&self) {
+    pub(super) fn new(hall: &Arc<Hall>) -> Breaking {
+        Breaking { hall: Arc::clone(hall), breaks: Mutex::default() }
+    }
+
+    pub(super) fn break_all(&self) {
         for sender in self.breaks.lock().unwrap().drain(..) {
             // The connection may be gone already.
             sender.send(true).unwrap_or_default();

@@ -55,6 +55,8 @@ pub(super) fn questions() -> Vec<(&'static str, Question)> {
         ("ping", Question::Ping(proto::Empty {})),
         ("goodbye", Question::Goodbye(proto::Empty {})),
         ("part", Question::Part(proto::Part { total_bytes: 100_000, piece: "piece".into() })),
+        ("message", Question::Message("message".into())),
+        ("message empty", Question::Message("".into())),
     ]
 }
 
@@ -111,6 +113,10 @@ fn frames_have_their_golden_bytes() {
     }
     let error = Error::with(Code::IncompatibleProtocolVersion, "detail");
     line("hello refused", &crate::hello::refusing_hello(&error));
+    let client =
+        ClientOptions { cluster_id: Some([7; 16]), software: "ferrisdb 9.9".to_owned(), ..ClientOptions::default() };
+    line("hello client", &crate::hello::client_hello(&client));
+    line("hello peer", &crate::hello::client_hello(&ClientOptions { is_peer: true, ..client }));
     expect_test::expect_file!["golden.txt"].assert_eq(&text);
 }
 
