@@ -394,6 +394,29 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "HOST:PORT", env = "FERRISDB_LISTEN", hide_env_values = true)]
     pub(crate) listen: Option<String>,
 
+    /// Be a process of a cluster: of a new one, or of one that goes on with the database in the directory. Once it is, it stays one
+    #[arg(
+        long,
+        env = "FERRISDB_CLUSTER",
+        hide_env_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(crate) cluster: Option<bool>,
+
+    /// Join the cluster that one of these processes belongs to, if the directory is new
+    #[arg(long, value_name = "HOST:PORT,...", env = "FERRISDB_JOIN", hide_env_values = true)]
+    pub(crate) join: Option<String>,
+
+    /// Where the other processes of the cluster reach this one [default: where it listens]
+    #[arg(long, value_name = "HOST:PORT", env = "FERRISDB_ADVERTISE", hide_env_values = true)]
+    pub(crate) advertise: Option<String>,
+
+    /// The zone that this process fails with, such as a machine or a rack [default: none]
+    #[arg(long, value_name = "NAME", env = "FERRISDB_ZONE", hide_env_values = true)]
+    pub(crate) zone: Option<String>,
+
     /// Listen on an address that other machines reach, although anybody there can then read and write everything
     #[arg(
         long,

@@ -7,9 +7,14 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
+pub mod cluster;
 pub mod coordinator;
 pub mod counters;
 mod failure;
+mod feed;
+mod lifetime;
+#[cfg(test)]
+mod lives;
 pub mod log;
 pub mod node;
 pub mod resolver;

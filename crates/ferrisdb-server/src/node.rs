@@ -16,7 +16,6 @@
 //! - Storage applies only what is durable in the log, in order.
 //! - The log is purged only behind what the engine has flushed.
 //! - A node that is closed or dropped ends its tasks: they hold the roles, not the node.
-//! - Each task holds the directory's lock until its future is gone, so that the directory is free when, and not before, nobody can write any more.
 //!
 //! # Format of the cluster file
 //!   0  8    magic "FERRISD" and 0xDB
@@ -25,15 +24,12 @@
 //!  28  u32  CRC-32C of bytes 0..28
 
 use std::fmt;
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::time::Duration;
 
 use ferrisdb_core::codec::{Decoder, put_u32};
-use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
@@ -41,19 +37,22 @@ use ferrisdb_rpc::api::{
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::env::Entropy;
-use ferrisdb_storage::fs::{FileLock, FileSystem, OpenMode, read_exact_at, write_all_at};
+use ferrisdb_storage::fs::{FileSystem, OpenMode, read_exact_at};
 use ferrisdb_storage::{Env, Error as StorageError, Statistics};
 use serde_json::json;
 
+use crate::cluster::{Beginning, ClusterNode};
 use crate::coordinator::rate::Lag;
 use crate::coordinator::{Coordinator, CoordinatorOptions};
 use crate::counters::Counters;
 use crate::failure::from_storage;
+use crate::feed::{Feed, Progress, pop_flushed};
+use crate::lifetime::{SharedLock, block_on, ended, spawn, take_directory, write_file};
 use crate::log::verify::Stored;
-use crate::log::{Applied, Delivery, LocalLog, LocalLogOptions, Log, LogReport, Subscription, Tag};
+use crate::log::{Applied, LocalLog, LocalLogOptions, Log, LogReport, Tag};
 use crate::runtime::JobRuntime;
-use crate::signal::{Latch, Replied, Reply, lock, reply};
-use crate::storage::{ApplyBatch, StorageOptions, StorageServer};
+use crate::signal::{Latch, Replied, lock};
+use crate::storage::{StorageOptions, StorageServer};
 
 const MAGIC: [u8; 8] = *b"FERRISD\xDB";
 const FORMAT_VERSION: u32 = 1;
@@ -107,9 +106,6 @@ pub struct Node {
     lock: Mutex<Option<SharedLock>>,
 }
 
-/// The directory's lock, shared by all that may write there.
-type SharedLock = Arc<dyn FileLock>;
-
 /// Futures that are ready when a task has ended.
 #[derive(Default)]
 struct Tasks {
@@ -127,6 +123,13 @@ impl Node {
     pub fn open(env: Env, dir: impl AsRef<Path>, options: NodeOptions) -> Result<Node> {
         let dir = dir.as_ref();
         let directory_lock: SharedLock = take_directory(env.fs.as_ref(), dir)?;
+        if ClusterNode::is_in(env.fs.as_ref(), dir)? {
+            let detail = format!(
+                "{} belongs to a process of a cluster: serve it (`ferrisdb serve --data {0}`), and connect to that",
+                dir.display()
+            );
+            return Err(Error::with(Code::ClientInvalidOperation, detail));
+        }
         let cluster_id = found_or_read(env.fs.as_ref(), env.entropy.as_ref(), dir)?;
         let runtime = JobRuntime::new(env);
         let limits = options.coordinator.limits;
@@ -156,6 +159,7 @@ impl Node {
             storage: storage.clone(),
             progress: applied,
             counted_from: log.last(),
+            readable_from: Version::ZERO,
         };
         // Until storage has what the log had, reads would have to wait: rather wait here.
         let recovered = block_on(&runtime, async {
@@ -178,7 +182,8 @@ impl Node {
             }
         });
         tasks.storage.push(spawn("apply", feeding));
-        let (stopping, popping) = (Arc::clone(&stop), pop_flushed(storage.clone(), log.clone(), found.is_settled));
+        let (stopping, popping) =
+            (Arc::clone(&stop), pop_flushed(storage.clone(), Arc::new(log.clone()), Tag::FIRST, found.is_settled));
         let popping = Box::pin(async move { stopping.unless_set(popping).await.unwrap_or_default() });
         tasks.storage.push(spawn("pop", popping));
         Ok(Node {
@@ -195,6 +200,42 @@ impl Node {
             lock: Mutex::new(Some(directory_lock)),
             runtime,
         })
+    }
+
+    /// True if the directory holds a database of one process.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn is_in(fs: &dyn FileSystem, dir: &Path) -> Result<bool> {
+        let path = dir.join("cluster");
+        let failed = |error| from_storage("cannot open the database", &StorageError::io("look for", &path, error));
+        fs.exists(&path).map_err(failed)
+    }
+
+    /// Ends the life of the database in `dir` as one process's, so that a cluster may go on with it: everything is made durable in tables. `None` if there is no
+    /// database. Blocks. Nothing has changed if the cluster is not founded after all.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`close`](Self::close).
+    pub fn for_a_cluster(env: Env, dir: impl AsRef<Path>, options: NodeOptions) -> Result<Option<Beginning>> {
+        if !Node::is_in(env.fs.as_ref(), dir.as_ref())? {
+            return Ok(None);
+        }
+        let node = Node::open(env, dir, options)?;
+        let last = node.log.last();
+        block_on(&node.runtime, async {
+            while node.storage.applied_version() < last {
+                node.runtime.sleep(Duration::from_millis(1)).await;
+            }
+        });
+        node.close_blocking()?;
+        let (state, flushed) = (node.log.state(), node.storage.flushed_version());
+        if flushed < state.last() {
+            let detail =
+                format!("the tables have version {flushed} of {}; open and close the database once more", state.last());
+            return Err(Error::with(Code::InternalError, detail));
+        }
+        Ok(Some(Beginning::GoOn { cluster_id: node.cluster_id, state: Box::new(state) }))
     }
 
     /// Checks the log of a database that nobody has open: every record, every entry, and its ends against what the storage engine has. Changes nothing. The tables
@@ -469,112 +510,6 @@ impl fmt::Debug for Node {
     }
 }
 
-/// How many bytes of mutations storage has applied in this epoch.
-#[derive(Debug, Default)]
-struct Progress {
-    bytes: AtomicU64,
-}
-
-/// Takes batches from the log to storage.
-struct Feed {
-    subscription: Box<dyn Subscription>,
-    storage: StorageServer,
-    progress: Arc<Progress>,
-    counted_from: Version,
-}
-
-impl Feed {
-    async fn next(&mut self) -> Result<Delivery> {
-        std::future::poll_fn(|context| self.subscription.poll_next(context)).await
-    }
-
-    async fn catch_up(&mut self, last: Version) -> Result<()> {
-        while self.storage.applied_version() < last {
-            let delivery = self.next().await?;
-            self.apply(delivery).await?;
-        }
-        Ok(())
-    }
-
-    /// Until the log or storage ends. An error is storage's: a log that ends has told its own clients.
-    async fn run(&mut self) -> Result<()> {
-        loop {
-            match self.next().await {
-                Ok(delivery) => match self.apply(delivery).await {
-                    Err(error) if error.code() == Code::ConnectionFailed => return Ok(()),
-                    applied => applied?,
-                },
-                Err(error) if error.code() == Code::OperationCancelled => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn apply(&mut self, delivery: Delivery) -> Result<()> {
-        let Delivery { version, horizon, leased, mutations, owner_state, .. } = delivery;
-        let bytes: usize = mutations.iter().map(|mutation| mutation.bytes()).sum();
-        self.storage.apply(ApplyBatch { version, horizon, leased, mutations, owner_state }).await?;
-        if version > self.counted_from {
-            self.progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-}
-
-/// Tells the log about every flush, until storage ends.
-async fn pop_flushed(storage: StorageServer, log: LocalLog, is_settled: bool) {
-    let mut flushed = storage.flushed_version();
-    // Whatever was flushed in the last life the log may forget too, unless a power cut could still take that flush back. In that case the first
-    // flush of this life says so: it has written all that the manifest holds anew.
-    if is_settled {
-        log.pop(Tag::FIRST, flushed);
-    }
-    while let Ok(version) = storage.next_flush(flushed).await {
-        flushed = version;
-        log.pop(Tag::FIRST, flushed);
-    }
-}
-
-/// A task of a node. Whether it ends, is dropped or panics: the future goes first, and the roles that it holds with it, then its share in the lock, and
-/// whoever waits for its end finds both done.
-struct Task(Option<Running>);
-
-/// The fields go in their order.
-struct Running {
-    future: BoxFuture<()>,
-    _lock: SharedLock,
-    /// It answers when it is dropped.
-    _end: Reply<()>,
-}
-
-impl Future for Task {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let running = self.0.as_mut().expect("a task is not polled after it was ready");
-        let polled = running.future.as_mut().poll(context);
-        if polled.is_ready() {
-            // Here, not when the job goes: what the future holds may still have something to do.
-            self.0 = None;
-        }
-        polled
-    }
-}
-
-/// Runs a task, and tells when it has ended, whichever way.
-fn spawn(runtime: &JobRuntime, name: &str, future: BoxFuture<()>, lock: SharedLock) -> Replied<()> {
-    let (end, ended) = reply(Code::OperationCancelled);
-    runtime.spawn(name, Box::pin(Task(Some(Running { future, _lock: lock, _end: end }))));
-    ended
-}
-
-async fn ended(tasks: Vec<Replied<()>>) {
-    for task in tasks {
-        // An error: it says that it was dropped, as every task is in the end.
-        drop(task.await);
-    }
-}
-
 /// The engine's part of the status document.
 fn engine_document(engine: &Statistics) -> serde_json::Value {
     let levels: Vec<_> = engine
@@ -634,30 +569,6 @@ fn engine_document(engine: &Statistics) -> serde_json::Value {
     })
 }
 
-fn block_on<T>(runtime: &JobRuntime, future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    let mut output = None;
-    let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
-    runtime.env().spawner.block_on(std::pin::pin!(waiting));
-    output.expect("the spawner returns when the future is ready")
-}
-
-/// Makes the directory, and locks it.
-fn take_directory(fs: &dyn FileSystem, dir: &Path) -> Result<SharedLock> {
-    let failed = |op, path: &Path, error| from_storage("cannot open the database", &StorageError::io(op, path, error));
-    fs.create_dir_all(dir).map_err(|error| failed("create", dir, error))?;
-    let path = dir.join("LOCK");
-    let holder = format!("process {}", std::process::id());
-    fs.lock(&path, &holder).map(Arc::from).map_err(|error| match error.kind() {
-        std::io::ErrorKind::WouldBlock => {
-            let holder = fs.lock_holder(&path).unwrap_or_else(|_| "another process".to_owned());
-            let directory = dir.to_path_buf();
-            from_storage("cannot open the database", &StorageError::Locked { directory, holder })
-        }
-        _ => failed("lock", &path, error),
-    })
-}
-
 /// The cluster id: the one in the file, or a new one if this directory was never a database.
 fn found_or_read(fs: &dyn FileSystem, entropy: &dyn Entropy, dir: &Path) -> Result<[u8; 16]> {
     let failed = |op, path: &Path, error| from_storage("cannot open the database", &StorageError::io(op, path, error));
@@ -677,16 +588,7 @@ fn found_or_read(fs: &dyn FileSystem, entropy: &dyn Entropy, dir: &Path) -> Resu
         }
     }
     let cluster_id = entropy.unique_bytes();
-    let temporary = dir.join("cluster.tmp");
-    if fs.exists(&temporary).map_err(|error| failed("look for", &temporary, error))? {
-        fs.remove_file(&temporary).map_err(|error| failed("remove", &temporary, error))?;
-    }
-    let file = fs.open(&temporary, OpenMode::CreateNew).map_err(|error| failed("create", &temporary, error))?;
-    let bytes = encode_cluster_file(cluster_id);
-    write_all_at(file.as_ref(), &bytes, 0).map_err(|error| failed("write to", &temporary, error))?;
-    file.sync_all().map_err(|error| failed("sync", &temporary, error))?;
-    fs.rename(&temporary, &path).map_err(|error| failed("rename", &temporary, error))?;
-    fs.sync_dir(dir).map_err(|error| failed("sync", dir, error))?;
+    write_file(fs, dir, "cluster", &encode_cluster_file(cluster_id))?;
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs.sync_dir(parent).map_err(|error| failed("sync", parent, error))?;
     }

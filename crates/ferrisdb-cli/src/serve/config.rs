@@ -54,6 +54,10 @@ pub(crate) struct Setting<T> {
 struct File {
     data: Option<PathBuf>,
     listen: Option<String>,
+    cluster: Option<bool>,
+    join: Option<String>,
+    advertise: Option<String>,
+    zone: Option<String>,
     insecure: Option<bool>,
     exit_on_failure: Option<bool>,
     log_level: Option<String>,
@@ -73,6 +77,11 @@ pub(crate) struct Config {
     pub(crate) file: Option<PathBuf>,
     pub(crate) data: Setting<PathBuf>,
     pub(crate) listen: Setting<String>,
+    pub(crate) cluster: Setting<bool>,
+    /// Empty: do not join.
+    pub(crate) join: Setting<Vec<String>>,
+    pub(crate) advertise: Option<Setting<String>>,
+    pub(crate) zone: Setting<String>,
     pub(crate) insecure: Setting<bool>,
     pub(crate) exit_on_failure: Setting<bool>,
     pub(crate) log_level: Setting<Targets>,
@@ -102,6 +111,14 @@ impl Config {
         Ok(Config {
             data,
             listen: pick.or("listen", a.listen, file.listen, LISTEN_DEFAULT.to_owned()),
+            cluster: pick.or("cluster", a.cluster, file.cluster, false),
+            join: pick.or("join", a.join, file.join, String::new()).parsed(
+                "join",
+                "write HOST:PORT, or several with commas between them",
+                parse_addresses,
+            )?,
+            advertise: pick.one("advertise", a.advertise, file.advertise),
+            zone: pick.or("zone", a.zone, file.zone, String::new()),
             insecure: pick.or("insecure", a.insecure, file.insecure, false),
             exit_on_failure: pick.or("exit_on_failure", a.exit_on_failure, file.exit_on_failure, false),
             log_level: pick.or("log_level", a.log_level, file.log_level, "info".to_owned()).parsed(
@@ -142,6 +159,12 @@ impl fmt::Display for Config {
         };
         line("data", &self.data.value.display(), self.data.source)?;
         line("listen", &self.listen.value, self.listen.source)?;
+        line("cluster", &self.cluster.value, self.cluster.source)?;
+        line("join", &self.join.value.join(","), self.join.source)?;
+        if let Some(advertise) = &self.advertise {
+            line("advertise", &advertise.value, advertise.source)?;
+        }
+        line("zone", &self.zone.value, self.zone.source)?;
         line("insecure", &self.insecure.value, self.insecure.source)?;
         line("exit_on_failure", &self.exit_on_failure.value, self.exit_on_failure.source)?;
         line("log_level", &self.log_level.value, self.log_level.source)?;
@@ -253,6 +276,15 @@ fn parse_level(text: &str) -> Result<Targets, String> {
     }
 }
 
+/// Addresses with commas between them; none at all is none.
+fn parse_addresses(text: &str) -> Result<Vec<String>, String> {
+    let addresses: Vec<String> = text.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    for address in &addresses {
+        ferrisdb_rpc::client::check_address(address).map_err(|error| error.to_string())?;
+    }
+    Ok(addresses)
+}
+
 /// `64MiB`, `2GiB`, `1024`.
 fn parse_bytes(text: &str) -> Result<usize, String> {
     let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
@@ -327,6 +359,7 @@ mod tests {
             ("--connections-max", "0"),
             ("--drain-timeout", "soon"),
             ("--log-level", "loud"),
+            ("--join", "nowhere"),
         ] {
             let error = config(&["--data", "db", option, value]).unwrap_err();
             assert!(error.contains(value) && error.contains("command line"), "{error}");

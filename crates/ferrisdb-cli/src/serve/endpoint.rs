@@ -1,4 +1,4 @@
-//! [`Served`]: a node as its server's clients see it. All questions go straight to the node; only what it says about itself also has the
+//! [`Served`]: a database as its server's clients see it. All questions go straight to it; only what it says about itself also has the
 //! server's side: address, connections, requests, and a warning if it listens to everybody.
 
 use std::sync::{Arc, OnceLock, Weak};
@@ -7,14 +7,16 @@ use ferrisdb::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
     LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
-use ferrisdb::{Answer, Bytes, Endpoint, KeyRange, Node, Version};
+use ferrisdb::{Answer, Bytes, Endpoint, KeyRange, Version};
 use ferrisdb_rpc::Server;
 use ferrisdb_rpc::stats::{LATENCY_CLASSES, Method, Rejection};
 use serde_json::{Map, Value, json};
 
-/// A node behind a server.
+/// A database behind a server.
 pub(super) struct Served {
-    pub(super) node: Arc<Node>,
+    pub(super) endpoint: Arc<dyn Endpoint>,
+    /// It is all processes of its database.
+    pub(super) is_alone: bool,
     /// Where it listens.
     pub(super) address: String,
     /// The warning, if it listens to more than this machine without TLS.
@@ -27,7 +29,9 @@ impl Served {
     fn document(&self, node: &str) -> Option<String> {
         let mut document: Value = serde_json::from_str(node).ok()?;
         let cluster = document.get_mut("cluster")?;
-        cluster["processes"]["0"]["address"] = json!(self.address);
+        if self.is_alone {
+            cluster["processes"]["0"]["address"] = json!(self.address);
+        }
         cluster["insecure"] = json!(self.insecure.is_some());
         if let (Some(text), Some(messages)) = (&self.insecure, cluster["messages"].as_array_mut()) {
             messages.push(json!({"name": "insecure", "description": text}));
@@ -99,66 +103,70 @@ fn quantile(latencies: &[u64; LATENCY_CLASSES], share: f64) -> Option<f64> {
 
 impl Endpoint for Served {
     fn description(&self) -> Description {
-        Description { connection_string: self.address.clone(), ..self.node.description() }
+        let description = self.endpoint.description();
+        if self.is_alone { Description { connection_string: self.address.clone(), ..description } } else { description }
     }
 
     fn begin(&self, request: BeginRequest) -> Answer<Begun> {
-        self.node.begin(request)
+        self.endpoint.begin(request)
     }
 
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
-        self.node.get(request)
+        self.endpoint.get(request)
     }
 
     fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
-        self.node.get_key(request)
+        self.endpoint.get_key(request)
     }
 
     fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
-        self.node.get_range(request)
+        self.endpoint.get_range(request)
     }
 
     fn commit(&self, request: CommitRequest) -> Answer<Committed> {
-        self.node.commit(request)
+        self.endpoint.commit(request)
     }
 
     fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
-        self.node.resolve(request)
+        self.endpoint.resolve(request)
     }
 
     fn watch(&self, request: WatchRequest) -> Answer<Version> {
-        self.node.watch(request)
+        self.endpoint.watch(request)
     }
 
     fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
-        self.node.lease(request)
+        self.endpoint.lease(request)
     }
 
     fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
-        self.node.estimated_size(range)
+        self.endpoint.estimated_size(range)
     }
 
     fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
-        self.node.split_points(request)
+        self.endpoint.split_points(request)
     }
 
-    fn addresses_for_key(&self, _key: Bytes) -> Answer<Vec<String>> {
-        Answer::now(Ok(vec![self.address.clone()]))
+    fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
+        if self.is_alone {
+            return Answer::now(Ok(vec![self.address.clone()]));
+        }
+        self.endpoint.addresses_for_key(key)
     }
 
     fn status(&self) -> Answer<String> {
-        match self.node.status().try_now() {
+        match self.endpoint.status().try_now() {
             Ok(status) => Answer::now(status.map(|text| self.document(&text).unwrap_or(text))),
             Err(later) => later,
         }
     }
 
     fn message(&self, message: Bytes) -> Answer<Bytes> {
-        self.node.message(message)
+        self.endpoint.message(message)
     }
 
     fn for_peers(&self) -> Option<Arc<dyn Endpoint>> {
-        self.node.for_peers()
+        self.endpoint.for_peers()
     }
 }
 

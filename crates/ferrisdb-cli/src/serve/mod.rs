@@ -25,8 +25,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::ArgMatches;
-use ferrisdb::{Database, Limits, Node, NodeOptions};
-use ferrisdb_rpc::{ServeOptions, Server};
+use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, Peer, RpcNetwork};
+use ferrisdb::{Endpoint, Limits, Node, NodeOptions};
+use ferrisdb_rpc::{ServeOptions, Server, TokioRuntime};
 use ferrisdb_storage::Env;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -57,28 +58,32 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     let (listener, insecure) = runtime.block_on(listen(&config))?;
     let address = listener.local_addr().map_err(|error| cannot_listen(&config, &error))?;
 
-    let database = open(&config)?;
+    let process = Process::open(&config, &runtime, address)?;
     let stop = runtime.block_on(async { Stop::install() });
     let stop = stop.map_err(|error| Failure::failed(format!("cannot listen to signals: {error}"), ""))?;
-    let node = Arc::clone(database.node().expect("a database that was opened has its node here"));
     writeln!(out, "FerrisDB {}\n{config}", env!("CARGO_PKG_VERSION"))?;
     if let Some(warning) = &insecure {
         writeln!(out, "  WARNING: {warning}\n")?;
         tracing::warn!(event = "server.insecure", %address, "{warning}");
     }
-    let served =
-        Arc::new(Served { node: Arc::clone(&node), address: address.to_string(), insecure, server: OnceLock::new() });
+    let served = Arc::new(Served {
+        endpoint: process.endpoint(),
+        is_alone: matches!(process, Process::Alone(_)),
+        address: address.to_string(),
+        insecure,
+        server: OnceLock::new(),
+    });
     let server = Server::new(Arc::<Served>::clone(&served), serve_options(&config));
     served.server.set(Arc::downgrade(&server)).expect("it is set once, here");
     writeln!(out, "listening on {address}; stop with Ctrl-C or SIGTERM")?;
     out.flush()?;
     tracing::info!(event = "server.started", %address, data = %config.data.value.display(), "serving");
 
-    let served = serve(&server, listener, &node, stop, config.exit_on_failure.value);
+    let served = serve(&server, listener, &|| process.failure(), stop, config.exit_on_failure.value);
     let failure = runtime.block_on(served);
     // Connections hold nothing any more; tasks of the transport end with their runtime.
+    let closed = process.close(&runtime);
     runtime.shutdown_timeout(Duration::from_secs(1));
-    let closed = Arc::clone(&node).close_blocking();
     match &closed {
         Ok(()) => tracing::info!(event = "server.stopped", "the database is closed"),
         Err(error) => {
@@ -100,7 +105,7 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
 async fn serve(
     server: &Arc<Server>,
     listener: TcpListener,
-    node: &Node,
+    failure: &dyn Fn() -> Option<ferrisdb::Error>,
     mut stop: Stop,
     exit_on_failure: bool,
 ) -> Option<ferrisdb::Error> {
@@ -128,7 +133,7 @@ async fn serve(
     let health = async {
         let (mut is_well, mut quiet) = (true, 0_u32);
         loop {
-            if let Some(error) = node.failure().filter(|_| is_well) {
+            if let Some(error) = failure().filter(|_| is_well) {
                 is_well = false;
                 tracing::error!(event = "server.broken", %error, "{}", ferrisdb::BROKEN_REMEDY);
                 if exit_on_failure {
@@ -150,7 +155,7 @@ async fn serve(
     let ended = std::pin::pin!(futures_util::future::select(Box::pin(signals), Box::pin(health)));
     let serving = std::pin::pin!(server.serve(listener, shutdown));
     futures_util::future::select(serving, ended).await;
-    node.failure()
+    failure()
 }
 
 /// The signals that stop a server.
@@ -240,13 +245,71 @@ async fn listen(config: &Config) -> Result<(TcpListener, Option<String>), Failur
     Ok((listener, insecure))
 }
 
-fn open(config: &Config) -> Result<Database, Failure> {
-    let mut options = NodeOptions::default();
-    options.storage.engine.block_cache_bytes = config.block_cache.value;
-    options.storage.read_jobs = config.read_threads.value;
-    let directory = &config.data.value;
-    Database::open_with(Env::real(), directory, options)
-        .map_err(|error| Failure::from(error).about(&format!("cannot open {}", directory.display())))
+/// What is served: a database that is in this process alone, or this process of a cluster.
+enum Process {
+    Alone(Arc<Node>),
+    OfMany(ClusterNode),
+}
+
+impl Process {
+    fn open(config: &Config, runtime: &tokio::runtime::Runtime, address: SocketAddr) -> Result<Process, Failure> {
+        let directory = &config.data.value;
+        let cannot =
+            |error: ferrisdb::Error| Failure::from(error).about(&format!("cannot open {}", directory.display()));
+        let mut options = NodeOptions::default();
+        options.storage.engine.block_cache_bytes = config.block_cache.value;
+        options.storage.read_jobs = config.read_threads.value;
+        let env = Env::real();
+        let is_member = ClusterNode::is_in(env.fs.as_ref(), directory).map_err(cannot)?;
+        let addresses = &config.join.value;
+        if !is_member && !config.cluster.value && addresses.is_empty() {
+            return Ok(Process::Alone(Arc::new(Node::open(env, directory, options).map_err(cannot)?)));
+        }
+        let beginning = if is_member || !addresses.is_empty() {
+            if !is_member && Node::is_in(env.fs.as_ref(), directory).map_err(cannot)? {
+                return Err(Failure::usage(
+                    format!("{} holds a database of its own, which cannot join another", directory.display()),
+                    "give a new directory with --data, or export the one and import it into the other",
+                ));
+            }
+            Beginning::Join(addresses.clone())
+        } else {
+            let before = Node::for_a_cluster(env.clone(), directory, options.clone()).map_err(cannot)?;
+            before.unwrap_or(Beginning::Found)
+        };
+        let here = Peer {
+            address: config.advertise.as_ref().map_or_else(|| address.to_string(), |advertise| advertise.value.clone()),
+            zone: config.zone.value.clone(),
+        };
+        let cluster_options = ClusterOptions { storage: options.storage, ..ClusterOptions::default() };
+        let seed = u64::from_le_bytes(env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes"));
+        let transport = Arc::new(TokioRuntime::new(runtime.handle().clone(), seed));
+        let network = Arc::new(RpcNetwork::new(Arc::clone(&transport)));
+        let doors = Doors { env, runtime: transport, network };
+        let opening = ClusterNode::open(doors, directory, cluster_options, here, beginning);
+        Ok(Process::OfMany(runtime.block_on(opening).map_err(cannot)?))
+    }
+
+    fn endpoint(&self) -> Arc<dyn Endpoint> {
+        match self {
+            Process::Alone(node) => Arc::<Node>::clone(node),
+            Process::OfMany(node) => node.endpoint(),
+        }
+    }
+
+    fn failure(&self) -> Option<ferrisdb::Error> {
+        match self {
+            Process::Alone(node) => node.failure(),
+            Process::OfMany(node) => node.failure(),
+        }
+    }
+
+    fn close(self, runtime: &tokio::runtime::Runtime) -> ferrisdb::Result<()> {
+        match self {
+            Process::Alone(node) => node.close_blocking(),
+            Process::OfMany(node) => runtime.block_on(node.close()),
+        }
+    }
 }
 
 fn serve_options(config: &Config) -> ServeOptions {
@@ -266,6 +329,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use ferrisdb::Database;
 
     /// After a failed sync of the log nothing is committed any more; reads and the status are answered, which says so and what to do; and the server ends
     /// only if it was asked to.
@@ -277,17 +341,19 @@ mod tests {
             let database = Database::open_with(env, "/db", NodeOptions::default()).unwrap();
             let node = Arc::clone(database.node().unwrap());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let failure = || node.failure();
             let failure = runtime.block_on(async {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let address = listener.local_addr().unwrap().to_string();
                 let served = Arc::new(Served {
-                    node: Arc::clone(&node),
+                    endpoint: Arc::<Node>::clone(&node),
+                    is_alone: true,
                     address: address.clone(),
                     insecure: Some("anyone".to_owned()),
                     server: OnceLock::new(),
                 });
                 let server = Server::new(served, ServeOptions::default());
-                let serving = serve(&server, listener, &node, Stop::install().unwrap(), exit_on_failure);
+                let serving = serve(&server, listener, &failure, Stop::install().unwrap(), exit_on_failure);
                 let using = async {
                     let client = Database::connect(&address).await.unwrap();
                     let set = async |value: &[u8]| {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cluster;
 mod hostile;
 mod transfer;
 
@@ -52,6 +53,7 @@ struct Server {
     out: BufReader<ChildStdout>,
     head: String,
     address: String,
+    data: String,
 }
 
 impl Server {
@@ -78,7 +80,7 @@ impl Server {
             }
             if let Some(rest) = head[start..].strip_prefix("listening on ") {
                 let address = rest.split(';').next().unwrap().to_owned();
-                return Server { child, out, head, address };
+                return Server { child, out, head, address, data: data.to_owned() };
             }
         }
     }

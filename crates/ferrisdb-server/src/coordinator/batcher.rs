@@ -10,7 +10,7 @@
 //! - `previous` is the version of the last batch that was appended. A batch that the log refused leaves only a gap in the versions.
 //! - `horizon` never goes down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ferrisdb_core::key::{SYSTEM_END, printable};
@@ -21,6 +21,7 @@ use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Lease, LeaseRequest,
 
 use super::lease::{LeaseOptions, Leases};
 use super::sequencer::Sequencer;
+use crate::log::state::change_tags;
 use crate::log::{Batch, Entry, EpochStart, IdOutcome, Known, LeaseChange, Outcome, Owner, Recovered, Section, Tag};
 use crate::resolver::{Checked, ConflictWindow};
 
@@ -33,6 +34,8 @@ pub enum Request {
     Resolve(ResolveRequest),
     /// A lease.
     Lease(LeaseRequest),
+    /// To change the cluster's metadata, in this order. Only the controller asks that, and it knows what is there.
+    Metadata(Vec<Mutation>),
 }
 
 /// An answer to a [`Request`] of its kind.
@@ -44,6 +47,8 @@ pub enum Response {
     Resolve(Option<Committed>),
     /// To a lease.
     Lease(Lease),
+    /// To a change of the metadata: at which version it is there. What storage servers there are by then get all mutations above it.
+    Metadata(Version),
 }
 
 /// When a response may be given.
@@ -70,6 +75,8 @@ pub struct Group {
     pub transactions: u64,
     /// Bytes of their mutations.
     pub bytes: u64,
+    /// Changes of the metadata.
+    metadata: Vec<Mutation>,
     /// The batch's horizon.
     horizon: Version,
     /// The ids that it decides.
@@ -98,6 +105,8 @@ pub struct Batcher {
     leases: Leases,
     /// Lease entries that the log has refused so far.
     ended: Vec<Entry>,
+    /// The storage servers: each has everything.
+    tags: BTreeSet<Tag>,
     /// A batch was refused after its writes went into the window: an empty one above it lets readers get past them.
     needs_batch: bool,
 }
@@ -126,9 +135,17 @@ impl Batcher {
             in_flight: BTreeMap::new(),
             leases: Leases::new(leases, &recovered.leases, recovered.next_lease, now),
             ended: Vec::new(),
+            tags: recovered.popped.keys().copied().collect(),
             needs_batch: false,
         };
         (start, batcher)
+    }
+
+    /// The epoch has begun, and this is where the log stands now: what an earlier epoch had under way may have come to count before its end.
+    pub fn epoch_began(&mut self, recovered: &Recovered, leases: LeaseOptions, now: Duration) {
+        self.horizon = recovered.horizon;
+        self.leases = Leases::new(leases, &recovered.leases, recovered.next_lease, now);
+        self.tags = recovered.popped.keys().copied().collect();
     }
 
     /// Whose batches these are.
@@ -162,7 +179,7 @@ impl Batcher {
         known: Lookup<'_>,
     ) -> Group {
         // The next version would be one microsecond further at the least: take it only if there is something to give it to.
-        let is_needed = |request: &Request| matches!(request, Request::Commit(_) | Request::Resolve(_));
+        let is_needed = |request: &Request| !matches!(request, Request::Lease(_));
         let wants_batch = wants_batch || self.needs_batch;
         let version = (wants_batch || requests.iter().any(is_needed)).then(|| self.sequencer.next(now));
         let mut group = Group {
@@ -171,6 +188,7 @@ impl Batcher {
             decisions: Vec::with_capacity(requests.len()),
             transactions: 0,
             bytes: 0,
+            metadata: Vec::new(),
             horizon: self.horizon,
             ids: Vec::new(),
             granted: Vec::new(),
@@ -189,7 +207,11 @@ impl Batcher {
                     self.resolve(request, version, known, &mut group, &mut ids)
                 }
                 (Request::Lease(request), _) => self.lease(request, now, durable, &mut group, &mut grants),
-                (Request::Commit(_) | Request::Resolve(_), None) => {
+                (Request::Metadata(mutations), Some(version)) => {
+                    group.metadata.extend(mutations);
+                    Decision::WhenDurable(version, Response::Metadata(version))
+                }
+                (Request::Commit(_) | Request::Resolve(_) | Request::Metadata(_), None) => {
                     unreachable!("such a request makes a version needed")
                 }
             };
@@ -198,13 +220,14 @@ impl Batcher {
         // Grants come before the batch whose horizon may pass them, and ends too: the order of the state machine is this one.
         group.entries.extend(grants);
         group.entries.extend(group.ended.iter().cloned());
-        if let Some(version) = version.filter(|_| wants_batch || group.transactions > 0 || !ids.is_empty()) {
+        let is_batch = wants_batch || group.transactions > 0 || !ids.is_empty() || !group.metadata.is_empty();
+        if let Some(version) = version.filter(|_| is_batch) {
             let window = self.limits.window_versions;
             let behind = Version::from_u64(version.get().saturating_sub(window));
             let horizon = self.horizon.max(self.previous.min(behind));
             let sections = match mutations.is_empty() {
                 true => Vec::new(),
-                false => vec![Section { tags: vec![Tag::FIRST], mutations }],
+                false => vec![Section { tags: self.tags.iter().copied().collect(), mutations }],
             };
             group.version = Some(version);
             group.horizon = horizon;
@@ -216,7 +239,7 @@ impl Batcher {
                 horizon,
                 leased: self.leases.versions(),
                 sections,
-                metadata: Vec::new(),
+                metadata: group.metadata.clone(),
                 ids,
             }));
         }
@@ -232,6 +255,8 @@ impl Batcher {
         if group.transactions > 0 {
             self.changed = version;
         }
+        // Metadata governs what is above it: this group's mutations were for the storage servers before.
+        group.metadata.iter().for_each(|mutation| change_tags(&mut self.tags, mutation));
         let behind = version.get().saturating_sub(self.limits.window_versions);
         self.window.forget_below(Version::from_u64(behind));
     }

@@ -144,6 +144,7 @@ enum AnswerTo {
     Commit(Reply<Committed>),
     Resolve(Reply<Option<Committed>>),
     Lease(Reply<Lease>),
+    Metadata(Reply<Version>),
 }
 
 impl AnswerTo {
@@ -152,9 +153,11 @@ impl AnswerTo {
             (AnswerTo::Commit(reply), Ok(Response::Commit(committed))) => reply.send(Ok(committed)),
             (AnswerTo::Resolve(reply), Ok(Response::Resolve(outcome))) => reply.send(Ok(outcome)),
             (AnswerTo::Lease(reply), Ok(Response::Lease(lease))) => reply.send(Ok(lease)),
+            (AnswerTo::Metadata(reply), Ok(Response::Metadata(version))) => reply.send(Ok(version)),
             (AnswerTo::Commit(reply), Err(error)) => reply.send(Err(error)),
             (AnswerTo::Resolve(reply), Err(error)) => reply.send(Err(error)),
             (AnswerTo::Lease(reply), Err(error)) => reply.send(Err(error)),
+            (AnswerTo::Metadata(reply), Err(error)) => reply.send(Err(error)),
             _ => unreachable!("the batcher answers a request with a response of its kind"),
         }
     }
@@ -235,7 +238,9 @@ impl Coordinator {
     }
 
     /// The tasks that drive it. `spawn` is given a name and a future.
-    pub fn spawn(&self, starting: Starting, mut spawn: impl FnMut(&str, BoxFuture<()>)) {
+    pub fn spawn(&self, mut starting: Starting, mut spawn: impl FnMut(&str, BoxFuture<()>)) {
+        let shared = &self.shared;
+        starting.batcher.epoch_began(&shared.log.recover(), shared.options.leases.clone(), shared.runtime.now());
         let mut driver = Driver {
             shared: Arc::clone(&self.shared),
             batcher: starting.batcher,
@@ -306,6 +311,16 @@ impl Coordinator {
     pub fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
         let (answer, answered) = reply(Code::OperationCancelled);
         match self.enqueue(Request::Lease(request), AnswerTo::Lease(answer), size_of::<Item>() as u64) {
+            Ok(()) => Answer::Later(Box::pin(answered)),
+            Err(error) => Answer::from(error),
+        }
+    }
+
+    /// Changes the cluster's metadata. The answer is the version at which it is there. For the controller, which runs within this epoch.
+    pub fn change_metadata(&self, mutations: Vec<Mutation>) -> Answer<Version> {
+        let bytes = mutations.iter().map(Mutation::bytes).sum::<usize>() + size_of::<Item>();
+        let (answer, answered) = reply(Code::CommitUnknownResult);
+        match self.enqueue(Request::Metadata(mutations), AnswerTo::Metadata(answer), bytes as u64) {
             Ok(()) => Answer::Later(Box::pin(answered)),
             Err(error) => Answer::from(error),
         }
@@ -396,6 +411,16 @@ impl Coordinator {
 pub struct Starting {
     start: Entry,
     batcher: Batcher,
+}
+
+impl Starting {
+    /// Says which process it is. Without it, 0: the only one.
+    pub(crate) fn at(mut self, process: u64) -> Starting {
+        if let Entry::EpochStart(start) = &mut self.start {
+            start.process = process;
+        }
+        self
+    }
 }
 
 /// What a coordinator looks like.
@@ -673,7 +698,7 @@ impl Driver {
         for (item, _) in groups.flat_map(|group| group.answers) {
             self.shared.release(1, item.bytes);
             let code = match item.answer {
-                AnswerTo::Commit(_) => Code::CommitUnknownResult,
+                AnswerTo::Commit(_) | AnswerTo::Metadata(_) => Code::CommitUnknownResult,
                 AnswerTo::Resolve(_) | AnswerTo::Lease(_) => error.code(),
             };
             item.answer.send(Err(Error::with(code, detail.clone())));
@@ -698,11 +723,7 @@ impl Driver {
         let Some(Work { items, wants_batch, is_all }) = shared.take_work(is_due, wants_batch) else { return false };
         // Nothing else to do until this group is durable: this task makes it so.
         let is_alone = is_all && self.in_flight.is_empty() && items.len() <= ALONE_REQUESTS_MAX;
-        let durable = match shared.log.read_index().try_now() {
-            Ok(Ok((_, durable))) => durable,
-            // Only leases ask for it, and they are refused what is not readable.
-            _ => Version::ZERO,
-        };
+        let durable = shared.log.last_known();
         let (mut requests, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
         for Item { request, answer, bytes, at } in items {
             requests.push(request);

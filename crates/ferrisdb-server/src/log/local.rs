@@ -336,6 +336,11 @@ impl LocalLog {
         Version::from_u64(self.shared.last.load(Ordering::SeqCst))
     }
 
+    /// The state that its entries have led to.
+    pub(crate) fn state(&self) -> State {
+        lock(&self.shared.core).state.clone()
+    }
+
     /// When the last version became durable, by the runtime's clock.
     pub fn last_at(&self) -> Duration {
         Duration::from_nanos(self.shared.last_at_nanos.load(Ordering::SeqCst))
@@ -709,6 +714,10 @@ impl Log for LocalLog {
     }
 
     /// There is one process, and the directory's lock keeps others away: nothing to confirm.
+    fn last_known(&self) -> Version {
+        self.last()
+    }
+
     fn read_index(&self) -> Answer<(Owner, Version)> {
         let core = lock(&self.shared.core);
         Answer::now(Ok((core.state.owner(), core.state.last())))

@@ -117,6 +117,9 @@ pub trait Log: Send + Sync + 'static {
     /// What a new coordinator must know.
     fn recover(&self) -> Recovered;
 
+    /// The last version that this process knows to be durable and counted; of a newer one it may not have heard yet.
+    fn last_known(&self) -> Version;
+
     /// Confirms that no newer epoch has begun, and tells owner and last version as the log's state machine has them after that: the read version
     /// for whoever asked before. No coordinator may answer from its own memory.
     fn read_index(&self) -> Answer<(Owner, Version)>;

@@ -172,6 +172,12 @@ impl State {
         &self.metadata
     }
 
+    /// Changes the metadata of a log that is about to be founded.
+    pub(crate) fn set_metadata(&mut self, mutations: &[Mutation]) {
+        let version = self.last;
+        mutations.iter().for_each(|mutation| self.change_metadata(mutation, version));
+    }
+
     /// What is known about a commit id.
     pub fn known(&self, id: CommitId) -> Known {
         match self.clients.get(&id.client) {
@@ -249,21 +255,17 @@ impl State {
     /// Sets and clears; others have no effect here. A new tag needs what is above this version.
     fn change_metadata(&mut self, mutation: &Mutation, version: Version) {
         match mutation.kind {
-            MutationKind::Set => {
-                if let Some(tag) = tag_of(&mutation.key) {
-                    self.tags.entry(tag).or_insert(version);
-                }
-                self.metadata.insert(mutation.key.clone(), mutation.value.clone());
-            }
+            MutationKind::Set => drop(self.metadata.insert(mutation.key.clone(), mutation.value.clone())),
             MutationKind::ClearRange => {
-                let cleared = self.metadata.range(mutation.key.clone()..mutation.value.clone());
-                let keys: Vec<Bytes> = cleared.map(|(key, _)| key.clone()).collect();
-                for key in keys {
-                    self.metadata.remove(&key);
-                    tag_of(&key).map(|tag| self.tags.remove(&tag));
-                }
+                self.metadata.retain(|key, _| *key < mutation.key || *key >= mutation.value);
             }
             _ => {}
+        }
+        let mut tags = self.tags.keys().copied().collect();
+        change_tags(&mut tags, mutation);
+        self.tags.retain(|tag, _| tags.contains(tag));
+        for tag in tags {
+            self.tags.entry(tag).or_insert(version);
         }
     }
 
@@ -504,10 +506,21 @@ impl State {
     }
 }
 
-/// The tag that a key of the metadata makes, if it makes one.
-fn tag_of(key: &[u8]) -> Option<Tag> {
-    let number = key.strip_prefix(TAG_PREFIX)?.try_into().ok()?;
-    Some(Tag(u32::from_be_bytes(number)))
+/// What a change of the metadata makes of a set of tags.
+pub(crate) fn change_tags(tags: &mut BTreeSet<Tag>, mutation: &Mutation) {
+    match mutation.kind {
+        MutationKind::Set => {
+            let number = mutation.key.strip_prefix(TAG_PREFIX).and_then(|number| number.try_into().ok());
+            tags.extend(number.map(|number| Tag(u32::from_be_bytes(number))));
+        }
+        MutationKind::ClearRange => {
+            tags.retain(|&tag| {
+                let key = tag_key(tag);
+                key < mutation.key || key >= mutation.value
+            });
+        }
+        _ => {}
+    }
 }
 
 /// The key of the metadata that makes a tag.

@@ -221,6 +221,11 @@ impl Machine {
         (core.now.state.owner(), core.now.state.last())
     }
 
+    /// Looks at the state, under the lock.
+    pub(super) fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&lock(&self.shared.core).now.state)
+    }
+
     /// The last applied entry, and the bytes of the state after it: equal on all replicas that have applied the same.
     pub(super) fn fingerprint(&self) -> (Option<u64>, Vec<u8>) {
         let core = lock(&self.shared.core);

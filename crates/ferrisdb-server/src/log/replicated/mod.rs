@@ -59,7 +59,7 @@ use self::runtime::scope;
 use self::store::LogStore;
 use self::types::{Proposal, Types};
 use super::entry::{Entry, Owner, Pop, Tag};
-use super::state::{Applied, Known};
+use super::state::{Applied, Known, State};
 use super::{Log, Recovered, Subscription};
 use crate::runtime::JobRuntime;
 use crate::signal::{Bell, Latch, Reply, lock, reply};
@@ -162,7 +162,7 @@ struct Queue {
 }
 
 /// What a replica knows of its group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupView {
     /// The leader, as far as is known here.
     pub leader: Option<ProcessId>,
@@ -178,6 +178,8 @@ pub struct GroupView {
     pub voters: BTreeSet<ProcessId>,
     /// The learners.
     pub learners: BTreeSet<ProcessId>,
+    /// Where all of them are.
+    pub peers: BTreeMap<ProcessId, Peer>,
     /// Why it has stopped, if it has.
     pub failure: Option<String>,
 }
@@ -285,6 +287,7 @@ impl ReplicatedLog {
             purged: metrics.purged.map(|last| last.index),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
+            peers: membership.nodes().map(|(&process, peer)| (process, peer.clone())).collect(),
             failure: metrics.running_state.as_ref().err().map(ToString::to_string),
         }
     }
@@ -292,6 +295,11 @@ impl ReplicatedLog {
     /// True if this replica believes that it leads.
     pub fn is_leader(&self) -> bool {
         self.shared.raft.is_leader()
+    }
+
+    /// Looks at the state that this replica has come to.
+    pub(crate) fn with_state<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        self.shared.machine.with_state(look)
     }
 
     /// Index of the last applied entry, and the bytes of the state after it: equal on all replicas that have applied as much.
@@ -487,6 +495,10 @@ impl Log for ReplicatedLog {
 
     fn recover(&self) -> Recovered {
         self.shared.machine.recover()
+    }
+
+    fn last_known(&self) -> Version {
+        self.shared.machine.newest().1
     }
 
     fn read_index(&self) -> Answer<(Owner, Version)> {

@@ -8,17 +8,17 @@ use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::task::Waker;
 use std::time::Duration;
 
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Clock, Code, Error, ManualClock, Mutation, Random, Result, Runtime, SplitMix64, Version};
 use ferrisdb_storage::Env;
+use ferrisdb_storage::env::SeededEntropy;
 use ferrisdb_storage::env::steps::StepSpawner;
-use ferrisdb_storage::env::{Job, SeededEntropy, Spawner, Step};
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 
 use super::super::{GroupView, LogStoreOptions, Peer, Peers, ProcessId, ReplicatedLog, ReplicatedLogOptions};
+use crate::lives::{Life, LifeSpawner};
 use crate::log::{Applied, Batch, Entry, EpochStart, Log, Owner, Section, Tag};
 use crate::runtime::JobRuntime;
 use crate::signal::lock;
@@ -27,76 +27,6 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const CLUSTER: [u8; 16] = [7; 16];
 /// The second byte of a message that asks for a vote, see `network.rs`.
 const VOTE: u8 = 2;
-
-/// One life of a process.
-struct Life {
-    process: ProcessId,
-    is_alive: AtomicBool,
-    is_paused: AtomicBool,
-    random: Mutex<SplitMix64>,
-}
-
-/// A process's jobs: they end with it, and stand still while it is paused.
-struct LifeSpawner {
-    life: Arc<Life>,
-    steps: Arc<StepSpawner>,
-}
-
-impl fmt::Debug for LifeSpawner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {}", self.life.process)
-    }
-}
-
-struct LifeJob {
-    life: Arc<Life>,
-    job: Option<Box<dyn Job>>,
-    /// A disk takes its time: what is appended meanwhile is not synced yet.
-    is_slow: bool,
-    has_waited: bool,
-}
-
-impl Job for LifeJob {
-    fn step(&mut self) -> Step {
-        if !self.life.is_alive.load(Ordering::SeqCst) {
-            self.job = None;
-            return Step::Done;
-        }
-        if self.life.is_paused.load(Ordering::SeqCst) {
-            return Step::WaitFor(10 * MILLISECOND);
-        }
-        if self.is_slow && !self.has_waited {
-            let mut random = lock(&self.life.random);
-            if random.one_in(2) {
-                self.has_waited = true;
-                let most = if random.one_in(20) { 200_000 } else { 5_000 };
-                return Step::WaitFor(Duration::from_micros(random.below(most)));
-            }
-        }
-        self.has_waited = false;
-        self.job.as_mut().map_or(Step::Done, |job| job.step())
-    }
-}
-
-impl Spawner for LifeSpawner {
-    fn spawn(&self, name: &str, job: Box<dyn Job>) -> Waker {
-        let is_slow = name == "raft-log";
-        let job = LifeJob { life: Arc::clone(&self.life), job: Some(job), is_slow, has_waited: false };
-        self.steps.spawn(name, Box::new(job))
-    }
-
-    fn block_on(&self, future: std::pin::Pin<&mut dyn Future<Output = ()>>) {
-        self.steps.block_on(future);
-    }
-
-    fn may_block(&self) -> bool {
-        self.steps.may_block()
-    }
-
-    fn sleep(&self, duration: Duration) {
-        self.steps.sleep(duration);
-    }
-}
 
 struct Host {
     disk: SimFileSystem,
@@ -300,12 +230,7 @@ impl World {
             state.lives += 1;
             let number = state.lives;
             let seed = self.seed.wrapping_mul(0x9e37_79b9).wrapping_add(number);
-            let life = Arc::new(Life {
-                process,
-                is_alive: AtomicBool::new(true),
-                is_paused: AtomicBool::new(false),
-                random: Mutex::new(SplitMix64::new(seed)),
-            });
+            let life = Life::new(process, seed);
             let spawner = LifeSpawner { life: Arc::clone(&life), steps: Arc::clone(&self.steps) };
             let host = state.hosts.get_mut(&process).expect("the process exists");
             let env = Env {
@@ -430,7 +355,7 @@ impl World {
         let mut state = lock(&self.state);
         let host = state.hosts.get_mut(&process).expect("the process exists");
         let Some(life) = host.life.take() else { return };
-        life.is_alive.store(false, Ordering::SeqCst);
+        life.end();
         let disk = host.disk.fork_crashed(mode);
         host.disk.halt();
         host.disk = disk;
@@ -605,7 +530,7 @@ impl World {
             }
             3 => {
                 if let Some(life) = &state.hosts[&process].life {
-                    life.is_paused.store(true, Ordering::SeqCst);
+                    life.pause(true);
                 }
             }
             4 => {
@@ -631,7 +556,7 @@ impl World {
             state.loss = 0;
             for host in state.hosts.values() {
                 if let Some(life) = &host.life {
-                    life.is_paused.store(false, Ordering::SeqCst);
+                    life.pause(false);
                 }
             }
             state.hosts.iter().filter(|(_, host)| host.life.is_none()).map(|(&process, _)| process).collect()

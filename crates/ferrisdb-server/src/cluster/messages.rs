@@ -1,0 +1,200 @@
+//! What the processes of a cluster ask each other, beside what clients ask.
+//!
+//! # Format (version 1; numbers are varints)
+//! ```text
+//! u8 format version, u8 kind, then
+//! 1 raft      process that is asked, bytes to the end: a message of the replicated log (its answer: the log's)
+//! 2 join      bytes instance (16), bytes address, bytes zone
+//!             answer: u8 format version, u8 2, bytes cluster id (16), process, tag
+//! 3 complete  process, tag: the storage server has everything
+//!             answer: u8 format version, u8 3
+//! ```
+
+use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_varint};
+use ferrisdb_core::{Bytes, Code, Error, Result};
+
+use crate::log::Tag;
+use crate::log::replicated::{Peer, ProcessId};
+
+const FORMAT_VERSION: u8 = 1;
+const KIND_RAFT: u8 = 1;
+const KIND_JOIN: u8 = 2;
+const KIND_COMPLETE: u8 = 3;
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Message {
+    /// For the replica of the log at process `to`: an address may have come to belong to another.
+    Raft { to: ProcessId, message: Bytes },
+    /// Whoever has this directory wants to belong to the cluster, or to say that it is elsewhere now.
+    Join { instance: [u8; 16], peer: Peer },
+    /// The storage server has everything.
+    Complete { process: ProcessId, tag: Tag },
+}
+
+/// Who was taken in, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Joined {
+    pub(super) cluster_id: [u8; 16],
+    pub(super) process: ProcessId,
+    pub(super) tag: Tag,
+}
+
+impl Message {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = vec![FORMAT_VERSION];
+        match self {
+            Message::Raft { to, message } => {
+                out.push(KIND_RAFT);
+                put_varint(&mut out, *to);
+                out.extend_from_slice(message);
+            }
+            Message::Join { instance, peer } => {
+                out.push(KIND_JOIN);
+                put_bytes(&mut out, instance);
+                put_bytes(&mut out, peer.address.as_bytes());
+                put_bytes(&mut out, peer.zone.as_bytes());
+            }
+            Message::Complete { process, tag } => {
+                out.push(KIND_COMPLETE);
+                put_varint(&mut out, *process);
+                put_varint(&mut out, u64::from(tag.0));
+            }
+        }
+        out.into()
+    }
+
+    /// The question in `bytes`.
+    ///
+    /// # Errors
+    /// `client_invalid_operation`: it is none that this build knows.
+    pub(super) fn decode(bytes: &Bytes) -> Result<Message> {
+        let mut decoder = Decoder::new(bytes);
+        let message = match take_head(&mut decoder).map_err(invalid)? {
+            KIND_RAFT => {
+                let to = decoder.varint("message: process").map_err(invalid)?;
+                return Ok(Message::Raft { to, message: bytes.slice_ref(decoder.rest()) });
+            }
+            KIND_JOIN => {
+                let instance = take_id(&mut decoder).map_err(invalid)?;
+                let mut text = |what| {
+                    let bytes = decoder.bytes(what)?;
+                    String::from_utf8(bytes.to_vec()).map_err(|_| DecodeError { what })
+                };
+                let address = text("message: address").map_err(invalid)?;
+                Message::Join { instance, peer: Peer { address, zone: text("message: zone").map_err(invalid)? } }
+            }
+            KIND_COMPLETE => {
+                let process = decoder.varint("message: process").map_err(invalid)?;
+                Message::Complete { process, tag: take_tag(&mut decoder).map_err(invalid)? }
+            }
+            _ => return Err(invalid(DecodeError { what: "message: an unknown kind" })),
+        };
+        decoder.finish("message: bytes behind its end").map_err(invalid)?;
+        Ok(message)
+    }
+}
+
+impl Joined {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = vec![FORMAT_VERSION, KIND_JOIN];
+        put_bytes(&mut out, &self.cluster_id);
+        put_varint(&mut out, self.process);
+        put_varint(&mut out, u64::from(self.tag.0));
+        out.into()
+    }
+
+    /// The answer in `bytes`.
+    ///
+    /// # Errors
+    /// `client_invalid_operation`: it is none that this build knows.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Joined> {
+        let mut decoder = Decoder::new(bytes);
+        let read = || {
+            if take_head(&mut decoder)? != KIND_JOIN {
+                return Err(DecodeError { what: "message: an answer to another question" });
+            }
+            let cluster_id = take_id(&mut decoder)?;
+            let process = decoder.varint("message: process")?;
+            let joined = Joined { cluster_id, process, tag: take_tag(&mut decoder)? };
+            decoder.finish("message: bytes behind its end")?;
+            Ok(joined)
+        };
+        read().map_err(invalid)
+    }
+}
+
+/// The answer to [`Message::Complete`].
+pub(super) fn complete_answer() -> Bytes {
+    vec![FORMAT_VERSION, KIND_COMPLETE].into()
+}
+
+fn take_head(decoder: &mut Decoder<'_>) -> std::result::Result<u8, DecodeError> {
+    if decoder.u8("message: format version")? != FORMAT_VERSION {
+        return Err(DecodeError {
+            what: "message: a format that this build does not know; all processes of a cluster run the same FerrisDB",
+        });
+    }
+    decoder.u8("message: kind")
+}
+
+fn take_id(decoder: &mut Decoder<'_>) -> std::result::Result<[u8; 16], DecodeError> {
+    decoder.bytes("message: id")?.try_into().map_err(|_| DecodeError { what: "message: id" })
+}
+
+fn take_tag(decoder: &mut Decoder<'_>) -> std::result::Result<Tag, DecodeError> {
+    u32::try_from(decoder.varint("message: tag")?).map(Tag).map_err(|_| DecodeError { what: "message: tag" })
+}
+
+fn invalid(error: DecodeError) -> Error {
+    Error::with(
+        Code::ClientInvalidOperation,
+        format!("a process of the cluster said what this one does not understand: {}", error.what),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferrisdb_core::{Random, SplitMix64};
+
+    fn examples() -> Vec<Message> {
+        vec![
+            Message::Raft { to: 300, message: Bytes::from_static(b"vote") },
+            Message::Join { instance: [3; 16], peer: Peer { address: "h:1".to_owned(), zone: String::new() } },
+            Message::Complete { process: 2, tag: Tag(9) },
+        ]
+    }
+
+    /// If this fails, the format has changed: that is a new format version.
+    #[test]
+    fn the_bytes_are_these() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let found: Vec<_> = examples().iter().map(|message| hex(&message.encode())).collect();
+        let join = format!("010210{}03683a3100", "03".repeat(16));
+        assert_eq!(found, ["0101ac02766f7465", &join, "01030209"]);
+        let joined = Joined { cluster_id: [4; 16], process: 2, tag: Tag(9) };
+        assert_eq!(hex(&joined.encode()), format!("010210{}0209", "04".repeat(16)));
+        assert_eq!(Joined::decode(&joined.encode()), Ok(joined));
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_damage_never_panics() {
+        let mut random = SplitMix64::new(5);
+        for message in examples() {
+            let bytes = message.encode();
+            assert_eq!(Message::decode(&bytes), Ok(message));
+            for _ in 0..2_000 {
+                let mut damaged = bytes.to_vec();
+                let at = random.below(damaged.len() as u64) as usize;
+                damaged[at] = random.next_u64() as u8;
+                damaged.truncate(1 + random.below(damaged.len() as u64) as usize);
+                let damaged = Bytes::from(damaged);
+                if let Ok(other) = Message::decode(&damaged) {
+                    assert_eq!(Message::decode(&other.encode()), Ok(other));
+                }
+                drop(Joined::decode(&damaged));
+            }
+        }
+    }
+}

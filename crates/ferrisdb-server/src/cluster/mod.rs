@@ -1,0 +1,582 @@
+//! One process of a cluster: [`ClusterNode`], all roles over one directory, on the replicated log.
+//!
+//! ```text
+//! DIR/LOCK       who has it open
+//! DIR/process    which process of which cluster this is; there from the moment of joining or founding
+//! DIR/raft/      the replica of the log
+//! DIR/storage/   the engine of the storage server
+//! ```
+//! ```text
+//! identity   the file `process`                    lead      the coordinator, where the log's leader is
+//! metadata   processes and storage servers         control   what the controller does next (pure)
+//! messages   what processes ask each other         fill      all data, for a storage server that has none
+//! lines      ways to other processes               route     questions to whoever can answer them; the endpoint
+//! ```
+//!
+//! Every process has a replica of the log and a storage server with all data; so any of them answers reads. The coordinator and the controller run
+//! where the log's leader is; the other processes send them what they cannot answer themselves. Not built yet: shards (each storage server has
+//! everything), the removal of a process that is gone, and the recognition of a disk that went back.
+//!
+//! # Life of a process
+//! It **founds** a cluster (a new one, or one that goes on where a database in one process ended) or **joins** one: it asks a process that it
+//! was told of, gets a number and a tag, is sent the log, and copies all data at one version, which is leased for that long; what is committed above
+//! that version it finds in the log, which keeps it for its tag. Then it says that it has everything, and answers reads. With the third such process the log gets
+//! three voters.
+//!
+//! # Invariants
+//! - Storage applies only what the log has committed, in order.
+//! - A storage server that has not everything yet answers nothing, and starts over after a crash.
+//! - A process answers for the coordinator only if it runs the coordinator of the log's current owner; the log's read index says so.
+//! - Each task holds the directory's lock until its future is gone.
+
+mod control;
+mod fill;
+mod identity;
+mod lead;
+mod lines;
+mod messages;
+mod metadata;
+mod route;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ferrisdb_core::{Clock, Code, Error, Limits, Result, Runtime, Version};
+use ferrisdb_rpc::Endpoint;
+use ferrisdb_storage::Env;
+use ferrisdb_storage::Error as StorageError;
+use ferrisdb_storage::fs::FileSystem;
+
+use self::identity::Identity;
+use self::lead::Leading;
+use self::lines::{Line, Lines, LogLines};
+use self::messages::{Joined, Message};
+use self::metadata::{Process, Registry, Storage};
+use self::route::{Direct, Route};
+use crate::coordinator::CoordinatorOptions;
+use crate::counters::Counters;
+use crate::failure::from_storage;
+use crate::feed::Progress;
+use crate::lifetime::{SharedLock, ended, spawn, take_directory};
+use crate::log::replicated::{GroupView, ReplicatedLog, ReplicatedLogOptions};
+use crate::log::{Applied, Entry, Log, State, Tag};
+use crate::runtime::JobRuntime;
+use crate::signal::{Latch, Replied, lock};
+use crate::storage::{StorageOptions, StorageServer};
+
+pub use crate::log::replicated::{Peer, ProcessId};
+pub use lines::{Network, RpcNetwork};
+
+/// The number of the process that founds a cluster.
+const FOUNDER: ProcessId = 1;
+/// How often a process looks again for what it waits for, where nothing wakes it.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a leader that closes waits for another one.
+const HAND_OVER: Duration = Duration::from_secs(2);
+
+/// How a process of a cluster is opened.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// The replica of the log. Its tags are the cluster's business.
+    pub log: ReplicatedLogOptions,
+    /// The storage server. Its limit of values is set from the coordinator's limits.
+    pub storage: StorageOptions,
+    /// The coordinator, where it runs, and the database's limits.
+    pub coordinator: CoordinatorOptions,
+    /// How long a question waits for a coordinator before its client is told that there is none. Default: 5 s.
+    pub coordinator_wait: Duration,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> ClusterOptions {
+        ClusterOptions {
+            log: ReplicatedLogOptions { tags: Vec::new(), ..ReplicatedLogOptions::default() },
+            storage: StorageOptions::default(),
+            coordinator: CoordinatorOptions::default(),
+            coordinator_wait: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a process stands on.
+#[derive(Clone)]
+pub struct Doors {
+    /// Disk, clock, entropy, and jobs that may block.
+    pub env: Env,
+    /// Tasks that never block: the consensus library's.
+    pub runtime: Arc<dyn Runtime>,
+    /// The other processes.
+    pub network: Arc<dyn Network>,
+}
+
+impl fmt::Debug for Doors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Doors").field("env", &self.env).field("network", &self.network).finish_non_exhaustive()
+    }
+}
+
+/// What a new directory becomes.
+#[derive(Debug, Clone)]
+pub enum Beginning {
+    /// The first process of a new cluster.
+    Found,
+    /// The first process of a cluster that goes on where a database in one process ended: with its id and its log's state. Its engine is there already.
+    GoOn {
+        /// The database's id.
+        cluster_id: [u8; 16],
+        /// What its log came to.
+        state: Box<State>,
+    },
+    /// One more process of the cluster that one of these addresses belongs to.
+    Join(Vec<String>),
+}
+
+/// A process of a cluster. As an [`Endpoint`] it answers like the whole cluster.
+///
+/// Dropping it ends its tasks in the background; [`close`](Self::close) waits for them.
+pub struct ClusterNode {
+    shared: Arc<Shared>,
+    tasks: Mutex<Vec<Replied<()>>>,
+    /// The last field, so that the lock goes after the roles.
+    lock: Mutex<Option<SharedLock>>,
+}
+
+/// What the tasks and answers of a process share.
+struct Shared {
+    jobs: JobRuntime,
+    dir: PathBuf,
+    identity: Identity,
+    here: Peer,
+    limits: Limits,
+    options: ClusterOptions,
+    log: ReplicatedLog,
+    storage: StorageServer,
+    /// The storage server has everything and answers.
+    is_complete: AtomicBool,
+    /// What there was below this version it has never seen.
+    readable_from: AtomicU64,
+    progress: Arc<Progress>,
+    counters: Arc<Counters>,
+    lines: Arc<Lines>,
+    leading: Leading,
+    route: Route,
+    is_closed: AtomicBool,
+    stop: Latch,
+    /// Why storage ended, if it did.
+    failure: Mutex<Option<Error>>,
+    /// What went wrong with the last attempt to fill the storage server, while it has not everything.
+    filling: Mutex<Option<Error>>,
+}
+
+impl ClusterNode {
+    /// Opens the process in `dir`, which others reach at `here`. A new directory becomes what `beginning` says; an old one is what it is. Returns
+    /// when the process runs; it may have to be filled before it answers reads itself. To be awaited in a task of `doors.runtime`.
+    ///
+    /// # Errors
+    /// What the disk says, naming the file; `file_not_writable` if another process has the directory open; what the cluster says to a process that wants to join,
+    /// naming the addresses.
+    pub async fn open(
+        doors: Doors,
+        dir: &Path,
+        options: ClusterOptions,
+        here: Peer,
+        beginning: Beginning,
+    ) -> Result<ClusterNode> {
+        let fs = Arc::clone(&doors.env.fs);
+        let lock: SharedLock = take_directory(fs.as_ref(), dir)?;
+        let jobs = JobRuntime::new(doors.env.clone());
+        let (mut tasks, opened) = (Vec::new(), Identity::read(fs.as_ref(), dir)?);
+        let opener = Opener { doors: &doors, jobs: &jobs, dir, options: &options, here: &here, lock: &lock };
+        let (identity, log, lines) = match opened {
+            Some(identity) if identity.process > 0 => opener.restart(identity, &mut tasks).await?,
+            _ => match beginning {
+                Beginning::Join(addresses) => opener.join(opened, &addresses, &mut tasks).await?,
+                Beginning::Found => {
+                    let cluster_id = doors.env.entropy.unique_bytes();
+                    opener.found(cluster_id, State::new(&[Tag::FIRST]), &mut tasks).await?
+                }
+                Beginning::GoOn { cluster_id, state } => opener.found(cluster_id, *state, &mut tasks).await?,
+            },
+        };
+        let limits = options.coordinator.limits;
+        let opened = || {
+            if !identity.is_complete {
+                remove_files(fs.as_ref(), &dir.join("storage"))?;
+            }
+            remove_one_process_database(fs.as_ref(), dir)?;
+            let storage_options = StorageOptions { value_bytes: limits.value_bytes, ..options.storage.clone() };
+            StorageServer::open(jobs.clone(), &dir.join("storage"), storage_options)
+        };
+        let (storage, found) = match opened() {
+            Ok(opened) => opened,
+            Err(error) => {
+                // Its tasks would go on, and keep the directory.
+                log.close().await;
+                return Err(error);
+            }
+        };
+        let shared = Arc::new(Shared {
+            jobs,
+            dir: dir.to_path_buf(),
+            is_complete: AtomicBool::new(identity.is_complete),
+            readable_from: AtomicU64::new(identity.readable_from.get()),
+            identity,
+            here,
+            limits,
+            options,
+            log,
+            storage,
+            progress: Arc::default(),
+            counters: Arc::default(),
+            lines,
+            leading: Leading::default(),
+            route: Route::default(),
+            is_closed: AtomicBool::new(false),
+            stop: Latch::default(),
+            failure: Mutex::default(),
+            filling: Mutex::default(),
+        });
+        let roles: [(&str, ferrisdb_core::runtime::BoxFuture<()>); 4] = [
+            ("apply", Box::pin(fill::run(Arc::clone(&shared)))),
+            ("pop", Box::pin(fill::pop(Arc::clone(&shared), found.is_settled))),
+            ("lead", Box::pin(lead::run(Arc::clone(&shared), Arc::clone(&lock)))),
+            ("register", Box::pin(register(Arc::clone(&shared)))),
+        ];
+        for (name, task) in roles {
+            let stopping = Arc::clone(&shared);
+            let task = Box::pin(async move { stopping.stop.unless_set(task).await.unwrap_or_default() });
+            tasks.push(spawn(&shared.jobs, name, task, Arc::clone(&lock)));
+        }
+        Ok(ClusterNode { shared, tasks: Mutex::new(tasks), lock: Mutex::new(Some(lock)) })
+    }
+
+    /// True if the directory belongs to a process of a cluster, or of one that is to join.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn is_in(fs: &dyn FileSystem, dir: &Path) -> Result<bool> {
+        let path = dir.join(identity::FILE);
+        let failed = |error| from_storage("cannot open the process", &StorageError::io("look for", &path, error));
+        fs.exists(&path).map_err(failed)
+    }
+
+    /// Hands the lead over if it has it, refuses everything new, makes what storage has durable in tables, ends all tasks and gives the directory free.
+    ///
+    /// # Errors
+    /// What the last flush said: nothing is lost, it comes again from the log. `operation_cancelled` if it was closed before.
+    pub async fn close(&self) -> Result<()> {
+        let shared = &self.shared;
+        if shared.is_closed.swap(true, Ordering::SeqCst) {
+            return Err(Error::with(Code::OperationCancelled, "the process was closed already"));
+        }
+        shared.hand_over().await;
+        lead::step_down(shared).await;
+        shared.stop.set();
+        let closed = shared.storage.clone().close().await;
+        shared.log.close().await;
+        let tasks = std::mem::take(&mut *lock(&self.tasks));
+        ended(tasks).await;
+        // If the task that leads was just about to begin an epoch.
+        lead::step_down(shared).await;
+        drop(lock(&self.lock).take());
+        closed
+    }
+
+    /// As what clients see it.
+    pub fn endpoint(&self) -> Arc<dyn Endpoint> {
+        Arc::new(route::Cluster { shared: Arc::clone(&self.shared) })
+    }
+
+    /// The number of this process.
+    pub fn process(&self) -> ProcessId {
+        self.shared.identity.process
+    }
+
+    /// The id of the cluster.
+    pub fn cluster_id(&self) -> [u8; 16] {
+        self.shared.identity.cluster_id
+    }
+
+    /// How the log's group stands, as far as this process knows.
+    pub fn group(&self) -> GroupView {
+        self.shared.log.view()
+    }
+
+    /// True if its storage server has everything.
+    pub fn is_complete(&self) -> bool {
+        self.shared.is_complete.load(Ordering::SeqCst)
+    }
+
+    /// The storage server.
+    pub fn storage(&self) -> &StorageServer {
+        &self.shared.storage
+    }
+
+    /// Why it does not work any more, if that is so.
+    pub fn failure(&self) -> Option<Error> {
+        self.shared.failure()
+    }
+}
+
+impl Drop for ClusterNode {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        shared.is_closed.store(true, Ordering::SeqCst);
+        lead::give_up(shared);
+        shared.stop.set();
+        shared.storage.end();
+        let log = shared.log.clone();
+        let closing = Box::pin(async move { log.close().await });
+        shared.jobs.spawn("close", closing);
+    }
+}
+
+impl fmt::Debug for ClusterNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterNode").field("process", &self.shared.identity.process).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn registry(&self) -> Result<Registry> {
+        self.log.with_state(|state| Registry::read(state.metadata())).map_err(|error| {
+            let detail = format!("the metadata of the cluster cannot be read: {}; use a newer FerrisDB", error.what);
+            Error::with(Code::InternalError, detail)
+        })
+    }
+
+    fn failure(&self) -> Option<Error> {
+        let ended = || lock(&self.failure).clone();
+        let stopped = || {
+            let failure = self.log.view().failure?;
+            let is_closed = self.is_closed.load(Ordering::SeqCst);
+            (!is_closed).then(|| Error::with(Code::IoError, format!("the replica of the log has stopped: {failure}")))
+        };
+        self.storage.failure().or_else(ended).or_else(stopped)
+    }
+
+    fn closed() -> Error {
+        Error::with(Code::OperationCancelled, "the process was closed; open it again")
+    }
+
+    /// What answers for this process alone.
+    fn direct(self: &Arc<Shared>) -> Direct {
+        Direct { shared: Arc::clone(self) }
+    }
+
+    /// A leader that goes asks another voter to lead, and waits a little for that.
+    async fn hand_over(&self) {
+        let until = self.jobs.now() + HAND_OVER;
+        while self.log.is_leader() && self.jobs.now() < until {
+            let view = self.log.view();
+            let Some(&next) = view.voters.iter().find(|&&voter| voter != self.identity.process) else { return };
+            if self.log.transfer_leader(next).await.is_err() {
+                return;
+            }
+            self.jobs.sleep(10 * LOOK).await;
+        }
+    }
+}
+
+/// What opening needs on its way.
+struct Opener<'a> {
+    doors: &'a Doors,
+    jobs: &'a JobRuntime,
+    dir: &'a Path,
+    options: &'a ClusterOptions,
+    here: &'a Peer,
+    lock: &'a SharedLock,
+}
+
+type Opened = (Identity, ReplicatedLog, Arc<Lines>);
+
+impl Opener<'_> {
+    fn fs(&self) -> &dyn FileSystem {
+        self.doors.env.fs.as_ref()
+    }
+
+    async fn open_log(
+        &self,
+        identity: &Identity,
+        lines: &Arc<Lines>,
+        tasks: &mut Vec<Replied<()>>,
+    ) -> Result<ReplicatedLog> {
+        let peers = LogLines { lines: Arc::clone(lines), runtime: Arc::clone(&self.doors.runtime) };
+        // All replicas begin with the same empty state; what the cluster begins with is the log's first entry.
+        let options = ReplicatedLogOptions { tags: Vec::new(), ..self.options.log.clone() };
+        ReplicatedLog::open(
+            self.jobs.clone(),
+            Arc::clone(&self.doors.runtime),
+            &self.dir.join("raft"),
+            options,
+            identity.cluster_id,
+            identity.process,
+            Arc::new(peers),
+            |name, task| tasks.push(spawn(self.jobs, name, task, Arc::clone(self.lock))),
+        )
+        .await
+    }
+
+    fn lines(&self, cluster_id: Option<[u8; 16]>) -> Arc<Lines> {
+        Arc::new(Lines::new(Arc::clone(&self.doors.network), cluster_id))
+    }
+
+    async fn restart(&self, before: Identity, tasks: &mut Vec<Replied<()>>) -> Result<Opened> {
+        let identity = Identity { generation: before.generation + 1, ..before };
+        identity.write(self.fs(), self.dir)?;
+        let lines = self.lines(Some(identity.cluster_id));
+        let log = self.open_log(&identity, &lines, tasks).await?;
+        Ok((identity, log, lines))
+    }
+
+    /// The group of one, with a log that begins with `state`.
+    async fn found(&self, cluster_id: [u8; 16], mut state: State, tasks: &mut Vec<Replied<()>>) -> Result<Opened> {
+        let instance = self.doors.env.entropy.unique_bytes();
+        let tag = Tag::FIRST;
+        let identity = Identity {
+            cluster_id,
+            instance,
+            process: FOUNDER,
+            tag,
+            generation: 1,
+            readable_from: Version::ZERO,
+            is_complete: true,
+        };
+        // Whoever died in the middle of founding begins again: the identity is written last.
+        remove_files(self.fs(), &self.dir.join("raft"))?;
+        let lines = self.lines(Some(cluster_id));
+        let log = self.open_log(&identity, &lines, tasks).await?;
+        let founded = async {
+            log.found(self.here.clone()).await?;
+            let process = Process { instance, peer: self.here.clone(), tag };
+            state.set_metadata(&[process.set(FOUNDER), Storage { process: FOUNDER, is_complete: true }.set(tag)]);
+            while !log.is_leader() {
+                self.jobs.sleep(LOOK).await;
+            }
+            log.read_index().await?;
+            match log.append(vec![Entry::Foundation(Box::new(state))])?.await? {
+                Applied::Counted => {}
+                Applied::Void => return Err(Error::with(Code::InternalError, "a new log has been founded already")),
+            }
+            identity.write(self.fs(), self.dir)
+        };
+        match founded.await {
+            Ok(()) => Ok((identity, log, lines)),
+            Err(error) => {
+                log.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn join(
+        &self,
+        before: Option<Identity>,
+        addresses: &[String],
+        tasks: &mut Vec<Replied<()>>,
+    ) -> Result<Opened> {
+        // Written down first: whoever asks again after a crash is the same.
+        let asking = match before {
+            Some(identity) => identity,
+            None => {
+                let instance = self.doors.env.entropy.unique_bytes();
+                let nobody = Identity {
+                    cluster_id: [0; 16],
+                    instance,
+                    process: 0,
+                    tag: Tag::FIRST,
+                    generation: 0,
+                    readable_from: Version::ZERO,
+                    is_complete: false,
+                };
+                nobody.write(self.fs(), self.dir)?;
+                nobody
+            }
+        };
+        let joined = self.ask_to_join(asking.instance, addresses).await?;
+        let identity = Identity {
+            cluster_id: joined.cluster_id,
+            process: joined.process,
+            tag: joined.tag,
+            generation: 1,
+            ..asking
+        };
+        remove_files(self.fs(), &self.dir.join("raft"))?;
+        identity.write(self.fs(), self.dir)?;
+        let lines = self.lines(Some(identity.cluster_id));
+        let log = self.open_log(&identity, &lines, tasks).await?;
+        Ok((identity, log, lines))
+    }
+
+    /// Asks every address in turn, for as long as questions wait for a coordinator.
+    async fn ask_to_join(&self, instance: [u8; 16], addresses: &[String]) -> Result<Joined> {
+        let lines = self.lines(None);
+        let message = Message::Join { instance, peer: self.here.clone() }.encode();
+        let until = self.jobs.now() + self.options.coordinator_wait;
+        loop {
+            let mut failed = Vec::new();
+            for address in addresses {
+                let asked = async { lines.to(Line::Questions, address).await?.message(message.clone()).await };
+                match asked.await {
+                    Ok(answer) => return Joined::decode(&answer),
+                    Err(error) => failed.push(format!("{address}: {error}")),
+                }
+            }
+            if self.jobs.now() >= until {
+                let detail = format!(
+                    "cannot join the cluster: {} (whoever is to be joined was started with --cluster or --join)",
+                    failed.join("; ")
+                );
+                return Err(Error::with(Code::ConnectionFailed, detail));
+            }
+            self.jobs.sleep(10 * LOOK).await;
+        }
+    }
+}
+
+/// Says where this process is, if the cluster does not know that.
+async fn register(shared: Arc<Shared>) {
+    loop {
+        let known = shared.registry().ok().and_then(|registry| {
+            registry.of_instance(shared.identity.instance).map(|(_, process)| process.peer == shared.here)
+        });
+        match known {
+            Some(true) => return,
+            // The replica may not have come so far.
+            None => {}
+            Some(false) => {
+                let message = Message::Join { instance: shared.identity.instance, peer: shared.here.clone() }.encode();
+                drop(shared.at_coordinator(|endpoint| endpoint.message(message.clone())).await);
+            }
+        }
+        shared.jobs.sleep(5 * LOOK).await;
+    }
+}
+
+/// What a database in one process had beside its tables: the cluster's log goes on where its log ended.
+fn remove_one_process_database(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
+    let path = dir.join("cluster");
+    let failed = |op, error| from_storage("cannot remove", &StorageError::io(op, &path, error));
+    if !fs.exists(&path).map_err(|error| failed("look for", error))? {
+        return Ok(());
+    }
+    remove_files(fs, &dir.join("log"))?;
+    fs.remove_file(&path).map_err(|error| failed("remove", error))?;
+    fs.sync_dir(dir).map_err(|error| failed("sync", error))
+}
+
+/// Removes all files in a directory that is made if it is not there.
+fn remove_files(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
+    let failed = |op, path: &Path, error| from_storage("cannot begin anew", &StorageError::io(op, path, error));
+    fs.create_dir_all(dir).map_err(|error| failed("create", dir, error))?;
+    for path in fs.list(dir).map_err(|error| failed("list", dir, error))? {
+        fs.remove_file(&path).map_err(|error| failed("remove", &path, error))?;
+    }
+    fs.sync_dir(dir).map_err(|error| failed("sync", dir, error))
+}

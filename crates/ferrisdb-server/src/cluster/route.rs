@@ -1,0 +1,387 @@
+//! Who answers what: [`Cluster`] answers like the whole cluster, [`Direct`] for this process alone.
+//!
+//! What the coordinator decides goes to the process that runs it, wherever that is; reads are answered by this process's own storage server, unless it cannot. A process
+//! that was asked by another one does not send the question on: two that take each other for the leader would send it around.
+//!
+//! # Invariants
+//! - A commit is sent on once at most, unless it is known that it did not arrive or was refused without a trace.
+//! - A question that found no coordinator waits for one, up to a bound.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, Result, Runtime, Version};
+use ferrisdb_rpc::api::{
+    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
+    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+};
+use ferrisdb_rpc::{Answer, Endpoint};
+use serde_json::json;
+
+use super::lead::{self, no_coordinator};
+use super::lines::Line;
+use super::{LOOK, Shared};
+use crate::coordinator::Coordinator;
+use crate::log::replicated::ProcessId;
+use crate::signal::lock;
+use crate::storage::StorageServer;
+
+/// The way to the present leader.
+#[derive(Default)]
+pub(super) struct Route {
+    to_leader: Mutex<Option<(ProcessId, Arc<dyn Endpoint>)>>,
+}
+
+impl Shared {
+    /// Whoever runs the coordinator, as far as this process knows.
+    async fn leader(self: &Arc<Shared>) -> Result<Arc<dyn Endpoint>> {
+        let here = self.identity.process;
+        let Some(leader) = self.log.view().leader else { return Err(no_coordinator(here)) };
+        if leader == here {
+            return Ok(Arc::new(self.direct()));
+        }
+        if let Some((process, endpoint)) = &*lock(&self.route.to_leader)
+            && *process == leader
+        {
+            return Ok(Arc::clone(endpoint));
+        }
+        let address = self.registry()?.processes.get(&leader).map(|process| process.peer.address.clone());
+        let address = address.or_else(|| self.log.view().peers.get(&leader).map(|peer| peer.address.clone()));
+        let endpoint = self.lines.to(Line::Questions, &address.ok_or_else(|| no_coordinator(here))?).await?;
+        *lock(&self.route.to_leader) = Some((leader, Arc::clone(&endpoint)));
+        Ok(endpoint)
+    }
+
+    /// Asks whoever runs the coordinator, and asks again while there is none, up to a bound.
+    pub(super) async fn at_coordinator<T: Unpin>(
+        self: &Arc<Shared>,
+        ask: impl Fn(&dyn Endpoint) -> Answer<T>,
+    ) -> Result<T> {
+        let until = self.jobs.now() + self.options.coordinator_wait;
+        loop {
+            let asked = async {
+                let leader = self.leader().await?;
+                ask(leader.as_ref()).await
+            };
+            let error = match asked.await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if self.is_closed.load(Ordering::SeqCst) {
+                return Err(Shared::closed());
+            }
+            // Both say that nothing has happened: there was no connection, or nobody who decides.
+            if !matches!(error.code(), Code::ConnectionFailed | Code::ProcessBehind) {
+                return Err(error);
+            }
+            if self.jobs.now() >= until {
+                let wait = self.options.coordinator_wait;
+                let detail = format!(
+                    "no process has led the cluster for {wait:?}, as far as process {} can see; a majority of the log's voters must be up: {error}",
+                    self.identity.process
+                );
+                return Err(Error::with(Code::ProcessBehind, detail));
+            }
+            self.jobs.sleep(LOOK).await;
+        }
+    }
+}
+
+/// This process alone.
+pub(super) struct Direct {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Direct {
+    /// Has the coordinator answer, if it runs here.
+    fn coordinator<T: Send + Unpin + 'static>(&self, ask: impl FnOnce(&Coordinator) -> Answer<T>) -> Answer<T> {
+        let process = self.shared.identity.process;
+        let Some(coordinator) = self.shared.leading.coordinator() else { return no_coordinator(process).into() };
+        let asked = ask(&coordinator);
+        Answer::later(async move {
+            asked.await.map_err(|error| match error.code() {
+                // Its epoch is over, or its replica does not lead any more. Others may decide.
+                Code::OperationCancelled | Code::ConnectionFailed => no_coordinator(process),
+                _ => error,
+            })
+        })
+    }
+
+    /// Has storage answer, if it has everything that there is at `version`.
+    fn storage<T>(&self, version: Version, ask: impl FnOnce(&StorageServer) -> Answer<T>) -> Answer<T> {
+        if self.shared.reads_at(version) {
+            return ask(&self.shared.storage);
+        }
+        let detail = format!("process {} does not have all data at version {version}", self.shared.identity.process);
+        Error::with(Code::ProcessBehind, detail).into()
+    }
+}
+
+impl Shared {
+    /// True if storage here has everything that there is at `version`.
+    pub(super) fn reads_at(&self, version: Version) -> bool {
+        self.is_complete.load(Ordering::Acquire) && version.get() >= self.readable_from.load(Ordering::Acquire)
+    }
+
+    fn description(&self) -> Description {
+        let addresses = self.registry().map(|registry| registry.addresses()).unwrap_or_default();
+        Description { cluster_id: self.identity.cluster_id, limits: self.limits, connection_string: addresses }
+    }
+
+    fn status_document(&self) -> String {
+        let view = self.log.view();
+        let registry = self.registry().unwrap_or_default();
+        let failure = self.failure().map(|error| error.to_string());
+        let leads = self.leading.coordinator().is_some();
+        let (epoch, last) = self.log.with_state(|state| (state.epoch(), state.last()));
+        let available = failure.is_none() && view.leader.is_some();
+        let state = match (&failure, view.leader) {
+            (Some(_), _) => "broken",
+            (None, None) => "without_leader",
+            (None, Some(_)) => "available",
+        };
+        let id: String = self.identity.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let processes: serde_json::Map<String, serde_json::Value> = registry
+            .processes
+            .iter()
+            .map(|(number, process)| {
+                let storage = registry.storage.get(&process.tag);
+                let mut roles = vec!["storage"];
+                if view.voters.contains(number) {
+                    roles.push("log");
+                }
+                if view.leader == Some(*number) {
+                    roles.push("coordinator");
+                }
+                let document = json!({
+                    "address": process.peer.address,
+                    "zone": process.peer.zone,
+                    "roles": roles,
+                    "is_complete": storage.is_some_and(|storage| storage.is_complete),
+                    "popped_version": self.log.with_state(|state| state.popped(process.tag)).map(Version::get),
+                });
+                (number.to_string(), document)
+            })
+            .collect();
+        let filling = lock(&self.filling).as_ref().map(|error| {
+            let what = format!(
+                "This process is not filled with data yet, and tries again; the last attempt ended so: {error}"
+            );
+            json!({"name": "filling", "description": what})
+        });
+        let messages: Vec<_> = failure
+            .iter()
+            .map(|failure| json!({"name": "broken", "description": failure}))
+            .chain(filling)
+            .chain(view.leader.is_none().then(|| {
+                json!({
+                    "name": "without_leader",
+                    "description": "No process leads the cluster, as far as this one can see. A majority of the log's voters must be up and reach each other.",
+                })
+            }))
+            .collect();
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        json!({
+            "client": { "database_status": { "available": available, "healthy": available } },
+            "cluster": {
+                "generation": epoch,
+                "cluster_id": id,
+                "state": state,
+                "failure": failure,
+                "messages": messages,
+                "leader": view.leader,
+                "processes": processes,
+                "versions": {
+                    "last": last.get(),
+                    "applied": self.storage.applied_version().get(),
+                    "flushed": self.storage.flushed_version().get(),
+                },
+                "workload": {
+                    "begins": count(&counters.begins),
+                    "gets": count(&counters.gets),
+                    "get_keys": count(&counters.get_keys),
+                    "get_ranges": count(&counters.get_ranges),
+                    "watches": count(&counters.watches),
+                    "commits": count(&counters.commits),
+                    "resolves": count(&counters.resolves),
+                    "leases": count(&counters.leases),
+                    "committed": count(&counters.committed),
+                    "conflicts": count(&counters.conflicts),
+                    "too_old": count(&counters.too_old),
+                    "refused": count(&counters.refused),
+                },
+                "process": {
+                    "number": self.identity.process,
+                    "generation": self.identity.generation,
+                    "directory": self.dir.display().to_string(),
+                    "is_complete": self.is_complete.load(Ordering::Relaxed),
+                    "leads": leads,
+                    "log": { "term": view.term, "applied": view.applied, "snapshot": view.snapshot, "purged": view.purged,
+                             "voters": view.voters, "learners": view.learners },
+                },
+            },
+        })
+        .to_string()
+    }
+}
+
+impl Endpoint for Direct {
+    fn description(&self) -> Description {
+        self.shared.description()
+    }
+
+    fn begin(&self, request: BeginRequest) -> Answer<Begun> {
+        self.coordinator(|coordinator| coordinator.begin(request))
+    }
+
+    fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
+        self.shared.counters.gets.fetch_add(1, Ordering::Relaxed);
+        self.storage(request.version, |storage| storage.get(request))
+    }
+
+    fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
+        self.shared.counters.get_keys.fetch_add(1, Ordering::Relaxed);
+        self.storage(request.version, |storage| storage.get_key(request))
+    }
+
+    fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
+        self.shared.counters.get_ranges.fetch_add(1, Ordering::Relaxed);
+        self.storage(request.version, |storage| storage.get_range(request))
+    }
+
+    fn commit(&self, request: CommitRequest) -> Answer<Committed> {
+        self.shared.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.coordinator(|coordinator| coordinator.commit(request))
+    }
+
+    fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
+        self.shared.counters.resolves.fetch_add(1, Ordering::Relaxed);
+        self.coordinator(|coordinator| coordinator.resolve(request))
+    }
+
+    fn watch(&self, request: WatchRequest) -> Answer<Version> {
+        self.shared.counters.watches.fetch_add(1, Ordering::Relaxed);
+        self.storage(request.version, |storage| storage.watch(request))
+    }
+
+    fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
+        self.shared.counters.leases.fetch_add(1, Ordering::Relaxed);
+        self.coordinator(|coordinator| coordinator.lease(request))
+    }
+
+    fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
+        self.storage(Version::MAX, |storage| storage.estimated_size(range))
+    }
+
+    fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
+        self.storage(Version::MAX, |storage| storage.split_points(request))
+    }
+
+    fn addresses_for_key(&self, _key: Bytes) -> Answer<Vec<String>> {
+        let registry = self.shared.registry();
+        Answer::now(registry.map(|registry| {
+            let has_all = |tag| registry.storage.get(tag).is_some_and(|storage| storage.is_complete);
+            let processes = registry.processes.values().filter(|process| has_all(&process.tag));
+            processes.map(|process| process.peer.address.clone()).collect()
+        }))
+    }
+
+    fn status(&self) -> Answer<String> {
+        Answer::now(Ok(self.shared.status_document()))
+    }
+
+    fn message(&self, message: Bytes) -> Answer<Bytes> {
+        Answer::later(lead::answer(Arc::clone(&self.shared), message))
+    }
+}
+
+/// The cluster, as seen from this process.
+pub(super) struct Cluster {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Cluster {
+    fn at_coordinator<T: Unpin + Send + 'static>(
+        &self,
+        ask: impl Fn(&dyn Endpoint) -> Answer<T> + Send + Sync + 'static,
+    ) -> Answer<T> {
+        let shared = Arc::clone(&self.shared);
+        Answer::later(async move { shared.at_coordinator(ask).await })
+    }
+
+    /// Storage here answers, or the leader's does.
+    fn read<T: Unpin + Send + 'static>(
+        &self,
+        version: Version,
+        ask: impl Fn(&dyn Endpoint) -> Answer<T> + Send + Sync + 'static,
+    ) -> Answer<T> {
+        if self.shared.reads_at(version) {
+            return ask(&self.shared.direct());
+        }
+        self.at_coordinator(ask)
+    }
+}
+
+impl Endpoint for Cluster {
+    fn description(&self) -> Description {
+        self.shared.description()
+    }
+
+    fn begin(&self, request: BeginRequest) -> Answer<Begun> {
+        self.at_coordinator(move |endpoint| endpoint.begin(request))
+    }
+
+    fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
+        self.read(request.version, move |endpoint| endpoint.get(request.clone()))
+    }
+
+    fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
+        self.read(request.version, move |endpoint| endpoint.get_key(request.clone()))
+    }
+
+    fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
+        self.read(request.version, move |endpoint| endpoint.get_range(request.clone()))
+    }
+
+    fn commit(&self, request: CommitRequest) -> Answer<Committed> {
+        // A read version of an earlier epoch is refused by the next one anyway: it is for the client to begin again.
+        self.at_coordinator(move |endpoint| endpoint.commit(request.clone()))
+    }
+
+    fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
+        self.at_coordinator(move |endpoint| endpoint.resolve(request))
+    }
+
+    fn watch(&self, request: WatchRequest) -> Answer<Version> {
+        self.read(request.version, move |endpoint| endpoint.watch(request.clone()))
+    }
+
+    fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
+        self.at_coordinator(move |endpoint| endpoint.lease(request))
+    }
+
+    fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
+        self.read(Version::MAX, move |endpoint| endpoint.estimated_size(range.clone()))
+    }
+
+    fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
+        self.read(Version::MAX, move |endpoint| endpoint.split_points(request.clone()))
+    }
+
+    fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
+        self.shared.direct().addresses_for_key(key)
+    }
+
+    fn status(&self) -> Answer<String> {
+        self.shared.direct().status()
+    }
+
+    fn message(&self, message: Bytes) -> Answer<Bytes> {
+        self.shared.direct().message(message)
+    }
+
+    fn for_peers(&self) -> Option<Arc<dyn Endpoint>> {
+        Some(Arc::new(self.shared.direct()))
+    }
+}

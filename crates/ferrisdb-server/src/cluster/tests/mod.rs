@@ -1,0 +1,114 @@
+//! Whole processes of a cluster in a simulated world: they join, die, come back, and are cut off, while clients transfer between accounts.
+//!
+//! `FERRISDB_SIM_SEED=7 cargo test -p ferrisdb-server cluster::tests` replays one seed; `FERRISDB_SIM_SEEDS=100` tries so many.
+
+mod world;
+
+use std::time::Duration;
+
+use ferrisdb_storage::fs::sim::CrashMode;
+
+fn seeds() -> (u64, u64) {
+    let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
+    (number("FERRISDB_SIM_SEED", 1), number("FERRISDB_SIM_SEEDS", 3))
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A founder and two that join become a cluster of three voters and three storage servers.
+#[test]
+fn three_processes_become_a_cluster() {
+    let world = world::World::new(1);
+    world.grow_to(3);
+    world.check_quiet();
+    assert!(world.committed() > 0);
+}
+
+/// Any one of three may go: no acknowledged commit is lost, and commits go on.
+#[test]
+fn any_one_of_three_may_be_lost() {
+    for lost in 1..=3 {
+        let world = world::World::new(10 + lost);
+        world.grow_to(3);
+        let before = world.committed();
+        world.kill(lost, CrashMode::UnsyncedLost);
+        world.run(8 * SECOND);
+        assert!(world.committed() > before, "commits go on without process {lost}");
+        world.start(lost);
+        world.run(5 * SECOND);
+        world.check_quiet();
+    }
+}
+
+/// All of them lose power at once.
+#[test]
+fn a_power_cut_of_all_loses_nothing() {
+    let world = world::World::new(20);
+    world.grow_to(3);
+    for seed in 0..3 {
+        for process in 1..=3 {
+            world.kill(process, CrashMode::RandomSubset { seed });
+        }
+        world.run(SECOND);
+        (1..=3).for_each(|process| world.start(process));
+        let before = world.committed();
+        world.run(8 * SECOND);
+        assert!(world.committed() > before, "after power cut {seed}");
+    }
+    world.check_quiet();
+}
+
+/// A leader that closes hands over: nobody waits for an election.
+#[test]
+fn a_leader_that_closes_hands_over() {
+    let world = world::World::new(30);
+    world.grow_to(3);
+    let leader = world.leader();
+    world.close(leader);
+    let before = world.committed();
+    world.run(Duration::from_millis(900));
+    assert!(world.committed() > before, "another leads before an election could be over");
+    assert_ne!(world.leader(), leader);
+    world.start(leader);
+    world.run(3 * SECOND);
+    world.check_quiet();
+}
+
+/// A storage server whose disk went back to an earlier state says so, and answers no reads from it.
+#[test]
+fn a_disk_that_went_back_is_recognised() {
+    let world = world::World::new(40);
+    world.grow_to(3);
+    let follower = (1..=3).find(|&process| process != world.leader()).expect("there are three");
+    let earlier = world.disk(follower);
+    world.run(20 * SECOND);
+    world.kill(follower, CrashMode::NothingLost);
+    world.put_disk(follower, earlier);
+    world.start(follower);
+    world.run(5 * SECOND);
+    let failure = world.failure(follower).expect("it says so");
+    assert!(failure.contains("went back") || failure.contains("log"), "{failure}");
+}
+
+/// Seconds full of faults, for some seeds; then quiet, and everything is checked.
+#[test]
+fn a_cluster_keeps_its_promises_under_faults() {
+    let (first, count) = seeds();
+    for seed in first..first + count {
+        let outcome = world::live(seed, 20 * SECOND);
+        assert!(
+            outcome.failures.is_empty(),
+            "seed {seed}: {:#?}\nreplay: FERRISDB_SIM_SEED={seed} FERRISDB_SIM_SEEDS=1 cargo test -p ferrisdb-server cluster::tests::a_cluster",
+            outcome.failures
+        );
+        println!("seed {seed}: {} commits, {} epochs, trace {:016x}", outcome.committed, outcome.epochs, outcome.trace);
+    }
+}
+
+/// The same seed gives the same life, to the last message.
+#[test]
+fn a_seed_decides_everything() {
+    let once = world::live(77, 5 * SECOND);
+    assert_eq!(once, world::live(77, 5 * SECOND));
+    assert_ne!(once.trace, world::live(78, 5 * SECOND).trace);
+}

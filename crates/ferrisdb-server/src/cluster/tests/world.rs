@@ -1,0 +1,771 @@
+//! The world: processes over simulated disks and a simulated network, and clients that transfer between accounts.
+//!
+//! Checked as it happens: the accounts that any process shows at any version have one total, and a read version is at or above every version that was
+//! acknowledged before it was asked for. Checked at the end: every transfer that was acknowledged happened once, and all storage servers are equal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use ferrisdb_client::{Database, DatabaseOptions};
+use ferrisdb_core::key::SYSTEM_END;
+use ferrisdb_core::runtime::BoxFuture;
+use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, ManualClock, Random, Result, Runtime, SplitMix64, Version};
+use ferrisdb_rpc::api::{
+    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
+    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+};
+use ferrisdb_rpc::{Answer, Endpoint};
+use ferrisdb_storage::Env;
+use ferrisdb_storage::env::SeededEntropy;
+use ferrisdb_storage::env::steps::StepSpawner;
+use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
+use futures_util::future::{Either, select};
+
+use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, Network};
+use crate::lives::{Life, LifeSpawner};
+use crate::log::replicated::{LogStoreOptions, Peer, ProcessId, ReplicatedLogOptions};
+use crate::runtime::JobRuntime;
+use crate::signal::lock;
+use crate::storage::StorageOptions;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const ACCOUNTS: u64 = 8;
+const BALANCE: i64 = 100;
+const CLIENTS: u64 = 3;
+/// A question without an answer for so long is given up.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+struct Host {
+    disk: SimFileSystem,
+    life: Option<Arc<Life>>,
+    runtime: Option<JobRuntime>,
+    node: Option<Arc<ClusterNode>>,
+}
+
+#[derive(Default)]
+struct Truth {
+    committed: u64,
+    /// How often each client's transfers were acknowledged.
+    transfers: BTreeMap<u64, u64>,
+    /// Transfers of which nobody can tell.
+    unknown: u64,
+    acknowledged: Version,
+    epochs: BTreeSet<u64>,
+    failures: Vec<String>,
+    trace: u64,
+}
+
+impl Truth {
+    fn note(&mut self, what: &str) {
+        for byte in what.bytes() {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+struct State {
+    random: SplitMix64,
+    hosts: BTreeMap<ProcessId, Host>,
+    cut: BTreeSet<(ProcessId, ProcessId)>,
+    loss: u64,
+    lives: u64,
+    is_quiet: bool,
+}
+
+pub(super) struct World {
+    clock: Arc<ManualClock>,
+    steps: Arc<StepSpawner>,
+    seed: u64,
+    state: Mutex<State>,
+    truth: Mutex<Truth>,
+    me: Weak<World>,
+    /// Where the clients live.
+    outside: JobRuntime,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) failures: Vec<String>,
+    pub(super) committed: u64,
+    pub(super) epochs: usize,
+    pub(super) trace: u64,
+}
+
+/// The clients are at 0.
+const OUTSIDE: ProcessId = 0;
+
+fn address(process: ProcessId) -> String {
+    format!("host{process}:1")
+}
+
+fn process_at(address: &str) -> Option<ProcessId> {
+    address.strip_prefix("host")?.strip_suffix(":1")?.parse().ok()
+}
+
+/// One process's way to the others.
+struct SimNetwork {
+    world: Weak<World>,
+    from: ProcessId,
+    runtime: JobRuntime,
+}
+
+impl fmt::Debug for SimNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the network of process {}", self.from)
+    }
+}
+
+impl Network for SimNetwork {
+    fn connect(&self, address: &str, _: Option<[u8; 16]>) -> BoxFuture<Result<Arc<dyn Endpoint>>> {
+        let to = process_at(address).expect("an address of this world");
+        let line = Line { world: self.world.clone(), from: self.from, to, runtime: self.runtime.clone() };
+        Box::pin(async move { Ok(Arc::new(line) as Arc<dyn Endpoint>) })
+    }
+}
+
+/// The way to one process.
+struct Line {
+    world: Weak<World>,
+    from: ProcessId,
+    to: ProcessId,
+    runtime: JobRuntime,
+}
+
+impl Line {
+    /// Has the other side answer, if it is reached, in a task of its own. `lost` is what the asker hears if the question may have arrived.
+    fn ask<T: Send + Unpin + 'static>(
+        &self,
+        lost: Code,
+        ask: impl FnOnce(&dyn Endpoint) -> Answer<T> + Send + 'static,
+    ) -> Answer<T> {
+        let (world, from, to, runtime) = (self.world.clone(), self.from, self.to, self.runtime.clone());
+        Answer::later(async move {
+            let failed = |code| Error::with(code, "lost on the way");
+            let world = world.upgrade().ok_or_else(|| failed(Code::ConnectionFailed))?;
+            let asking = std::pin::pin!(async {
+                let there = world.passes(from, to)?;
+                runtime.sleep(there).await;
+                let (endpoint, on) = world.endpoint(from, to)?;
+                let (sender, receiver) = futures_channel::oneshot::channel();
+                on.spawn("rpc", Box::pin(async move { drop(sender.send(ask(endpoint.as_ref()).await)) }));
+                let answer = receiver.await.ok()?;
+                runtime.sleep(world.passes(to, from)?).await;
+                Some(answer)
+            });
+            match select(asking, runtime.sleep(DEADLINE)).await {
+                Either::Left((Some(answer), _)) => answer,
+                // Nobody is told at once that a message was lost.
+                Either::Left((None, timer)) => {
+                    let wait = world.random(100);
+                    drop(timer);
+                    runtime.sleep(wait as u32 * MILLISECOND).await;
+                    Err(failed(lost))
+                }
+                Either::Right(_) => Err(failed(lost)),
+            }
+        })
+    }
+}
+
+macro_rules! over_the_line {
+    ($($method:ident($request:ty) -> $answer:ty, $lost:ident;)*) => {
+        $(fn $method(&self, request: $request) -> Answer<$answer> {
+            self.ask(Code::$lost, move |endpoint| endpoint.$method(request))
+        })*
+    };
+}
+
+impl Endpoint for Line {
+    fn description(&self) -> Description {
+        let limits = ferrisdb_core::Limits::DEFAULT;
+        Description { cluster_id: [0; 16], limits, connection_string: address(self.to) }
+    }
+
+    over_the_line! {
+        begin(BeginRequest) -> Begun, ConnectionFailed;
+        get(GetRequest) -> Option<Bytes>, ConnectionFailed;
+        get_key(GetKeyRequest) -> Bytes, ConnectionFailed;
+        get_range(GetRangeRequest) -> Rows, ConnectionFailed;
+        commit(CommitRequest) -> Committed, CommitUnknownResult;
+        resolve(ResolveRequest) -> Option<Committed>, ConnectionFailed;
+        watch(WatchRequest) -> Version, ConnectionFailed;
+        lease(LeaseRequest) -> Lease, ConnectionFailed;
+        estimated_size(KeyRange) -> u64, ConnectionFailed;
+        split_points(SplitPointsRequest) -> Vec<Bytes>, ConnectionFailed;
+        addresses_for_key(Bytes) -> Vec<String>, ConnectionFailed;
+        message(Bytes) -> Bytes, ConnectionFailed;
+    }
+
+    fn status(&self) -> Answer<String> {
+        self.ask(Code::ConnectionFailed, |endpoint| endpoint.status())
+    }
+}
+
+/// A client's way into the cluster: to any process, another one each time.
+struct Anywhere {
+    world: Weak<World>,
+    runtime: JobRuntime,
+}
+
+impl Anywhere {
+    fn line(&self) -> Line {
+        let world = self.world.upgrade().expect("clients end before their world");
+        let count = lock(&world.state).hosts.len() as u64;
+        let to = 1 + world.random(count);
+        Line { world: self.world.clone(), from: OUTSIDE, to, runtime: self.runtime.clone() }
+    }
+}
+
+macro_rules! anywhere {
+    ($($method:ident($request:ty) -> $answer:ty;)*) => {
+        $(fn $method(&self, request: $request) -> Answer<$answer> {
+            self.line().$method(request)
+        })*
+    };
+}
+
+impl Endpoint for Anywhere {
+    fn description(&self) -> Description {
+        self.line().description()
+    }
+
+    anywhere! {
+        begin(BeginRequest) -> Begun;
+        get(GetRequest) -> Option<Bytes>;
+        get_key(GetKeyRequest) -> Bytes;
+        get_range(GetRangeRequest) -> Rows;
+        commit(CommitRequest) -> Committed;
+        resolve(ResolveRequest) -> Option<Committed>;
+        watch(WatchRequest) -> Version;
+        lease(LeaseRequest) -> Lease;
+        estimated_size(KeyRange) -> u64;
+        split_points(SplitPointsRequest) -> Vec<Bytes>;
+        addresses_for_key(Bytes) -> Vec<String>;
+        message(Bytes) -> Bytes;
+    }
+
+    fn status(&self) -> Answer<String> {
+        self.line().status()
+    }
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Arc<World> {
+        let clock = Arc::new(ManualClock::new());
+        let steps = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
+        let spawner = LifeSpawner { life: Life::new(OUTSIDE, seed), steps: Arc::clone(&steps) };
+        let outside = JobRuntime::new(Env {
+            fs: Arc::new(SimFileSystem::new()),
+            clock: Arc::<ManualClock>::clone(&clock),
+            spawner: Arc::new(spawner),
+            entropy: Arc::new(SeededEntropy::new(seed ^ 0xc11e)),
+        });
+        let state = State {
+            random: SplitMix64::new(seed ^ 0x5eed),
+            hosts: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            loss: 0,
+            lives: 0,
+            is_quiet: false,
+        };
+        Arc::new_cyclic(|me| World {
+            clock,
+            steps,
+            seed,
+            state: Mutex::new(state),
+            truth: Mutex::default(),
+            me: me.clone(),
+            outside,
+        })
+    }
+
+    fn random(&self, below: u64) -> u64 {
+        lock(&self.state).random.below(below)
+    }
+
+    fn fail(&self, what: String) {
+        lock(&self.truth).failures.push(what);
+    }
+
+    /// How long a message from one to the other takes; `None` if it is lost.
+    fn passes(&self, from: ProcessId, to: ProcessId) -> Option<Duration> {
+        let mut state = lock(&self.state);
+        if state.cut.contains(&(from, to)) {
+            return None;
+        }
+        let loss = state.loss;
+        if state.random.below(1000) < loss {
+            return None;
+        }
+        let most = if state.random.one_in(100) { 100_000 } else { 2_000 };
+        Some(Duration::from_micros(100 + state.random.below(most)))
+    }
+
+    fn endpoint(&self, from: ProcessId, to: ProcessId) -> Option<(Arc<dyn Endpoint>, JobRuntime)> {
+        let (node, runtime) = {
+            let state = lock(&self.state);
+            let host = state.hosts.get(&to)?;
+            (host.node.clone()?, host.runtime.clone()?)
+        };
+        let endpoint = node.endpoint();
+        let endpoint = if from == OUTSIDE { endpoint } else { endpoint.for_peers().expect("a process has one") };
+        Some((endpoint, runtime))
+    }
+
+    fn options(&self) -> ClusterOptions {
+        ClusterOptions {
+            log: ReplicatedLogOptions {
+                store: LogStoreOptions { segment_bytes: 64 << 10, hot_bytes: 16 << 10 },
+                hot_bytes: 8 << 10,
+                purge_interval: Duration::from_millis(300),
+                ..ReplicatedLogOptions::default()
+            },
+            storage: StorageOptions {
+                engine: ferrisdb_storage::Options::tiny(),
+                read_jobs: 2,
+                ..StorageOptions::default()
+            },
+            ..ClusterOptions::default()
+        }
+    }
+
+    /// Starts a process, on the disk that it has. The first one founds the cluster, the others join.
+    pub(super) fn start(&self, process: ProcessId) {
+        let runtime = {
+            let mut state = lock(&self.state);
+            state.lives += 1;
+            let seed = self.seed.wrapping_mul(0x9e37_79b9).wrapping_add(state.lives);
+            let life = Life::new(process, seed);
+            let spawner = LifeSpawner { life: Arc::clone(&life), steps: Arc::clone(&self.steps) };
+            let host = state.hosts.entry(process).or_insert_with(|| Host {
+                disk: SimFileSystem::new(),
+                life: None,
+                runtime: None,
+                node: None,
+            });
+            let runtime = JobRuntime::new(Env {
+                fs: Arc::new(host.disk.clone()),
+                clock: Arc::<ManualClock>::clone(&self.clock),
+                spawner: Arc::new(spawner),
+                entropy: Arc::new(SeededEntropy::new(seed)),
+            });
+            host.life = Some(life);
+            host.runtime = Some(runtime.clone());
+            host.node = None;
+            runtime
+        };
+        let network = SimNetwork { world: self.me.clone(), from: process, runtime: runtime.clone() };
+        let doors =
+            Doors { env: runtime.env().clone(), runtime: Arc::new(runtime.clone()), network: Arc::new(network) };
+        let (me, options, life) = (self.me.clone(), self.options(), lock(&self.state).lives);
+        let boot = async move {
+            let here = Peer { address: address(process), zone: String::new() };
+            loop {
+                let others = (1..=3).filter(|&other| other != process).map(address).collect();
+                let beginning = if process == 1 { Beginning::Found } else { Beginning::Join(others) };
+                let opened =
+                    ClusterNode::open(doors.clone(), Path::new("/p"), options.clone(), here.clone(), beginning).await;
+                let Some(world) = me.upgrade() else { return };
+                match opened {
+                    Ok(node) => {
+                        let mut state = lock(&world.state);
+                        if state.lives == life || state.hosts[&process].node.is_none() {
+                            state.hosts.get_mut(&process).expect("it was started").node = Some(Arc::new(node));
+                        }
+                        drop(state);
+                        lock(&world.truth).note(&format!("{process} is open"));
+                        return;
+                    }
+                    // Whoever cannot reach the cluster asks again, as a person would.
+                    Err(error) if error.code() == Code::ConnectionFailed => {}
+                    Err(error) => return world.fail(format!("process {process} does not open: {error}")),
+                }
+            }
+        };
+        runtime.spawn("boot", Box::pin(boot));
+    }
+
+    /// Starts processes one after the other, with clients from the first on, until all have everything.
+    pub(super) fn grow_to(&self, processes: u64) {
+        self.start(1);
+        self.run(2 * Duration::from_secs(1));
+        self.start_clients();
+        self.run(Duration::from_secs(1));
+        for process in 2..=processes {
+            self.start(process);
+            self.run(Duration::from_secs(1));
+        }
+        for _ in 0..60 {
+            let is_whole = {
+                let state = lock(&self.state);
+                state.hosts.values().all(|host| {
+                    host.node.as_ref().is_some_and(|node| {
+                        node.is_complete() && node.group().voters.len() == processes.min(3) as usize
+                    })
+                })
+            };
+            if is_whole {
+                return;
+            }
+            self.run(Duration::from_millis(500));
+        }
+        let state = lock(&self.state);
+        let states: Vec<_> = state
+            .hosts
+            .iter()
+            .map(|(process, host)| {
+                let node = host.node.as_ref();
+                (
+                    process,
+                    node.map(|node| {
+                        (node.is_complete(), node.failure(), lock(&node.shared.filling).clone(), node.group())
+                    }),
+                )
+            })
+            .collect();
+        panic!("the cluster has not grown: {states:#?}");
+    }
+
+    pub(super) fn run(&self, duration: Duration) {
+        self.steps.run_for(duration);
+    }
+
+    pub(super) fn committed(&self) -> u64 {
+        lock(&self.truth).committed
+    }
+
+    fn node(&self, process: ProcessId) -> Option<Arc<ClusterNode>> {
+        lock(&self.state).hosts.get(&process).and_then(|host| host.node.clone())
+    }
+
+    pub(super) fn leader(&self) -> ProcessId {
+        let nodes: Vec<_> = lock(&self.state).hosts.values().filter_map(|host| host.node.clone()).collect();
+        nodes.iter().find_map(|node| node.group().leader).expect("somebody leads")
+    }
+
+    pub(super) fn failure(&self, process: ProcessId) -> Option<String> {
+        self.node(process)?.failure().map(|error| error.to_string())
+    }
+
+    /// What a process's disk holds now, synced or not.
+    pub(super) fn disk(&self, process: ProcessId) -> SimFileSystem {
+        lock(&self.state).hosts[&process].disk.fork_crashed(CrashMode::NothingLost)
+    }
+
+    pub(super) fn put_disk(&self, process: ProcessId, disk: SimFileSystem) {
+        lock(&self.state).hosts.get_mut(&process).expect("it was started").disk = disk;
+    }
+
+    pub(super) fn kill(&self, process: ProcessId, mode: CrashMode) {
+        let mut state = lock(&self.state);
+        let host = state.hosts.get_mut(&process).expect("it was started");
+        let Some(life) = host.life.take() else { return };
+        life.end();
+        let disk = host.disk.fork_crashed(mode);
+        host.disk.halt();
+        host.disk = disk;
+        let gone = (host.node.take(), host.runtime.take());
+        drop(state);
+        drop(gone);
+        lock(&self.truth).note(&format!("{process} is dead"));
+    }
+
+    /// Closes a process, and waits until it has.
+    pub(super) fn close(&self, process: ProcessId) {
+        let node = self.node(process).expect("it lives");
+        let runtime = lock(&self.state).hosts[&process].runtime.clone().expect("it lives");
+        let is_closed = Arc::new(AtomicBool::new(false));
+        let closed = Arc::clone(&is_closed);
+        runtime.spawn(
+            "close",
+            Box::pin(async move {
+                node.close().await.expect("it closes");
+                closed.store(true, Ordering::SeqCst);
+            }),
+        );
+        for _ in 0..100 {
+            self.run(20 * MILLISECOND);
+            if is_closed.load(Ordering::SeqCst) {
+                let mut state = lock(&self.state);
+                let host = state.hosts.get_mut(&process).expect("it was started");
+                let gone = (host.node.take(), host.runtime.take(), host.life.take());
+                drop(state);
+                drop(gone);
+                return;
+            }
+        }
+        panic!("process {process} does not close");
+    }
+
+    fn start_clients(&self) {
+        for client in 0..CLIENTS {
+            let world = self.me.upgrade().expect("it is alive");
+            let endpoint = Anywhere { world: self.me.clone(), runtime: self.outside.clone() };
+            let runtime: Arc<dyn Runtime> = Arc::new(self.outside.clone());
+            let database = Database::new(Arc::new(endpoint), runtime, DatabaseOptions::default());
+            let task = async move {
+                if client == 0 {
+                    world.check_totals(database).await;
+                } else {
+                    world.transfer(client, database).await;
+                }
+            };
+            self.outside.spawn("client", Box::pin(task));
+        }
+    }
+
+    /// Moves money, all the time.
+    async fn transfer(self: Arc<World>, client: u64, database: Database) {
+        while !lock(&self.state).is_quiet {
+            let (from, to) = (self.random(ACCOUNTS), self.random(ACCOUNTS));
+            let amount = 1 + self.random(10) as i64;
+            let acknowledged = lock(&self.truth).acknowledged;
+            let transaction = database.create_transaction();
+            loop {
+                match self.transfer_once(&transaction, client, from, to, amount).await {
+                    Ok((read_version, committed)) => {
+                        let mut truth = lock(&self.truth);
+                        if read_version < acknowledged {
+                            truth.failures.push(format!("a read version {read_version} after {acknowledged}"));
+                        }
+                        truth.committed += 1;
+                        *truth.transfers.entry(client).or_default() += 1;
+                        truth.acknowledged = truth.acknowledged.max(committed);
+                        truth.note(&format!("{client} at {committed}"));
+                        break;
+                    }
+                    Err(error) => {
+                        if lock(&self.state).is_quiet && error.code() == Code::ProcessBehind {
+                            break;
+                        }
+                        if error.code() == Code::CommitUnknownResult || error.code() == Code::CommitUnknownResultFatal {
+                            lock(&self.truth).unknown += 1;
+                            break;
+                        }
+                        let code = error.code();
+                        if let Err(error) = transaction.on_error(error).await {
+                            // It has not happened; what cannot be tried again as it is begins anew.
+                            if !matches!(code, Code::ConnectionFailed) {
+                                self.fail(format!("client {client}: {error}"));
+                            }
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn transfer_once(
+        &self,
+        transaction: &ferrisdb_client::Transaction,
+        client: u64,
+        from: u64,
+        to: u64,
+        amount: i64,
+    ) -> Result<(Version, Version)> {
+        let read_version = transaction.get_read_version().await?;
+        for (account, change) in [(from, -amount), (to, amount)] {
+            let key = format!("account/{account}");
+            let balance = transaction.get(&key).await?.map_or(BALANCE, |value| number(&value));
+            transaction.set(&key, (balance + change).to_le_bytes());
+        }
+        let counter = format!("transfers/{client}");
+        let count = transaction.get(&counter).await?.map_or(0, |value| number(&value));
+        transaction.set(&counter, (count + 1).to_le_bytes());
+        transaction.commit().await?;
+        Ok((read_version, transaction.get_committed_version().expect("it wrote")))
+    }
+
+    /// Reads all accounts at once, all the time.
+    async fn check_totals(self: Arc<World>, database: Database) {
+        while !lock(&self.state).is_quiet {
+            self.outside.sleep(Duration::from_millis(5 + self.random(50))).await;
+            let acknowledged = lock(&self.truth).acknowledged;
+            let transaction = database.create_transaction();
+            let read = async {
+                let version = transaction.get_read_version().await?;
+                let rows = transaction.get_range(KeyRange::new(&b"account/"[..], &b"account0"[..])).await?.rows;
+                Ok::<_, Error>((version, rows))
+            };
+            let Ok((version, rows)) = read.await else { continue };
+            let total: i64 = rows.iter().map(|row| number(&row.value)).sum();
+            if total != rows.len() as i64 * BALANCE {
+                // Accounts that nobody has touched are not there, and have what they began with: but money has moved between those that are.
+                let missing = ACCOUNTS as i64 - rows.len() as i64;
+                if total + missing * BALANCE != ACCOUNTS as i64 * BALANCE {
+                    self.fail(format!("at {version} the accounts have {total}: {rows:?}"));
+                }
+            }
+            if version < acknowledged {
+                self.fail(format!("a stale read version: {version} after {acknowledged}"));
+            }
+        }
+    }
+
+    fn disturb(&self) {
+        let process = 1 + self.random(3);
+        let other = 1 + (process + self.random(2)) % 3;
+        let seed = self.random(u64::MAX);
+        match self.random(7) {
+            0 | 1 => {
+                let mode = match seed % 3 {
+                    0 => CrashMode::NothingLost,
+                    1 => CrashMode::UnsyncedLost,
+                    _ => CrashMode::RandomSubset { seed },
+                };
+                self.kill(process, mode);
+            }
+            2 => {
+                if let Some(life) = &lock(&self.state).hosts[&process].life {
+                    life.pause(true);
+                }
+            }
+            3 => drop(lock(&self.state).cut.insert((process, other))),
+            4 | 5 => {
+                let mut state = lock(&self.state);
+                for other in (OUTSIDE + 1..=3).filter(|&other| other != process) {
+                    state.cut.insert((process, other));
+                    state.cut.insert((other, process));
+                }
+            }
+            _ => lock(&self.state).loss = 150,
+        }
+    }
+
+    fn heal(&self) {
+        let dead: Vec<ProcessId> = {
+            let mut state = lock(&self.state);
+            state.cut.clear();
+            state.loss = 0;
+            state.hosts.values().filter_map(|host| host.life.as_ref()).for_each(|life| life.pause(false));
+            state.hosts.iter().filter(|(_, host)| host.life.is_none()).map(|(&process, _)| process).collect()
+        };
+        dead.into_iter().for_each(|process| self.start(process));
+    }
+
+    fn note_epochs(&self) {
+        let nodes: Vec<_> = lock(&self.state).hosts.values().filter_map(|host| host.node.clone()).collect();
+        let epochs = nodes.iter().map(|node| node.shared.log.with_state(|state| state.epoch()));
+        lock(&self.truth).epochs.extend(epochs);
+    }
+
+    /// Nobody commits any more; then everything is compared.
+    pub(super) fn check_quiet(&self) {
+        lock(&self.state).is_quiet = true;
+        self.run(Duration::from_secs(10));
+        let nodes: Vec<(ProcessId, Arc<ClusterNode>)> = {
+            let state = lock(&self.state);
+            state.hosts.iter().filter_map(|(&process, host)| Some((process, host.node.clone()?))).collect()
+        };
+        if nodes.len() != lock(&self.state).hosts.len() {
+            self.fail("not every process is there at the end".to_owned());
+        }
+        for (process, node) in &nodes {
+            if let Some(failure) = node.failure() {
+                self.fail(format!("process {process}: {failure}"));
+            }
+        }
+        let prints: BTreeSet<_> = nodes.iter().map(|(_, node)| node.shared.log.fingerprint()).collect();
+        if prints.len() > 1 {
+            self.fail("the replicas of the log differ at the end".to_owned());
+        }
+        let last = nodes.iter().map(|(_, node)| node.storage().applied_version()).max().unwrap_or_default();
+        let mut stored = BTreeMap::new();
+        for (process, node) in &nodes {
+            let applied = node.storage().applied_version();
+            if applied != last {
+                self.fail(format!("storage of process {process} has come to {applied} of {last}"));
+                continue;
+            }
+            let range = KeyRange::new(Bytes::new(), Bytes::from_static(SYSTEM_END));
+            let request = GetRangeRequest { range, version: last, limit: 0, target_bytes: 0, reverse: false };
+            let answer = node.storage().get_range(request);
+            let found = Arc::new(Mutex::new(None));
+            let put = Arc::clone(&found);
+            self.outside.spawn("compare", Box::pin(async move { *lock(&put) = Some(answer.await) }));
+            self.run(Duration::from_secs(1));
+            match lock(&found).take() {
+                Some(Ok(rows)) => drop(stored.insert(*process, rows.rows)),
+                other => self.fail(format!("storage of process {process} cannot be read: {other:?}")),
+            }
+        }
+        let mut values = stored.values();
+        if let Some(first) = values.next() {
+            if values.any(|rows| rows != first) {
+                self.fail("the storage servers differ at the end".to_owned());
+            }
+            let truth = lock(&self.truth);
+            let mut wrong = Vec::new();
+            let mut beyond = 0;
+            for client in 1..CLIENTS {
+                let key = format!("transfers/{client}");
+                let row = first.iter().find(|row| row.key == key.as_bytes());
+                let happened = row.map_or(0, |row| number(&row.value) as u64);
+                let acknowledged = truth.transfers.get(&client).copied().unwrap_or_default();
+                if happened < acknowledged {
+                    wrong.push(format!(
+                        "of {acknowledged} acknowledged transfers of client {client} {happened} are there"
+                    ));
+                }
+                beyond += happened.saturating_sub(acknowledged);
+            }
+            if beyond > truth.unknown {
+                wrong.push(format!(
+                    "{beyond} transfers happened that nobody acknowledged, {} are unknown",
+                    truth.unknown
+                ));
+            }
+            drop(truth);
+            wrong.into_iter().for_each(|what| self.fail(what));
+        }
+        let failures = lock(&self.truth).failures.clone();
+        assert!(failures.is_empty(), "seed {}: {failures:#?}", self.seed);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.steps.drop_jobs();
+    }
+}
+
+fn number(value: &[u8]) -> i64 {
+    i64::from_le_bytes(value.try_into().expect("eight bytes"))
+}
+
+/// The life of a cluster of three, under faults.
+pub(super) fn live(seed: u64, duration: Duration) -> Outcome {
+    let world = World::new(seed);
+    world.grow_to(3);
+    let end = world.clock.now() + duration;
+    while world.clock.now() < end {
+        world.run((100 + world.random(900)) as u32 * MILLISECOND);
+        world.disturb();
+        world.run((100 + world.random(2500)) as u32 * MILLISECOND);
+        if world.random(3) > 0 {
+            world.heal();
+        }
+        world.note_epochs();
+    }
+    world.heal();
+    let before = world.committed();
+    world.run(Duration::from_secs(10));
+    if world.committed() == before {
+        world.fail("no commit within 10 s after the faults".to_owned());
+    }
+    world.note_epochs();
+    world.check_quiet();
+    let truth = lock(&world.truth);
+    Outcome {
+        failures: truth.failures.clone(),
+        committed: truth.committed,
+        epochs: truth.epochs.len(),
+        trace: truth.trace,
+    }
+}
