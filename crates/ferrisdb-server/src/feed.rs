@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Code, Result, Version};
 
 use crate::log::{Delivery, Log, Subscription, Tag};
@@ -76,6 +77,9 @@ pub(crate) async fn pop_flushed(storage: StorageServer, log: Arc<dyn Log>, tag: 
     }
     while let Ok(version) = storage.next_flush(flushed).await {
         flushed = version;
+        if planted(Bug::PopBeforeFlush) {
+            flushed = storage.applied_version();
+        }
         log.pop(tag, flushed);
     }
 }

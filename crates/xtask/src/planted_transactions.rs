@@ -18,13 +18,14 @@ enum Catcher {
     Oracle(u32),
     /// Histories of so many seeds at most.
     History(&'static str, u32),
-    /// Simulated groups of replicas of so many seeds at most.
-    Group(u32),
+    /// Simulated groups of processes, of so many seeds at most.
+    Group(&'static str, u32),
 }
 
 use Catcher::{Group, History, Oracle};
 
-const GROUP: &str = "log::replicated::tests::a_group_of_three_keeps_its_promises_under_faults";
+const LOG: &str = "log::replicated::tests::a_group_of_three_keeps_its_promises_under_faults";
+const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
 const POWER: &str = "power_failures_lose_nothing_acknowledged";
@@ -69,10 +70,13 @@ const TABLE: &[(&str, Catcher)] = &[
     ("answered-before-durable", History(POWER, 30)),
     ("log-skips-sync", History(POWER, 30)),
     ("read-above-applied", History(CONCURRENT, 30)),
-    ("replica-skips-sync", Group(100)),
-    ("read-not-confirmed", Group(100)),
-    ("cut-forgotten", Group(100)),
-    ("snapshot-too-new", Group(100)),
+    ("replica-skips-sync", Group(LOG, 100)),
+    ("read-not-confirmed", Group(LOG, 100)),
+    ("cut-forgotten", Group(LOG, 100)),
+    ("snapshot-too-new", Group(LOG, 100)),
+    ("new-tag-forgotten", Group(CLUSTER, 100)),
+    ("serves-while-filled", Group(CLUSTER, 100)),
+    ("pop-before-flush", Group(CLUSTER, 100)),
 ];
 
 /// Five that stand for the others when there is little time: reading, conflicts, the resolver, resolving, durability.
@@ -114,7 +118,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
             let target = match catcher {
                 Oracle(_) => "oracle",
                 History(..) => "history",
-                Group(_) => "lib",
+                Group(..) => "lib",
             };
             let executable: &PathBuf =
                 executables.get(target).ok_or_else(|| format!("{package} has no test target {target}"))?;
@@ -132,7 +136,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
             let test = match catcher {
                 Oracle(steps) => format!("oracle, {steps} steps at most"),
                 History(test, seeds) => format!("history::{test}, {seeds} seeds at most"),
-                Group(seeds) => format!("{GROUP}, {seeds} seeds at most"),
+                Group(test, seeds) => format!("{test}, {seeds} seeds at most"),
             };
             eprintln!("{bug}: {test}: {verdict}");
             add_row(&mut report, bug, &test, &verdict);
@@ -153,9 +157,9 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
         Oracle(steps) => command.arg("the_client_is_as").env("FERRISDB_ORACLE_STEPS", steps.to_string()),
         History(test, seeds) => command.arg(test).env("FERRISDB_HISTORY_SEEDS", seeds.to_string()),
         // Without the bug a few seeds are enough to see that the test passes.
-        Group(seeds) => {
+        Group(test, seeds) => {
             let seeds = if bug.is_some() { seeds } else { seeds / 10 };
-            command.args([GROUP, "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string())
+            command.args([test, "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string())
         }
     };
     command.current_dir(root().join("crates/ferrisdb-sim"));
@@ -170,7 +174,7 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
                     let seeds = output.lines().rev().find_map(|line| line.strip_prefix("history "));
                     seeds.map_or_else(String::new, |seeds| format!("{seeds} seeds"))
                 }
-                Group(_) => {
+                Group(..) => {
                     let seeds = output.lines().filter(|line| line.starts_with("seed ")).count();
                     format!("{seeds} seeds")
                 }

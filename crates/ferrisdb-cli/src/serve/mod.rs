@@ -79,8 +79,8 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     out.flush()?;
     tracing::info!(event = "server.started", %address, data = %config.data.value.display(), "serving");
 
-    let served = serve(&server, listener, &|| process.failure(), stop, config.exit_on_failure.value);
-    let failure = runtime.block_on(served);
+    let failure = || process.failure();
+    let failure = runtime.block_on(serve(&server, listener, &failure, stop, config.exit_on_failure.value));
     // Connections hold nothing any more; tasks of the transport end with their runtime.
     let closed = process.close(&runtime);
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -444,8 +444,13 @@ impl World {
     }
 
     pub(super) fn leader(&self) -> ProcessId {
+        self.leading().expect("somebody leads")
+    }
+
+    /// Who runs a coordinator, or believes to.
+    fn leading(&self) -> Option<ProcessId> {
         let nodes: Vec<_> = lock(&self.state).hosts.values().filter_map(|host| host.node.clone()).collect();
-        nodes.iter().find_map(|node| node.group().leader).expect("somebody leads")
+        nodes.iter().find(|node| node.shared.leading.coordinator().is_some()).map(|node| node.process())
     }
 
     pub(super) fn failure(&self, process: ProcessId) -> Option<String> {
@@ -609,7 +614,11 @@ impl World {
     }
 
     fn disturb(&self) {
-        let process = 1 + self.random(3);
+        // Whoever leads is hit more often: that is where something can go wrong.
+        let process = match self.leading() {
+            Some(leader) if self.random(2) == 0 => leader,
+            _ => 1 + self.random(3),
+        };
         let other = 1 + (process + self.random(2)) % 3;
         let seed = self.random(u64::MAX);
         match self.random(7) {
