@@ -216,8 +216,8 @@ pub(crate) struct OutputArguments {
 /// Which database a client command works with.
 #[derive(Debug, Args)]
 pub(crate) struct ConnectArguments {
-    /// The server [env: FERRISDB_CONNECT]
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "data")]
+    /// A server, or several of one database with commas between [env: FERRISDB_CONNECT]
+    #[arg(long, value_name = "HOST:PORT,...", conflicts_with = "data")]
     pub(crate) connect: Option<String>,
 
     /// The database's directory, opened in this process; it must not be open elsewhere [env: FERRISDB_DATA]

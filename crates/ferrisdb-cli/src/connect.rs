@@ -14,7 +14,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::arguments::ConnectArguments;
 use crate::failure::Failure;
 
-/// A server's address when nothing else is said.
+/// A server's address, or several with commas between them, when nothing else is said.
 pub(crate) const CONNECT_VARIABLE: &str = "FERRISDB_CONNECT";
 /// A database's directory when nothing else is said.
 pub(crate) const DATA_VARIABLE: &str = "FERRISDB_DATA";

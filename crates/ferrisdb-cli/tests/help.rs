@@ -156,7 +156,7 @@ fn failures_of_client_commands() {
         &["get", "a", "--data", "db", "--connect", "localhost:4700"],
         2,
         &expect![[r#"
-        error: the argument '--data <DIR>' cannot be used with '--connect <HOST:PORT>'
+        error: the argument '--data <DIR>' cannot be used with '--connect <HOST:PORT,...>'
 
         Usage: ferrisdb get --data <DIR> <KEY>
 

@@ -1,4 +1,4 @@
-//! [`Client`]: a server as an [`Endpoint`], whatever becomes of the connection to it.
+//! [`Client`]: a database's servers as an [`Endpoint`], whatever becomes of the connection to one of them.
 //!
 //! A **supervisor** task keeps one [`Connection`] open: it connects, runs the connection's driver, and when that ends it connects again, at once at first and
 //! then with growing waits. It runs on the tokio runtime from which the client was made or, where there was none, on a thread of
@@ -14,12 +14,18 @@
 //!   reason of the last attempt, until there is one again.
 //!
 //! # Which server
-//! Every connection must lead to the cluster that the first one led to: an address may have come to belong to another.
+//! Any of those whose addresses were given answers everything, and one at a time is asked. A **round** tries each address once, beginning behind that of
+//! the last connection, the very first at one that the seed chooses, so that many clients spread over the servers. The next attempt begins when the one
+//! before has failed, or beside it after half a second ([`race`](crate::race)): an address that swallows everything costs that much once. Waits are between
+//! rounds, and so is the judgement that there is no connection.
+//!
+//! Every connection must lead to the cluster that the first one led to: an address may have come to belong to another, or never have belonged there.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -40,6 +46,7 @@ use crate::api::{
 };
 use crate::connection::Connection;
 use crate::options::ClientOptions;
+use crate::race::first_of;
 use crate::runtime::{any_seed, run_somewhere};
 
 /// How often a question that only reads is asked, on as many connections.
@@ -59,7 +66,7 @@ pub trait Connector: Send + Sync + 'static {
 }
 
 /// Connects over TCP to `HOST:PORT`: a name, an IPv4 address, or an IPv6 address in brackets. All addresses of a name are tried in the
-/// order in which the system gives them.
+/// order in which the system gives them, each half a second after the one before or when that has failed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TcpConnector;
 
@@ -67,18 +74,14 @@ impl Connector for TcpConnector {
     fn connect(&self, address: &str) -> BoxFuture<io::Result<Box<dyn Stream>>> {
         let address = address.to_owned();
         Box::pin(async move {
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in tokio::net::lookup_host(address).await? {
-                match TcpStream::connect(address).await {
-                    Ok(stream) => {
-                        // Requests are written when there are no more to come: to wait for others would only delay them.
-                        stream.set_nodelay(true)?;
-                        return Ok(Box::new(stream) as Box<dyn Stream>);
-                    }
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
+            let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+            let connected = first_of(addresses.len(), |number| Box::pin(TcpStream::connect(addresses[number])));
+            let (_, stream) = connected.await.map_err(|mut errors| {
+                errors.pop().unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+            })?;
+            // Requests are written when there are no more to come: to wait for others would only delay them.
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
         })
     }
 }
@@ -110,7 +113,27 @@ pub fn check_address(address: &str) -> Result<()> {
     }
 }
 
-/// A server as an endpoint. Cheap to clone; when the last clone and the last answer are gone, the connection closes.
+/// The addresses in a list: `HOST:PORT,HOST:PORT`. One that is there twice counts once.
+///
+/// # Errors
+/// `connection_string_invalid`, with what is wrong with which.
+pub fn addresses(list: &str) -> Result<Vec<String>> {
+    let addresses = split(list);
+    addresses.iter().try_for_each(|address| check_address(address))?;
+    Ok(addresses)
+}
+
+fn split(list: &str) -> Vec<String> {
+    let mut addresses: Vec<String> = Vec::new();
+    for address in list.split(',').map(str::trim) {
+        if !addresses.iter().any(|other| other == address) {
+            addresses.push(address.to_owned());
+        }
+    }
+    addresses
+}
+
+/// A database's servers as an endpoint. Cheap to clone; when the last clone and the last answer are gone, the connection closes.
 #[derive(Clone)]
 pub struct Client {
     handle: Arc<Handle>,
@@ -123,7 +146,7 @@ struct Handle {
 }
 
 struct Shared {
-    address: String,
+    addresses: Vec<String>,
     state: Mutex<State>,
 }
 
@@ -160,24 +183,33 @@ impl Shared {
 }
 
 impl Client {
-    /// Connects to `HOST:PORT`. May be called and awaited inside or outside of a tokio runtime.
+    /// Connects to one of the servers of a database: `HOST:PORT`, or several of them with commas between. May be called and awaited inside or outside of a
+    /// tokio runtime.
     ///
     /// # Errors
-    /// `connection_string_invalid`, `connection_failed`, `incompatible_protocol_version`: the first attempt decides.
-    pub async fn connect(address: &str, options: ClientOptions) -> Result<Client> {
-        check_address(address)?;
-        Client::connect_with(Arc::new(TcpConnector), address, options).await
+    /// `connection_string_invalid`, `connection_failed`, `incompatible_protocol_version`: the first round decides.
+    pub async fn connect(list: &str, options: ClientOptions) -> Result<Client> {
+        Client::connect_to(Arc::new(TcpConnector), addresses(list)?, options).await
     }
 
     /// The same over another network.
     ///
     /// # Errors
-    /// The same, except for the address, which is the connector's business.
-    pub async fn connect_with(connector: Arc<dyn Connector>, address: &str, options: ClientOptions) -> Result<Client> {
+    /// The same, except for what an address is, which is the connector's business.
+    pub async fn connect_with(connector: Arc<dyn Connector>, list: &str, options: ClientOptions) -> Result<Client> {
+        Client::connect_to(connector, split(list), options).await
+    }
+
+    async fn connect_to(
+        connector: Arc<dyn Connector>,
+        addresses: Vec<String>,
+        options: ClientOptions,
+    ) -> Result<Client> {
         let (tell, told) = oneshot::channel();
         let (alive, is_alive) = oneshot::channel();
-        let random = SplitMix64::new(options.seed.unwrap_or_else(any_seed));
-        let supervisor = Supervisor { connector, address: address.to_owned(), options, random };
+        let mut random = SplitMix64::new(options.seed.unwrap_or_else(any_seed));
+        let next = below(&mut random, addresses.len());
+        let supervisor = Supervisor { connector, addresses, next, options, random };
         run_somewhere("ferrisdb-client", supervisor.run(tell, is_alive))?;
         let gone = |_| Error::with(Code::ConnectionFailed, "the runtime that was to connect has ended");
         let shared = told.await.map_err(gone)??;
@@ -201,7 +233,7 @@ impl Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("address", &self.handle.shared.address).finish_non_exhaustive()
+        f.debug_struct("Client").field("addresses", &self.handle.shared.addresses).finish_non_exhaustive()
     }
 }
 
@@ -410,7 +442,9 @@ impl Endpoint for Client {
 /// The task that keeps a connection open.
 struct Supervisor {
     connector: Arc<dyn Connector>,
-    address: String,
+    addresses: Vec<String>,
+    /// At which of them the next round begins.
+    next: usize,
     options: ClientOptions,
     random: SplitMix64,
 }
@@ -420,7 +454,7 @@ type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 impl Supervisor {
     /// Connects once and says whether that went well; then until the last client is dropped.
     async fn run(mut self, tell: oneshot::Sender<Result<Arc<Shared>>>, mut is_alive: oneshot::Receiver<()>) {
-        let (connection, mut driver) = match self.attempt().await {
+        let (connection, mut driver) = match self.round().await {
             Ok(connected) => connected,
             Err(error) => {
                 // Whoever asked may have gone meanwhile.
@@ -433,7 +467,7 @@ impl Supervisor {
         self.options.cluster_id = Some(description.cluster_id);
         let state =
             State { connection: Some(connection), description, failed: None, waiting: BTreeMap::new(), next_ticket: 0 };
-        let shared = Arc::new(Shared { address: self.address.clone(), state: Mutex::new(state) });
+        let shared = Arc::new(Shared { addresses: self.addresses.clone(), state: Mutex::new(state) });
         let end = EndOfSupervisor(Arc::clone(&shared));
         drop(tell.send(Ok(Arc::clone(&shared))));
         loop {
@@ -466,16 +500,25 @@ impl Supervisor {
         }
     }
 
-    /// One attempt to connect.
-    async fn attempt(&self) -> Result<(Connection, Driver)> {
-        let address = self.address.as_str();
-        let failed = |what: String| Error::with(Code::ConnectionFailed, format!("cannot connect to {address}: {what}"));
-        let stream = tokio::time::timeout(self.options.connect_timeout, self.connector.connect(address)).await;
-        let stream = stream
-            .map_err(|_| failed(format!("no answer within {:?}", self.options.connect_timeout)))?
-            .map_err(|error| failed(error.to_string()))?;
-        let (connection, driver) = Connection::open(stream, address, &self.options).await?;
-        Ok((connection, Box::pin(driver)))
+    /// Tries each address once: the connection to the first that has said hello.
+    async fn round(&mut self) -> Result<(Connection, Driver)> {
+        let (count, first) = (self.addresses.len(), self.next);
+        let begin = |number: usize| -> BoxFuture<Result<(Connection, Driver)>> {
+            let address = self.addresses[(first + number) % count].clone();
+            Box::pin(attempt(Arc::clone(&self.connector), address, self.options.clone()))
+        };
+        let won = first_of(count, begin).await;
+        match won {
+            Ok((number, connected)) => {
+                self.next = (first + number + 1) % count;
+                Ok(connected)
+            }
+            Err(mut errors) => {
+                // In the order in which the addresses were given.
+                errors.rotate_right(first);
+                Err(all_failed(errors))
+            }
+        }
     }
 
     /// Connects, however long it takes.
@@ -483,9 +526,9 @@ impl Supervisor {
         let began = Instant::now();
         let mut backoff = BACKOFF_MIN;
         loop {
-            match self.attempt().await {
+            match self.round().await {
                 Ok(connected) => {
-                    tracing::info!(event = "rpc.reconnected", address = self.address.as_str(), "connected again");
+                    tracing::info!(event = "rpc.reconnected", address = connected.0.peer(), "connected again");
                     return connected;
                 }
                 Err(error) => {
@@ -501,6 +544,43 @@ impl Supervisor {
             backoff = (backoff * 2).min(self.options.backoff_max.max(BACKOFF_MIN));
         }
     }
+}
+
+/// One attempt to connect to one address.
+async fn attempt(
+    connector: Arc<dyn Connector>,
+    address: String,
+    options: ClientOptions,
+) -> Result<(Connection, Driver)> {
+    let failed = |what: String| Error::with(Code::ConnectionFailed, format!("cannot connect to {address}: {what}"));
+    let stream = tokio::time::timeout(options.connect_timeout, connector.connect(&address)).await;
+    let stream = stream
+        .map_err(|_| failed(format!("no answer within {:?}", options.connect_timeout)))?
+        .map_err(|error| failed(error.to_string()))?;
+    let opened = Connection::open(stream, address.as_str(), &options).await;
+    let (connection, driver) = opened.inspect_err(|error| {
+        // Others may be connected to instead: without this nobody would hear that one belongs to another cluster, or has another protocol.
+        if error.code() != Code::ConnectionFailed {
+            tracing::warn!(event = "rpc.connect_refused", address = address.as_str(), error = %error, "cannot be used");
+        }
+    })?;
+    Ok((connection, Box::pin(driver)))
+}
+
+/// Why a round has failed: each address names itself in its reason. What may pass by itself at one of them is worth another round.
+fn all_failed(mut errors: Vec<Error>) -> Error {
+    if errors.len() == 1 {
+        return errors.remove(0);
+    }
+    let may_pass = errors.iter().find(|error| error.code() == Code::ConnectionFailed);
+    let code = may_pass.or(errors.first()).map_or(Code::ConnectionFailed, Error::code);
+    let reasons: Vec<&str> = errors.iter().map(|error| error.detail().unwrap_or(error.code().message())).collect();
+    Error::with(code, format!("none of {} addresses can be used: {}", reasons.len(), reasons.join("; ")))
+}
+
+/// A random number below `count`; 0 if there is only one, without taking one.
+fn below(random: &mut SplitMix64, count: usize) -> usize {
+    if count < 2 { 0 } else { usize::try_from(random.below(count as u64)).expect("it is below a usize") }
 }
 
 /// Ready when the present connection takes no more questions.

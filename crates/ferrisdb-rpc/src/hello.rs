@@ -3,7 +3,7 @@
 //! Each side's first bytes are [`MAGIC`] and one frame with its hello message, the client first. Until the client's hello has been read, it may make the
 //! server hold [`HELLO_BYTES_MAX`](crate::frame::HELLO_BYTES_MAX) and a read, and no more. Both tell the range of protocol versions that they speak; the
 //! greatest that both do is spoken. If there is none, or the client wants another cluster, the server says so in its hello and closes, and
-//! both sides log and report the same sentence with both versions.
+//! both sides log and report the same sentence with both versions. The client also says whether it is another process of the cluster, a peer.
 //!
 //! What does not begin with the magic is answered in words that a person sees who came with the wrong program, HTTP clients in HTTP, and
 //! closed.

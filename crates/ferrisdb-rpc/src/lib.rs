@@ -9,6 +9,7 @@
 //! api, answer   the questions and the trait        frame    length, message, check value; long messages in pieces
 //! connection    one connection, many questions     wire     between `api` and the messages of proto/ferrisdb.proto
 //! client        connects again, asks again         hello    who are you, and do we understand each other
+//! race          several attempts, one wins
 //! server        accepts, answers, bounds           options  every bound and every wait, with its reason
 //! runtime       tokio as a `Runtime`               stats    what a server counts
 //! ```
@@ -29,6 +30,7 @@ mod hello;
 mod later;
 mod limits;
 pub mod options;
+mod race;
 pub mod runtime;
 pub mod server;
 pub mod stats;

@@ -117,7 +117,7 @@ pub struct ClientOptions {
     pub keep_alive: Duration,
     /// Questions under way, watches apart; more wait their turn. Default: 4,096.
     pub in_flight_max: usize,
-    /// Decides the random part of the waits. `None`: another one in each process.
+    /// Decides the random part of the waits, and at which of several addresses a client begins. `None`: another one in each process.
     pub seed: Option<u64>,
 }
 

@@ -5,6 +5,7 @@ mod golden;
 mod hostile;
 mod peers;
 mod server;
+mod servers;
 mod simulated;
 
 use std::future::Future;
@@ -37,6 +38,8 @@ struct Puppet {
     dropped: Arc<AtomicUsize>,
     /// Who waits for a `hold` to be answered.
     held: Mutex<Vec<oneshot::Sender<()>>>,
+    /// It belongs to another cluster.
+    is_elsewhere: bool,
 }
 
 /// Counts its drop.
@@ -93,7 +96,7 @@ impl Endpoint for Puppet {
     fn description(&self) -> Description {
         let connection_string = "puppet".to_owned();
         Description {
-            cluster_id: *b"0123456789abcdef",
+            cluster_id: if self.is_elsewhere { *b"another cluster!" } else { *b"0123456789abcdef" },
             limits: Limits { watches: 3, ..Limits::DEFAULT },
             connection_string,
         }
@@ -329,7 +332,7 @@ fn commit(key: &'static str) -> CommitRequest {
 }
 
 /// A runtime whose clock jumps to the next timer when there is nothing else to do.
-fn run<T>(test: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(test)
 }
 

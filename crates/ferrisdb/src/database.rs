@@ -61,7 +61,8 @@ impl Database {
         Ok(Database { client, node: Some(node) })
     }
 
-    /// Connects to a server, `HOST:PORT`. May be awaited anywhere; within a tokio runtime, the connection runs on that, otherwise on a thread of its own.
+    /// Connects to a server, `HOST:PORT`, or to one of several servers of the same database, with commas between them: when one is lost, the next takes its
+    /// place. May be awaited anywhere; within a tokio runtime, the connection runs on that, otherwise on a thread of its own.
     ///
     /// # Errors
     /// `connection_string_invalid`, `connection_failed`, `incompatible_protocol_version`.
@@ -69,7 +70,7 @@ impl Database {
         Database::connect_with(address, ClientOptions::default()).await
     }
 
-    /// Connects to a server with options of the caller's: how long to wait for what, which cluster it has to be, how many questions at once.
+    /// Connects to a server, or one of several, with options of the caller's: how long to wait for what, which cluster it has to be, how many questions at once.
     ///
     /// ```no_run
     /// # async fn example() -> ferrisdb::Result<()> {

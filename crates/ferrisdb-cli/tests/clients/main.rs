@@ -123,6 +123,28 @@ impl Drop for Server {
     }
 }
 
+/// Of several addresses one that answers is enough, from an option or from the environment; if none does, the error has every reason.
+#[test]
+fn several_addresses() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &[]);
+    // Nobody listens on port 1, so that whichever is tried first, one in two runs finds it.
+    let list = format!("127.0.0.1:1,{}", server.address);
+    ok(&["set", "a", "1", "--connect", &list]);
+    for _ in 0..4 {
+        assert_eq!(ok(&["get", "a", "--connect", &list]), "1\n");
+    }
+    let output = command(&["get", "a"]).env("FERRISDB_CONNECT", &list).output().unwrap();
+    assert_eq!(told(&output), (0, "1\n".to_owned(), String::new()));
+    server.stop();
+    let (code, _, error) = run(&["get", "a", "--connect", &list]);
+    assert_eq!(code, 1);
+    assert!(error.contains("none of 2 addresses can be used: cannot connect to 127.0.0.1:1: "), "{error}");
+    let (code, _, error) = run(&["get", "a", "--connect", "127.0.0.1:1,localhost"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("connection_string_invalid") && error.contains("`localhost` is not an address"), "{error}");
+}
+
 /// Everything that the one-shot commands can do, on a directory.
 #[test]
 fn one_shots_on_a_directory() {
