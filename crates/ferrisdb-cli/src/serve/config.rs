@@ -272,7 +272,12 @@ fn parse_level(text: &str) -> Result<Targets, String> {
     let unknown = |part: &&str| !part.contains('=') && part.parse::<LevelFilter>().is_err();
     match text.split(',').find(unknown) {
         Some(part) => Err(format!("`{part}` is no level")),
-        None => Targets::from_str(text).map_err(|error| error.to_string()),
+        None => {
+            let levels = Targets::from_str(text).map_err(|error| error.to_string())?;
+            // The consensus library tells each step of an election as information; whoever wants that names it.
+            let is_named = text.contains("openraft");
+            Ok(if is_named { levels } else { levels.with_target("openraft", LevelFilter::WARN) })
+        }
     }
 }
 

@@ -14,6 +14,11 @@ use super::messages::Message;
 use crate::log::replicated::{Peer, Peers, ProcessId};
 use crate::signal::{lock, reply};
 
+/// A process that is silent for about twice so long is taken for gone.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// One that is gone is tried again after so long at most.
+const BACKOFF_MAX: Duration = Duration::from_millis(200);
+
 /// Opens ways to other processes: over sockets, or in a simulated network.
 pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// The process at `address` (`HOST:PORT`) as an endpoint that takes this one for a peer. It lives through losses of the connection by itself;
@@ -39,7 +44,15 @@ impl Network for RpcNetwork {
         let (answer, answered) = reply(Code::ConnectionFailed);
         let address = address.to_owned();
         let connecting = async move {
-            let options = ClientOptions { is_peer: true, cluster_id, ..ClientOptions::default() };
+            let options = ClientOptions {
+                is_peer: true,
+                cluster_id,
+                keep_alive: KEEP_ALIVE,
+                // Whoever asks looks for another process, or asks again.
+                outage_max: Duration::ZERO,
+                backoff_max: BACKOFF_MAX,
+                ..ClientOptions::default()
+            };
             let connected = Client::connect(&address, options).await;
             answer.send(connected.map(|client| Arc::new(client) as Arc<dyn Endpoint>));
         };

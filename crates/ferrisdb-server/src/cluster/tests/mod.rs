@@ -66,7 +66,7 @@ fn a_leader_that_closes_hands_over() {
     let leader = world.leader();
     world.close(leader);
     let before = world.committed();
-    world.run(Duration::from_millis(900));
+    world.run(Duration::from_millis(500));
     assert!(world.committed() > before, "another leads before an election could be over");
     assert_ne!(world.leader(), leader);
     world.start(leader);
