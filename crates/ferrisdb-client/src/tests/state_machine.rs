@@ -174,6 +174,7 @@ fn a_timeout_fires_unseen() {
         tx.set_option(&TransactionOption::Timeout(100));
         rt.run_for(Duration::from_millis(100));
         tx.set_option(&TransactionOption::Timeout(later));
+        assert_eq!(code(block_on(tx.get("k"))), 1031);
         assert_eq!(state_of(&tx), 1031);
         tx.reset();
         assert_eq!(code(block_on(tx.get("k"))), 0);
