@@ -35,6 +35,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::arguments::{LogFormat, ServeArguments};
+use crate::connect;
 use crate::failure::Failure;
 use config::Config;
 use endpoint::Served;
@@ -245,8 +246,7 @@ fn open(config: &Config) -> Result<Database, Failure> {
     options.storage.engine.block_cache_bytes = config.block_cache.value;
     options.storage.read_jobs = config.read_threads.value;
     let directory = &config.data.value;
-    Database::open_with(Env::real(), directory, options)
-        .map_err(|error| Failure::from(error).about(&format!("cannot open {}", directory.display())))
+    Database::open_with(Env::real(), directory, options).map_err(|error| connect::cannot_open(directory, error))
 }
 
 fn serve_options(config: &Config) -> ServeOptions {
