@@ -244,7 +244,7 @@ mod tests {
         let [missing, file] = ["missing", "file"].map(|name| directory.path().join(name));
         drop(tempfile::NamedTempFile::new().unwrap().persist(&file).unwrap());
         let told = |path: &Path, missing| {
-            let told = open_directory(path, missing).err().expect("it is no database").to_string();
+            let told = open_directory(path, missing).expect_err("it is no database").to_string();
             told.replace(directory.path().to_str().unwrap(), "")
         };
         assert!(told(&missing, Missing::Refuse).starts_with("error: there is no database in /missing\n"));

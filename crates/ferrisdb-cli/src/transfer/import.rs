@@ -178,7 +178,7 @@ fn open(name: &str) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
     if metadata.is_dir() {
         return Err(unopened(name, &std::io::ErrorKind::IsADirectory.into()));
     }
-    let total_bytes = metadata.is_file().then(|| metadata.len());
+    let total_bytes = metadata.is_file().then_some(metadata.len());
     Ok((Box::new(file), total_bytes))
 }
 
