@@ -8,10 +8,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ferrisdb_core::{Random, SplitMix64};
+use ferrisdb_core::{Random, SplitMix64, Zipf};
 
 use crate::engine::{Batch, Durability, KvEngine, Result};
-use crate::keys::{KEY_BYTES, KeySpace, ZIPF_THETA, Zipf};
+use crate::keys::{KEY_BYTES, KeySpace};
 use crate::values::{Generations, ScanCheck, WrongRead, fill};
 use crate::workload::{Choice, Mix};
 
@@ -94,7 +94,7 @@ impl<'a> Dataset<'a> {
             space,
             generations: Generations::new(&space, value_bytes),
             value_bytes,
-            zipf: Zipf::new(keys, ZIPF_THETA),
+            zipf: Zipf::new(keys, Zipf::YCSB_THETA),
             inserted: AtomicU64::new(0),
             holes: Holes { dense: 0, period: 1 },
         }

@@ -1,4 +1,4 @@
-//! Which key an operation touches: the key space, the order of random loads, and skewed choices.
+//! Which key an operation touches: the key space, and the order of random loads.
 //!
 //! # The key space
 //! Keys are 16 decimal digits. Position `p` of `count` positions has room for three keys, in this order:
@@ -157,53 +157,6 @@ impl Permutation {
     }
 }
 
-/// The skew of YCSB.
-pub(crate) const ZIPF_THETA: f64 = 0.99;
-
-/// Ranks in `0..count` with probability proportional to `1 / (rank + 1)^theta`: the generator of Gray et al., "Quickly
-/// generating billion-record synthetic databases" (1994), which YCSB uses too. Rank 0 is the most popular.
-#[derive(Debug, Clone)]
-pub(crate) struct Zipf {
-    count: f64,
-    count_max: u64,
-    alpha: f64,
-    zeta: f64,
-    eta: f64,
-    second: f64,
-}
-
-impl Zipf {
-    /// Takes time linear in `count`: about 20 ns each.
-    pub(crate) fn new(count: u64, theta: f64) -> Zipf {
-        assert!(count >= 2, "a Zipf distribution needs two ranks or more");
-        let zeta: f64 = (1..=count).map(|rank| 1.0 / (rank as f64).powf(theta)).sum();
-        let second = 1.0 + 0.5_f64.powf(theta);
-        Zipf {
-            count: count as f64,
-            count_max: count - 1,
-            alpha: 1.0 / (1.0 - theta),
-            zeta,
-            eta: (1.0 - (2.0 / count as f64).powf(1.0 - theta)) / (1.0 - second / zeta),
-            second,
-        }
-    }
-
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the product is positive and cut to the count below")]
-    pub(crate) fn sample(&self, random: &mut SplitMix64) -> u64 {
-        // 53 random bits make every f64 in [0, 1) of that spacing equally likely.
-        let u = (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-        let scaled = u * self.zeta;
-        if scaled < 1.0 {
-            0
-        } else if scaled < self.second {
-            1
-        } else {
-            ((self.count * (self.eta * u - self.eta + 1.0).powf(self.alpha)) as u64).min(self.count_max)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,26 +202,5 @@ mod tests {
         }
         assert_eq!(space.kind(b"000000000000002x"), None);
         assert_eq!(space.kind(b"20"), None);
-    }
-
-    /// Each rank comes as often as the definition says, at the head and in the tail.
-    #[test]
-    fn zipf_follows_its_definition() {
-        let count = 10_000_u64;
-        let zipf = Zipf::new(count, ZIPF_THETA);
-        let mut random = SplitMix64::new(42);
-        let samples = 1_000_000;
-        let mut hits = vec![0_u64; usize::try_from(count).unwrap()];
-        for _ in 0..samples {
-            hits[usize::try_from(zipf.sample(&mut random)).unwrap()] += 1;
-        }
-        let weight = |rank: usize| 1.0 / (rank as f64 + 1.0).powf(ZIPF_THETA);
-        let zeta: f64 = (0..hits.len()).map(weight).sum();
-        for ranks in [0..1, 1..2, 2..10, 10..100, 100..1000, 1000..10_000] {
-            let expected: f64 = ranks.clone().map(weight).sum::<f64>() / zeta;
-            let measured = hits[ranks.clone()].iter().sum::<u64>() as f64 / f64::from(samples);
-            // The method approximates ranks 2 and up by an integral, which is up to a tenth off at the head.
-            assert!((measured / expected - 1.0).abs() < 0.12, "ranks {ranks:?}: {measured:.4}, not {expected:.4}");
-        }
     }
 }

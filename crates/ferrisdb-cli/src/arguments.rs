@@ -22,7 +22,8 @@ Exit codes:
   1  failed; the message says why
   2  the command line is wrong
   3  corruption was found: what is on disk is not what was written
-  4  get: the key has no value";
+  4  get: the key has no value
+  5  status: the database answers, and is not available";
 
 /// FerrisDB: an ordered, transactional key-value database.
 #[derive(Debug, Parser)]

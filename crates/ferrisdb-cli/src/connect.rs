@@ -8,7 +8,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ferrisdb::{Database, DatabaseOption};
+use ferrisdb::{Code, Database, DatabaseOption};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::arguments::ConnectArguments;
@@ -120,6 +120,8 @@ async fn open(place: Place, timeout: Duration, missing: Missing) -> Result<(Data
         Place::Server(address) => {
             let failed = |what: String| {
                 let remedy = "check the address, and that `ferrisdb serve` runs there";
+                // What the connection says begins likewise.
+                let what = what.replace(&format!("cannot connect to {address}: "), "");
                 Failure::failed(format!("cannot connect to {address}: {what}"), remedy)
             };
             let connected = tokio::time::timeout(timeout, Database::connect(&address)).await;
@@ -149,14 +151,39 @@ fn runtime() -> Result<Runtime, Failure> {
 }
 
 fn open_directory(directory: &Path, missing: Missing) -> Result<Database, Failure> {
-    if missing == Missing::Refuse && !directory.join("cluster").exists() {
+    // What cannot be looked into is opened, and that says why not.
+    let is_missing = matches!(directory.join("cluster").try_exists(), Ok(false));
+    if missing == Missing::Refuse && is_missing && !is_file(directory) {
         return Err(Failure::failed(
             format!("there is no database in {}", directory.display()),
             "check --data; `ferrisdb set`, `shell` and `serve` make a new database there",
         ));
     }
-    Database::open(directory)
-        .map_err(|error| Failure::from(error).about(&format!("cannot open {}", directory.display())))
+    Database::open(directory).map_err(|error| cannot_open(directory, error))
+}
+
+/// Why a directory could not be opened as a database, and what to do about it.
+pub(crate) fn cannot_open(directory: &Path, error: ferrisdb::Error) -> Failure {
+    let what = format!("cannot open {}: {error}", directory.display());
+    match error.code() {
+        _ if is_file(directory) => Failure::failed(
+            format!("cannot open {}: it is a file, and a database is a directory", directory.display()),
+            "give a directory, or a name that nothing has yet",
+        ),
+        // The detail says who has it.
+        Code::FileNotWritable => {
+            Failure::failed(what, "or, if that is a server, connect to it with --connect HOST:PORT")
+        }
+        Code::IoError => Failure::failed(
+            what,
+            "give a directory that you may read and write, or a name in one, on a disk that is sound and has space",
+        ),
+        _ => Failure::from(error).about(&format!("cannot open {}", directory.display())),
+    }
+}
+
+fn is_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| !metadata.is_dir())
 }
 
 /// The one place that is meant: an option, or else what the environment says.
@@ -208,6 +235,28 @@ mod tests {
         assert!(place(None, None, a(), d()).unwrap_err().contains("unset one"));
         assert_eq!(place(None, None, None, None), Ok(None));
         assert!(place(a(), d(), None, None).unwrap_err().contains("two databases"));
+    }
+
+    /// What cannot be opened is told with the path and what is the matter with it, and not as a disk that fails.
+    #[test]
+    fn a_path_that_is_no_database_is_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let [missing, file] = ["missing", "file"].map(|name| directory.path().join(name));
+        drop(tempfile::NamedTempFile::new().unwrap().persist(&file).unwrap());
+        let told = |path: &Path, missing| {
+            let told = open_directory(path, missing).expect_err("it is no database").to_string();
+            told.replace(directory.path().to_str().unwrap(), "")
+        };
+        assert!(told(&missing, Missing::Refuse).starts_with("error: there is no database in /missing\n"));
+        for way in [Missing::Refuse, Missing::Found] {
+            assert!(told(&file, way).starts_with("error: cannot open /file: it is a file, and a database"));
+        }
+        let below = told(&file.join("below"), Missing::Found);
+        assert!(below.contains("Not a directory") && below.contains("you may read and write"), "{below}");
+
+        let _open = Database::open(&missing).unwrap();
+        let held = told(&missing, Missing::Found);
+        assert!(held.contains("in use by process") && held.contains("--connect"), "{held}");
     }
 
     #[test]

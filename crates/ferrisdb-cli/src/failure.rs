@@ -7,6 +7,7 @@
 //! | 2 | the command line is wrong (mostly clap ends the process itself) |
 //! | 3 | corruption was found: what is on disk is not what was written |
 //! | 4 | `get` found no such key |
+//! | 5 | `status` was answered by a database that is not available |
 
 use std::fmt;
 use std::io;
@@ -33,6 +34,8 @@ pub(crate) enum Failure {
     Corrupt(String),
     /// The key asked for is not there.
     NotFound(String),
+    /// The database answers, and says that it cannot be used: why.
+    Unavailable(String),
     /// Whoever reads our output has heard enough (`ferrisdb inspect … | head`). That is no error of ours.
     OutputClosed,
 }
@@ -56,6 +59,17 @@ impl Failure {
         }
     }
 
+    /// The same, with one more thing to do, or to know, after what is to be done.
+    pub(crate) fn then(self, next: &str) -> Failure {
+        match self {
+            Failure::Failed { what, remedy } if remedy.is_empty() => Failure::Failed { what, remedy: next.to_owned() },
+            Failure::Failed { what, remedy } => {
+                Failure::Failed { what, remedy: format!("{}; {next}", remedy.trim_end_matches('.')) }
+            }
+            other => other,
+        }
+    }
+
     /// Says it on standard error and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         match self {
@@ -75,6 +89,10 @@ impl Failure {
                 eprintln!("{self}");
                 ExitCode::from(4)
             }
+            Failure::Unavailable(_) => {
+                eprintln!("{self}");
+                ExitCode::from(5)
+            }
             Failure::OutputClosed => ExitCode::SUCCESS,
         }
     }
@@ -91,6 +109,7 @@ impl fmt::Display for Failure {
             Failure::Corrupt(what) if what.starts_with("corruption in ") => f.write_str(what),
             Failure::Corrupt(what) => write!(f, "corruption: {what}"),
             Failure::NotFound(what) => write!(f, "not found: {what}"),
+            Failure::Unavailable(why) => write!(f, "not available: {why}"),
             Failure::OutputClosed => f.write_str("the output was closed"),
         }
     }

@@ -21,6 +21,7 @@ pub(crate) fn inspect(arguments: &InspectArguments, out: impl Write) -> Result<(
         Inspected::Manifest => inspect::manifest,
         Inspected::Dir => inspect::dir,
     };
+    check_path(&arguments.path, arguments.what == Inspected::Dir)?;
     let path = match arguments.what {
         Inspected::Dir => tables(&arguments.path),
         Inspected::Wal | Inspected::Sst | Inspected::Blob | Inspected::Manifest => arguments.path.clone(),
@@ -31,6 +32,7 @@ pub(crate) fn inspect(arguments: &InspectArguments, out: impl Write) -> Result<(
 /// Checks a whole database and prints what is wrong with it.
 pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(), Failure> {
     let mut problems = 0;
+    check_path(&arguments.path, true)?;
     let path = tables(&arguments.path);
     let mut failure = None;
     print(&arguments.output, out, |sink| {
@@ -56,6 +58,28 @@ pub(crate) fn verify(arguments: &VerifyArguments, out: impl Write) -> Result<(),
             if problems == 1 { "problem" } else { "problems" },
             arguments.path.display()
         ))),
+    }
+}
+
+/// Fails if there is nothing at a path, or a file where a directory is meant, or the other way round.
+fn check_path(path: &Path, wants_directory: bool) -> Result<(), Failure> {
+    let shown = path.display();
+    match path.metadata() {
+        Ok(metadata) if metadata.is_dir() == wants_directory => Ok(()),
+        Ok(_) if wants_directory => {
+            Err(Failure::failed(format!("{shown} is a file, and no directory"), "give the directory of a database"))
+        }
+        Ok(_) => Err(Failure::failed(
+            format!("{shown} is a directory, and no file"),
+            "give a file in it: tables, blob files and manifests are in DIR/storage, segments of the log in DIR/log",
+        )),
+        Err(error) => {
+            let wanted = if wants_directory { "a database's directory" } else { "a file" };
+            Err(Failure::failed(
+                format!("cannot look at {shown}: {error}"),
+                format!("give {wanted} that exists and that you may read"),
+            ))
+        }
     }
 }
 

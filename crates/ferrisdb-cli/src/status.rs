@@ -1,4 +1,7 @@
 //! `ferrisdb status`: what the database says about itself, as a table or as the document itself.
+//!
+//! Asked once, a database that is not available is a failure with an exit code of its own, after all that was asked for is printed: scripts need not read
+//! it. Watched, it is what was to be seen: the watching goes on.
 
 use std::io::{IsTerminal as _, Write};
 use std::time::Duration;
@@ -23,9 +26,35 @@ pub(crate) fn status(arguments: &StatusArguments, mut out: impl Write) -> Result
     let document = connect::with(&arguments.connect, Missing::Refuse, ask)?;
     if is_json {
         writeln!(out, "{document:#}")?;
-        return Ok(out.flush()?);
+        out.flush()?;
+    } else {
+        print(&document, out)?;
     }
-    print(&document, out)
+    match state(&document) {
+        State::Available => Ok(()),
+        State::Broken(failure) => Err(Failure::Unavailable(format!("the database is broken: {failure}"))),
+        State::NotAvailable => {
+            let state = text(&document["cluster"]["state"]);
+            Err(Failure::Unavailable(format!("the database says that its state is `{state}`")))
+        }
+    }
+}
+
+/// How the database is.
+enum State<'a> {
+    Available,
+    /// It answers reads and commits nothing: why.
+    Broken(&'a str),
+    NotAvailable,
+}
+
+fn state(document: &Value) -> State<'_> {
+    let is_available = document["client"]["database_status"]["available"] == true;
+    match (is_available, document["cluster"]["failure"].as_str()) {
+        (true, _) => State::Available,
+        (false, Some(failure)) => State::Broken(failure),
+        (false, None) => State::NotAvailable,
+    }
 }
 
 /// Prints the status again and again, until nobody reads it. A question that fails is printed too: the server may come back.
@@ -74,11 +103,10 @@ pub(crate) fn print(document: &Value, out: impl Write) -> Result<(), Failure> {
 
 fn tell(document: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage::Result<()> {
     let cluster = &document["cluster"];
-    let is_available = document["client"]["database_status"]["available"] == true;
-    let state = match (is_available, cluster["failure"].as_str()) {
-        (true, _) => "available".to_owned(),
-        (false, Some(failure)) => format!("BROKEN: {failure}"),
-        (false, None) => "NOT AVAILABLE".to_owned(),
+    let state = match state(document) {
+        State::Available => "available".to_owned(),
+        State::Broken(failure) => format!("BROKEN: {failure}"),
+        State::NotAvailable => "NOT AVAILABLE".to_owned(),
     };
     printer.field("database", state.as_str().into())?;
     printer.field("cluster_id", text(&cluster["cluster_id"]).as_str().into())?;

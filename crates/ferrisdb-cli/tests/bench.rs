@@ -1,8 +1,9 @@
 //! Runs `ferrisdb bench` as a user does.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod served;
+
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 
 fn bench(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ferrisdb"))
@@ -22,13 +23,24 @@ fn measured(arguments: &[&str]) -> serde_json::Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
+/// A short measurement, or a longer one if the machine was busy with other things and nothing came to its end in that.
+fn measured_briefly(arguments: &[&str]) -> serde_json::Value {
+    for seconds in ["0.3", "3", "30"] {
+        let report = measured(&[arguments, &["--seconds", seconds]].concat());
+        if report["transactions"] != 0 {
+            return report;
+        }
+    }
+    measured(&[arguments, &["--seconds", "300"]].concat())
+}
+
 /// Every workload runs, does what its name says, and finds every value as it was written.
 #[test]
 fn every_workload_runs() {
     let workloads =
         ["ycsb-a", "ycsb-b", "ycsb-c", "ycsb-d", "ycsb-e", "ycsb-f", "bank", "hot-key", "commit-only", "read-only"];
     for workload in workloads {
-        let report = measured(&[workload, "--seconds", "0.3", "--keys", "500", "--clients", "8"]);
+        let report = measured_briefly(&[workload, "--keys", "500", "--clients", "8"]);
         let number = |field: &str| report[field].as_u64().unwrap_or_else(|| panic!("{workload}: {field} in {report}"));
         assert_eq!(report["workload"], workload);
         assert!(number("transactions") > 0 && number("transactions_per_second") > 0, "{report}");
@@ -52,36 +64,21 @@ fn every_workload_runs() {
 #[test]
 fn a_served_database_is_measured() {
     let database = ferrisdb::Database::open_in_memory().unwrap();
-    let endpoint = Arc::clone(database.node().unwrap());
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                let options = ferrisdb_rpc::ServeOptions::default();
-                ferrisdb_rpc::serve(listener, endpoint, options, async { drop(stopped.await) }).await;
-            });
-        });
+    served::served(&database, |address| {
         for workload in ["ycsb-e", "bank", "hot-key", "read-only"] {
-            let report =
-                measured(&[workload, "--seconds", "0.3", "--keys", "500", "--clients", "16", "--connect", &address]);
+            let report = measured_briefly(&[workload, "--keys", "500", "--clients", "16", "--connect", address]);
             assert!(report["transactions"].as_u64().unwrap() > 0, "{report}");
             assert_eq!(report["proven"].is_string(), ["bank", "hot-key"].contains(&workload), "{report}");
         }
         // An option beats the environment.
         let output = Command::new(env!("CARGO_BIN_EXE_ferrisdb"))
-            .args(["bench", "read-only", "--seconds", "0.1", "--keys", "100", "--connect", &address])
+            .args(["bench", "read-only", "--seconds", "0.1", "--keys", "100", "--connect", address])
             .env("FERRISDB_DATA", "/nonexistent")
             .stdin(Stdio::null())
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && text.contains(&format!("database                  {address}\n")), "{text}");
-        drop(stop);
     });
 }
 
@@ -122,7 +119,8 @@ fn it_leaves_a_database_as_it_was() {
 fn an_open_loop_and_the_table() {
     let report = measured(&["commit-only", "--rate", "200", "--seconds", "0.5", "--keys", "100"]);
     assert_eq!(report["rate_per_second"], 200, "{report}");
-    assert!(report["not_begun"].is_number() && report["transactions_per_second"].as_u64().unwrap() <= 250, "{report}");
+    // So many are due in half a second and in the warm-up before it.
+    assert!(report["not_begun"].is_number() && report["transactions"].as_u64().unwrap() <= 120, "{report}");
     let output = bench(&["read-only", "--seconds", "0.1", "--keys", "100"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(

@@ -153,6 +153,22 @@ fn failures_of_client_commands() {
     "#]],
     );
     check_error(
+        &["get", "a", "--data", "/dev/null"],
+        1,
+        &expect![[r#"
+        error: cannot open /dev/null: it is a file, and a database is a directory
+          help: give a directory, or a name that nothing has yet
+    "#]],
+    );
+    check_error(
+        &["get", "a", "--connect", "127.0.0.1:1"],
+        1,
+        &expect![[r#"
+        error: cannot connect to 127.0.0.1:1: connection_failed (1026): Connection refused (os error 111)
+          help: check the address, and that `ferrisdb serve` runs there
+    "#]],
+    );
+    check_error(
         &["get", "a", "--data", "db", "--connect", "localhost:4700"],
         2,
         &expect![[r#"
@@ -271,6 +287,14 @@ fn failures_of_import_and_export() {
     "#]],
     );
     check_error(
+        &["import", "/", "--format", "csv", "--data", "db"],
+        1,
+        &expect![[r#"
+        error: cannot open /: is a directory
+          help: give a file that you may read, or - for standard input
+    "#]],
+    );
+    check_error(
         &["import", "people.csv", "--delimiter", "::"],
         2,
         &expect![[r#"
@@ -328,12 +352,38 @@ fn failures_with_an_engine() {
           help: choose a directory that you may write to: ferrisdb demo --directory DIR
     "#]],
     );
-    for arguments in [["inspect", "sst", "/nonexistent/000001.sst"].as_slice(), &["verify", "/nonexistent"]] {
-        let output = ferrisdb(arguments);
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
-        assert!(message.starts_with("error: ") && message.contains("/nonexistent"), "{message}");
-    }
+    check_error(
+        &["inspect", "sst", "/nonexistent/000001.sst"],
+        1,
+        &expect![[r#"
+        error: cannot look at /nonexistent/000001.sst: No such file or directory (os error 2)
+          help: give a file that exists and that you may read
+    "#]],
+    );
+    check_error(
+        &["inspect", "wal", "/"],
+        1,
+        &expect![[r#"
+        error: / is a directory, and no file
+          help: give a file in it: tables, blob files and manifests are in DIR/storage, segments of the log in DIR/log
+    "#]],
+    );
+    check_error(
+        &["verify", "/nonexistent"],
+        1,
+        &expect![[r#"
+        error: cannot look at /nonexistent: No such file or directory (os error 2)
+          help: give a database's directory that exists and that you may read
+    "#]],
+    );
+    check_error(
+        &["verify", "/dev/null"],
+        1,
+        &expect![[r#"
+        error: /dev/null is a file, and no directory
+          help: give the directory of a database
+    "#]],
+    );
 }
 
 /// Completions know every command but the hidden one; so do the manual pages.

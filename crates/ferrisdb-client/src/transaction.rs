@@ -339,6 +339,10 @@ impl Transaction {
     /// read or write.
     pub fn set_option(&self, option: &TransactionOption) {
         self.inner.with(|state| {
+            if matches!(option, TransactionOption::Timeout(_)) {
+                // A timeout that is over has fired, whether or not anybody has looked since: a new one does not undo that.
+                self.inner.check_poison(state).unwrap_or_default();
+            }
             let is_late = *option == TransactionOption::ReadYourWritesDisable && !state.is_untouched();
             let result = if is_late {
                 let detail = "read_your_writes_disable is to be set before anything is read or written";

@@ -34,7 +34,7 @@ pub use error::{Error, Result};
 pub use key::{KeyRange, KeyValue};
 pub use limits::Limits;
 pub use mutation::{Mutation, MutationKind};
-pub use random::{Random, SplitMix64};
+pub use random::{Random, SplitMix64, Zipf};
 pub use runtime::Runtime;
 pub use selector::KeySelector;
 pub use version::Version;

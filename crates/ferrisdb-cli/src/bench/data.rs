@@ -12,8 +12,6 @@ use ferrisdb_core::{Random, SplitMix64};
 pub(crate) const VALUE_BYTES_MIN: usize = 8;
 /// Values are cut out of so many random bytes.
 const FILLER_BYTES: usize = 64 << 10;
-/// The skew of YCSB.
-const ZIPF_THETA: f64 = 0.99;
 
 /// Keys and values.
 #[derive(Debug)]
@@ -38,7 +36,8 @@ impl Rows {
 
     pub(crate) fn key(&self, number: u64) -> Vec<u8> {
         let mut key = self.prefix.clone();
-        key.extend_from_slice(&mixed(number).to_be_bytes());
+        // The first number of each seed is a bijection of the seed that scatters neighbours.
+        key.extend_from_slice(&SplitMix64::new(number).next_u64().to_be_bytes());
         key
     }
 
@@ -67,56 +66,6 @@ impl Rows {
         match number {
             Some(number) if self.key(number) == key => self.check(number, Some(value)),
             _ => Err(format!("the row at {} has a value that nobody wrote there", key::printable(key))),
-        }
-    }
-}
-
-/// A bijection that scatters neighbours: the end of SplitMix64.
-fn mixed(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
-/// Ranks in `0..count` with probability proportional to `1 / (rank + 1)^0.99`: the generator of Gray et al., "Quickly generating
-/// billion-record synthetic databases" (1994), which YCSB uses too. Rank 0 is the most popular.
-#[derive(Debug)]
-pub(crate) struct Zipf {
-    count: f64,
-    rank_max: u64,
-    alpha: f64,
-    zeta: f64,
-    eta: f64,
-    second: f64,
-}
-
-impl Zipf {
-    /// Takes time linear in `count`, which is at least 2: about 20 ns each.
-    pub(crate) fn new(count: u64) -> Zipf {
-        let zeta: f64 = (1..=count).map(|rank| 1.0 / (rank as f64).powf(ZIPF_THETA)).sum();
-        let second = 1.0 + 0.5_f64.powf(ZIPF_THETA);
-        Zipf {
-            count: count as f64,
-            rank_max: count - 1,
-            alpha: 1.0 / (1.0 - ZIPF_THETA),
-            zeta,
-            eta: (1.0 - (2.0 / count as f64).powf(1.0 - ZIPF_THETA)) / (1.0 - second / zeta),
-            second,
-        }
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "the product is positive and cut to the count below")]
-    pub(crate) fn sample(&self, random: &mut SplitMix64) -> u64 {
-        // 53 random bits make every f64 in [0, 1) of that spacing equally likely.
-        let u = (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-        let scaled = u * self.zeta;
-        if scaled < 1.0 {
-            0
-        } else if scaled < self.second {
-            1
-        } else {
-            ((self.count * (self.eta * u - self.eta + 1.0).powf(self.alpha)) as u64).min(self.rank_max)
         }
     }
 }
@@ -173,26 +122,6 @@ mod tests {
         assert!(rows.check(8, Some(&value)).is_err());
         assert!(rows.check_row(&rows.key(8), &value).is_err());
         assert!(rows.check_row(&rows.key(7), b"").is_err());
-    }
-
-    /// Rank 0 comes as often as the definition says, and so does the tail.
-    #[test]
-    fn zipf_follows_its_definition() {
-        let zipf = Zipf::new(10_000);
-        let mut random = SplitMix64::new(42);
-        let mut hits = [0_u32; 3];
-        for _ in 0..100_000 {
-            hits[match zipf.sample(&mut random) {
-                0 => 0,
-                1..100 => 1,
-                100..10_000 => 2,
-                rank => panic!("rank {rank} is above the count"),
-            }] += 1;
-        }
-        // 1 / zeta = 9.8 %, and 51 % and 49 % below and above the hundredth rank, within the method's tenth.
-        let share = |hits: u32| f64::from(hits) / 100_000.0;
-        assert!((0.09..0.11).contains(&share(hits[0])), "{hits:?}");
-        assert!((0.37..0.47).contains(&share(hits[1])), "{hits:?}");
     }
 
     /// A row counts as there when all before it are there too.

@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use clap::Args;
 use ferrisdb::{Database, Error, Limits};
-use ferrisdb_core::SplitMix64;
+use ferrisdb_core::{SplitMix64, Zipf};
 use ferrisdb_storage::inspect::Sink;
 
 use crate::arguments::{ConnectArguments, OutputArguments};
 use crate::connect::{self, Missing};
 use crate::failure::Failure;
 use crate::printer::Printer;
-use data::{Rows, VALUE_BYTES_MIN, Zipf};
+use data::{Rows, VALUE_BYTES_MIN};
 use drive::{Counts, Load, drive};
 use workload::{Ended, Work, Workload};
 
@@ -132,7 +132,7 @@ async fn measure(arguments: &BenchArguments, database: &Database) -> Result<Repo
         workload: arguments.workload,
         rows: Rows::new(arguments.prefix.as_bytes(), value_bytes, arguments.seed),
         count,
-        zipf: Zipf::new(arguments.keys),
+        zipf: Zipf::new(arguments.keys, Zipf::YCSB_THETA),
     };
     let measured = Duration::from_secs_f64(arguments.seconds);
     let load = Load {

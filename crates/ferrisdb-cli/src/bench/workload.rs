@@ -2,9 +2,9 @@
 
 use clap::ValueEnum;
 use ferrisdb::{Database, Error, KeySelector, RangeOptions, StreamingMode, Transaction};
-use ferrisdb_core::{Random, SplitMix64};
+use ferrisdb_core::{Random, SplitMix64, Zipf};
 
-use super::data::{Inserts, Rows, Zipf};
+use super::data::{Inserts, Rows};
 
 /// What every account has at first.
 pub(crate) const BALANCE: i64 = 1000;
@@ -301,7 +301,8 @@ mod tests {
             (Workload::YcsbF, [50, 0, 0, 0, 50]),
         ];
         for (workload, percents) in expected {
-            let work = Work { workload, rows: Rows::new(b"", 8, 1), count: 1000, zipf: Zipf::new(1000) };
+            let work =
+                Work { workload, rows: Rows::new(b"", 8, 1), count: 1000, zipf: Zipf::new(1000, Zipf::YCSB_THETA) };
             let (mut random, mut inserts) = (SplitMix64::new(9), Inserts::new(1000));
             let mut counts = [0_u32; 5];
             for _ in 0..100_000 {
@@ -327,7 +328,12 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let database = Database::open_in_memory().unwrap();
-            let of = |workload| Work { workload, rows: Rows::new(b"p/", 8, 1), count: 3, zipf: Zipf::new(3) };
+            let of = |workload| Work {
+                workload,
+                rows: Rows::new(b"p/", 8, 1),
+                count: 3,
+                zipf: Zipf::new(3, Zipf::YCSB_THETA),
+            };
             let bank = of(Workload::Bank);
             let write = async |number, balance: i64| {
                 let key = bank.rows.key(number);
@@ -357,7 +363,12 @@ mod tests {
     /// A transfer from an account to itself would prove nothing.
     #[test]
     fn transfers_have_two_ends() {
-        let work = Work { workload: Workload::Bank, rows: Rows::new(b"", 8, 1), count: 2, zipf: Zipf::new(2) };
+        let work = Work {
+            workload: Workload::Bank,
+            rows: Rows::new(b"", 8, 1),
+            count: 2,
+            zipf: Zipf::new(2, Zipf::YCSB_THETA),
+        };
         let (mut random, mut inserts) = (SplitMix64::new(1), Inserts::new(2));
         for _ in 0..100 {
             let Plan::Transfer { from, to, amount } = work.plan(&mut random, &mut inserts) else {

@@ -36,6 +36,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::arguments::{LogFormat, ServeArguments};
+use crate::connect;
 use crate::failure::Failure;
 use config::Config;
 use endpoint::Served;
@@ -254,8 +255,7 @@ enum Process {
 impl Process {
     fn open(config: &Config, runtime: &tokio::runtime::Runtime, address: SocketAddr) -> Result<Process, Failure> {
         let directory = &config.data.value;
-        let cannot =
-            |error: ferrisdb::Error| Failure::from(error).about(&format!("cannot open {}", directory.display()));
+        let cannot = |error| connect::cannot_open(directory, error);
         let mut options = NodeOptions::default();
         options.storage.engine.block_cache_bytes = config.block_cache.value;
         options.storage.read_jobs = config.read_threads.value;

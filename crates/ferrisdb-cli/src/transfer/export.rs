@@ -14,6 +14,7 @@
 //! - All rows of a file are of one version, unless --new-snapshot was given.
 
 use std::fs::{File, OpenOptions};
+use std::future::Future;
 use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -23,13 +24,11 @@ use ferrisdb_core::key::key_after;
 use ferrisdb_storage::inspect::Sink;
 use serde::{Deserialize, Serialize};
 
-use super::progress::Progress;
-use super::{Format, ProgressArguments};
-use crate::arguments::{ConnectArguments, OutputArguments, typed};
+use super::{Format, TransferArguments};
+use crate::arguments::typed;
 use crate::connect::{self, Connected, Missing};
 use crate::failure::Failure;
 use crate::oneshot::{checked_range, prefix_range};
-use crate::printer::Printer;
 use crate::text::{Typed, escape, hex, unescape};
 
 /// A line of the longest key and value, each byte as `\\xNN`, fits in this.
@@ -61,18 +60,8 @@ pub(crate) struct ExportArguments {
     #[arg(long, requires = "resume")]
     new_snapshot: bool,
 
-    /// Allow system keys, which begin with \xff
-    #[arg(long)]
-    system: bool,
-
     #[command(flatten)]
-    progress: ProgressArguments,
-
-    #[command(flatten)]
-    connect: ConnectArguments,
-
-    #[command(flatten)]
-    output: OutputArguments,
+    transfer: TransferArguments,
 }
 
 /// What an unfinished file is.
@@ -100,10 +89,10 @@ pub(crate) fn export(arguments: &ExportArguments, out: impl Write) -> Result<(),
     };
     let range = match (&arguments.range, &arguments.prefix) {
         (Some(ends), _) if ends.len() == 2 => checked_range(ends[0].0.clone(), ends[1].0.clone())?,
-        (_, Some(prefix)) => prefix_range(&prefix.0, arguments.system),
-        _ => prefix_range(b"", arguments.system),
+        (_, Some(prefix)) => prefix_range(&prefix.0, arguments.transfer.system),
+        _ => prefix_range(b"", arguments.transfer.system),
     };
-    connect::with(&arguments.connect, Missing::Refuse, |connected| {
+    connect::with(&arguments.transfer.connect, Missing::Refuse, |connected| {
         let mut export = Export { arguments, connected, range: range.clone(), format, rows: 0, bytes: 0 };
         if is_stdout {
             let snapshot = export.snapshot(None)?;
@@ -111,13 +100,17 @@ pub(crate) fn export(arguments: &ExportArguments, out: impl Write) -> Result<(),
             export.header(&mut out)?;
             let exported = export.write(&snapshot, range, &mut out);
             out.flush()?;
-            return exported.map(|_| ());
+            return exported.map(|_| ()).map_err(|stopped| match stopped {
+                Stopped::Reading(failure) => failure.about("the export stopped"),
+                Stopped::SnapshotLost(error) => Failure::failed(
+                    format!("the export stopped: the snapshot was lost: {error}"),
+                    "export again: what was printed is not all of it",
+                ),
+                Stopped::Writing(error) => error.into(),
+            });
         }
         let (version, seconds) = export.write_file()?;
-        let mut printer = Printer::new(arguments.output.output, out);
-        let told = export.tell(&mut printer, version, seconds);
-        printer.finish(None)?;
-        Ok(told?)
+        arguments.transfer.print(out, |sink| export.tell(sink, version, seconds))
     })
 }
 
@@ -139,7 +132,7 @@ impl Export<'_> {
     }
 
     fn snapshot(&self, version: Option<Version>) -> Result<Snapshot, Failure> {
-        let options = SnapshotOptions { version, read_system_keys: self.arguments.system };
+        let options = SnapshotOptions { version, read_system_keys: self.arguments.transfer.system };
         self.connected.run(async { Ok(self.connected.database.snapshot(options).await?) })
     }
 
@@ -166,7 +159,21 @@ impl Export<'_> {
             self.header(&mut out).map_err(unwritten_part)?;
         }
         self.bytes = position;
-        let seconds = self.write(&snapshot, KeyRange { begin, end: self.range.end.clone() }, &mut out)?;
+        let written = self.write(&snapshot, KeyRange { begin, end: self.range.end.clone() }, &mut out);
+        let seconds = written.map_err(|stopped| match stopped {
+            Stopped::Reading(failure) => failure.about("the export stopped").then(&format!(
+                "what was written is in {}, and the same command with --resume goes on behind it",
+                part_path.display()
+            )),
+            Stopped::SnapshotLost(error) => Failure::failed(
+                format!("the export stopped: the snapshot was lost: {error}"),
+                format!(
+                    "export again; or go on behind what is in {} with --resume --new-snapshot: then the file is not of one moment",
+                    part_path.display()
+                ),
+            ),
+            Stopped::Writing(error) => unwritten(&part_path, &error),
+        })?;
         let part_file = out.into_inner().map_err(|error| unwritten(&part_path, error.error()))?;
         self.bytes = part_file.metadata().map_err(unwritten_part)?.len();
         part_file.sync_all().map_err(unwritten_part)?;
@@ -218,7 +225,7 @@ impl Export<'_> {
             Ok(self
                 .connected
                 .database
-                .snapshot(SnapshotOptions { version: Some(version), read_system_keys: self.arguments.system })
+                .snapshot(SnapshotOptions { version: Some(version), read_system_keys: self.arguments.transfer.system })
                 .await)
         })? {
             Ok(snapshot) => Ok((snapshot, begin)),
@@ -280,23 +287,21 @@ impl Export<'_> {
         if self.format == Format::Csv { out.write_all(b"key,value\n") } else { Ok(()) }
     }
 
-    /// Writes all rows of a range; how long it took.
-    fn write(&mut self, snapshot: &Snapshot, range: KeyRange, out: &mut impl Write) -> Result<f64, Failure> {
+    /// Writes all rows of a range; how long it took. What is written before an error is flushed.
+    fn write(&mut self, snapshot: &Snapshot, range: KeyRange, out: &mut impl Write) -> Result<f64, Stopped> {
         let estimated = range.clone();
-        let total = self.connected.run(async { Ok(snapshot.get_estimated_range_size(estimated).await?) })?;
-        let every = self.arguments.progress.progress;
-        let mut progress = Progress::start("export", Some(total), self.arguments.output.output, every);
+        let total = self.read(async { snapshot.get_estimated_range_size(estimated).await })?;
+        let mut progress = self.arguments.transfer.start("export", Some(total));
         let mut next = Some(RangeOptions::from(range).mode(StreamingMode::WantAll));
         let mut read = 0;
         while let Some(options) = next {
-            let chunk = self.connected.run(async { Ok(snapshot.get_range(options.clone()).await?) });
-            let chunk = match chunk {
+            let chunk = match self.read(async { snapshot.get_range(options.clone()).await }) {
                 Ok(chunk) => chunk,
-                Err(failure) => {
+                Err(stopped) => {
                     progress.end();
                     // What is there is kept for --resume.
                     out.flush()?;
-                    return Err(failure);
+                    return Err(stopped);
                 }
             };
             for row in &chunk.rows {
@@ -308,6 +313,15 @@ impl Export<'_> {
             next = options.after(&chunk);
         }
         Ok(progress.end().as_secs_f64())
+    }
+
+    fn read<T>(&self, question: impl Future<Output = ferrisdb::Result<T>>) -> Result<T, Stopped> {
+        match self.connected.run(async { Ok(question.await) }) {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if error.code() == Code::TransactionTooOld => Err(Stopped::SnapshotLost(error)),
+            Ok(Err(error)) => Err(Stopped::Reading(error.into())),
+            Err(failure) => Err(Stopped::Reading(failure)),
+        }
     }
 
     fn row(&self, row: &KeyValue, out: &mut impl Write) -> io::Result<()> {
@@ -323,6 +337,20 @@ impl Export<'_> {
                 out.write_all(&line.into_inner().map_err(|error| error.into_error())?)
             }
         }
+    }
+}
+
+/// Why an export ended before its end.
+enum Stopped {
+    /// Nobody can read at its version any more.
+    SnapshotLost(ferrisdb::Error),
+    Reading(Failure),
+    Writing(io::Error),
+}
+
+impl From<io::Error> for Stopped {
+    fn from(error: io::Error) -> Stopped {
+        Stopped::Writing(error)
     }
 }
 

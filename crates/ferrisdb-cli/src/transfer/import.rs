@@ -23,11 +23,9 @@ use super::position::{Done, Head, Job, Mark, Noted, Slot};
 use super::progress::Progress;
 use super::source::{Batch, Cut, Event, Options, Source};
 use super::template::{KeyTemplate, Template};
-use super::{Format, ProgressArguments};
-use crate::arguments::{ConnectArguments, OutputArguments};
+use super::{Format, TransferArguments};
 use crate::connect::{self, Connected, Missing};
 use crate::failure::Failure;
-use crate::printer::Printer;
 
 /// Bytes of keys and values after which a batch ends: a ninth of the default limit of a transaction, also with one more row of the
 /// largest size, and little enough for many at once.
@@ -91,18 +89,8 @@ pub(crate) struct ImportArguments {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=256))]
     in_flight: u64,
 
-    /// Allow system keys, which begin with \xff
-    #[arg(long)]
-    system: bool,
-
     #[command(flatten)]
-    progress: ProgressArguments,
-
-    #[command(flatten)]
-    connect: ConnectArguments,
-
-    #[command(flatten)]
-    output: OutputArguments,
+    transfer: TransferArguments,
 }
 
 fn parse_delimiter(text: &str) -> Result<u8, String> {
@@ -140,7 +128,7 @@ pub(crate) fn import(arguments: &ImportArguments, out: impl Write) -> Result<(),
         key,
         value: arguments.value.clone(),
         skip_bad: arguments.skip_bad,
-        system: arguments.system,
+        system: arguments.transfer.system,
         limits: Limits::DEFAULT,
     };
     let (input, total_bytes) = open(&arguments.file)?;
@@ -157,18 +145,18 @@ pub(crate) fn import(arguments: &ImportArguments, out: impl Write) -> Result<(),
             })
         }
     };
-    connect::with(&arguments.connect, Missing::Found, |connected| {
+    connect::with(&arguments.transfer.connect, Missing::Found, |connected| {
         let options = Options { limits: connected.database.description().limits, ..options };
-        let progress = Progress::start("import", total_bytes, arguments.output.output, arguments.progress.progress);
+        let progress = arguments.transfer.start("import", total_bytes);
         let mut run = Run { arguments, progress, written: 0, end: Mark::default() };
         let imported = connected.wait(run.import(connected, job.as_ref(), input, options));
         let Run { progress, written, end, .. } = run;
         let seconds = progress.end().as_secs_f64();
-        imported.map_err(|failure| interrupted(failure, job.as_ref()))?;
-        let mut printer = Printer::new(arguments.output.output, out);
-        let told = tell(&mut printer, written, &end, seconds);
-        printer.finish(None)?;
-        Ok(told?)
+        imported.map_err(|failure| match job {
+            Some(_) => failure.then("the same command goes on behind the last batch that is there"),
+            None => failure,
+        })?;
+        arguments.transfer.print(out, |sink| tell(sink, written, &end, seconds))
     })
 }
 
@@ -180,27 +168,17 @@ fn tell(sink: &mut dyn Sink, written: u64, end: &Mark, seconds: f64) -> ferrisdb
     sink.field("seconds", format!("{seconds:.1}").as_str().into())
 }
 
-/// What the next attempt will do.
-fn interrupted(failure: Failure, job: Option<&Job>) -> Failure {
-    match (failure, job) {
-        (Failure::Failed { what, remedy }, Some(_)) => {
-            let next = "the same command goes on behind the last batch that is there";
-            Failure::Failed {
-                what,
-                remedy: if remedy.is_empty() { next.to_owned() } else { format!("{remedy}; {next}") },
-            }
-        }
-        (failure, _) => failure,
-    }
-}
-
 #[expect(clippy::disallowed_methods, reason = "the file is the user's, and no part of a database")]
 fn open(name: &str) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
     if name == "-" {
         return Ok((Box::new(std::io::stdin()), None));
     }
     let file = File::open(name).map_err(|error| unopened(name, &error))?;
-    let total_bytes = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
+    let metadata = file.metadata().map_err(|error| unopened(name, &error))?;
+    if metadata.is_dir() {
+        return Err(unopened(name, &std::io::ErrorKind::IsADirectory.into()));
+    }
+    let total_bytes = metadata.is_file().then_some(metadata.len());
     Ok((Box::new(file), total_bytes))
 }
 
@@ -279,7 +257,7 @@ impl Run<'_> {
         loop {
             if let Some(batch) = waiting.take_if(|batch| flight.has_room(batch, head.slots)) {
                 flight.begin(&batch);
-                committing.push(commit(database, job, &head, batch, self.arguments.system));
+                committing.push(commit(database, job, &head, batch, self.arguments.transfer.system));
                 continue;
             }
             if committing.is_empty() && waiting.is_none() && end.is_some() {
@@ -430,7 +408,7 @@ async fn commit(
 fn failed(error: &ferrisdb::Error) -> Failure {
     let remedy =
         if error.code() == Code::TransactionTimedOut { "wait longer with --timeout" } else { error.code().remedy() };
-    Failure::failed(format!("the import stopped: {error}"), remedy.trim_end_matches('.'))
+    Failure::failed(format!("the import stopped: {error}"), remedy)
 }
 
 fn not_ours(job: &Job) -> Failure {

@@ -18,13 +18,17 @@ mod progress;
 mod source;
 mod template;
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use ferrisdb_storage::inspect::Sink;
 
-use crate::arguments::parse_interval;
+use crate::arguments::{ConnectArguments, OutputArguments, parse_interval};
 use crate::failure::Failure;
+use crate::printer::Printer;
+use progress::Progress;
 
 /// What a file looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -52,10 +56,39 @@ impl Format {
     }
 }
 
-/// How progress is shown.
+/// What both commands take, behind their own options.
 #[derive(Debug, Args)]
-pub(crate) struct ProgressArguments {
+pub(crate) struct TransferArguments {
+    /// Allow system keys, which begin with \xff
+    #[arg(long)]
+    pub(crate) system: bool,
+
     /// How often to say how far it is, where standard error is no terminal (`0`: at every step); a terminal has a bar
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_interval)]
     pub(crate) progress: Duration,
+
+    #[command(flatten)]
+    pub(crate) connect: ConnectArguments,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArguments,
+}
+
+impl TransferArguments {
+    /// Begins to tell how far it is.
+    fn start(&self, what: &'static str, total_bytes: Option<u64>) -> Progress {
+        Progress::start(what, total_bytes, self.output.output, self.progress)
+    }
+
+    /// Prints what came of it.
+    fn print(
+        &self,
+        out: impl Write,
+        tell: impl FnOnce(&mut dyn Sink) -> ferrisdb_storage::Result<()>,
+    ) -> Result<(), Failure> {
+        let mut printer = Printer::new(self.output.output, out);
+        let told = tell(&mut printer);
+        printer.finish(None)?;
+        Ok(told?)
+    }
 }

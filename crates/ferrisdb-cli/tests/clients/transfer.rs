@@ -1,8 +1,8 @@
-//! `import` and `export`, on a directory and at a server: what is there afterwards, whatever happened meanwhile.
+//! `import` and `export`, on a directory and at a server: what is there afterwards. What happens to those that are interrupted is in `interrupted`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -13,44 +13,44 @@ use serde_json::Value;
 use super::{Server, command, ok, run, told};
 
 /// A directory for files, and the place of a database in it.
-struct Files {
+pub(crate) struct Files {
     directory: tempfile::TempDir,
 }
 
 impl Files {
-    fn new() -> Files {
+    pub(crate) fn new() -> Files {
         Files { directory: tempfile::tempdir().unwrap() }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.directory.path().join(name).to_str().unwrap().to_owned()
     }
 
     #[expect(clippy::disallowed_methods, reason = "files of the test's own")]
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
         std::fs::write(self.path(name), text).unwrap();
         self.path(name)
     }
 
     #[expect(clippy::disallowed_methods, reason = "files of the test's own")]
-    fn read(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.path(name)).unwrap()
     }
 
-    fn exists(&self, name: &str) -> bool {
+    pub(crate) fn exists(&self, name: &str) -> bool {
         self.directory.path().join(name).exists()
     }
 }
 
 /// The database's rows, as printed.
-fn rows(place: &[&str], prefix: &str, more: &[&str]) -> BTreeMap<String, String> {
+pub(crate) fn rows(place: &[&str], prefix: &str, more: &[&str]) -> BTreeMap<String, String> {
     let text = ok(&[&["range", "--prefix", prefix, "--output", "json"], more, place].concat());
     let value: Value = serde_json::from_str(&text).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     value["rows"].as_array().unwrap().iter().map(|row| (text(&row["key"]), text(&row["value"]))).collect()
 }
 
-fn json(arguments: &[&str]) -> Value {
+pub(crate) fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&ok(&[arguments, &["--output", "json"]].concat())).unwrap()
 }
 
@@ -63,7 +63,7 @@ fn check(place: &[&str], expected: &Expect) {
 }
 
 /// What is noted about imports.
-fn notes(place: &[&str]) -> BTreeMap<String, String> {
+pub(crate) fn notes(place: &[&str]) -> BTreeMap<String, String> {
     rows(place, r"\xff\x02/ferrisdb/import/", &["--system"])
 }
 
@@ -202,88 +202,6 @@ fn the_later_row_remains() {
     }
 }
 
-/// Starts an import and kills it in the middle.
-fn import_and_kill(arguments: &[&str]) {
-    let mut child = command(arguments).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let line = lines.nth(2).expect("it says how far it is").unwrap();
-    assert!(line.starts_with("import: "), "{line}");
-    child.kill().unwrap();
-    assert!(!child.wait().unwrap().success(), "it was killed before it ended");
-}
-
-/// An import that is killed goes on when it is started again, and writes each row once: rows that are taken away meanwhile do not come back.
-fn killed(place: &[&str], files: &Files, format: &str) {
-    const ROWS: usize = 60_000;
-    let name = format!("rows.{format}");
-    let mut text = String::from(if format == "csv" { "id,name\n" } else { "" });
-    for n in 0..ROWS {
-        match format {
-            "csv" => writeln!(text, "{n},name {n}").unwrap(),
-            _ => writeln!(text, "{{\"id\":{n},\"name\":\"name {n}\"}}").unwrap(),
-        }
-    }
-    let path = files.write(&name, &text);
-    let options = ["import", &path, "--key", "row/{id}", "--value", "{name}", "--batch-rows", "50", "--progress", "0"];
-    let arguments = [&options[..], place].concat();
-    let mut gone = BTreeMap::new();
-    for _ in 0..3 {
-        import_and_kill(&arguments);
-        // A server may still be at work on what the killed process had asked for.
-        let (now, notes) = loop {
-            let (before, now) = (notes(place), rows(place, "row/", &[]));
-            if notes(place) == before {
-                break (now, before);
-            }
-        };
-        assert!(!now.is_empty() && now.len() + gone.len() < ROWS);
-        assert_eq!(now.len() % 50, 0, "batches are whole");
-        // Rows and notes agree: each batch whose note is there is there, and no other behind the last of them.
-        let noted =
-            notes.values().filter_map(|note| serde_json::from_str::<Value>(note).unwrap()["batch"].as_u64()).max();
-        let last = now.keys().filter_map(|key| key["row/".len()..].parse::<u64>().ok()).max().unwrap();
-        assert_eq!(last / 50, noted.unwrap());
-        ok(&[&["clear", "--prefix", "row/"], place].concat());
-        for (key, value) in now {
-            assert_eq!(gone.insert(key, value), None, "a row was written twice");
-        }
-    }
-    // Another file of the same name is refused, also if only the last byte that was read differs.
-    let changed = text.replacen("name 0", "name X", 1);
-    files.write(&name, changed);
-    let (code, _, error) = run(&arguments);
-    assert!(code == 1 && error.contains("is not the file whose import was interrupted"), "{error}");
-    files.write(&name, &text[..1000]);
-    let (code, _, error) = run(&arguments);
-    assert!(code == 1 && error.contains("it ends before byte"), "{error}");
-
-    files.write(&name, &text);
-    let (code, out, error) = told(&command(&arguments).output().unwrap());
-    assert!(code == 0 && out.contains(&format!("rows                      {ROWS}\n")), "{out}{error}");
-    for (key, value) in rows(place, "row/", &[]) {
-        assert_eq!(gone.insert(key, value), None, "a row was written twice");
-    }
-    assert_eq!(gone.len(), ROWS);
-    assert!((0..ROWS).all(|n| gone[&format!("row/{n}")] == format!("name {n}")));
-    assert!(notes(place).is_empty(), "the position is gone");
-}
-
-#[test]
-fn a_killed_import_goes_on_in_a_directory() {
-    let files = Files::new();
-    let data = files.path("db");
-    killed(&["--data", &data], &files, "csv");
-}
-
-#[test]
-fn a_killed_import_goes_on_at_a_server() {
-    let files = Files::new();
-    let data = files.path("db");
-    let server = Server::start(Path::new(&data), &[]);
-    killed(&server.place(), &files, "ndjson");
-    server.stop();
-}
-
 /// Standard input has no position, unless a job has a name; then what was read before is skipped, and compared. `--restart` forgets.
 #[test]
 fn standard_input_with_a_name() {
@@ -364,62 +282,6 @@ fn there_and_back() {
         ok(&["export", "--range", "", r"\x01", "--format", "csv", "--connect", &address]),
         "key,value\n,the empty key\n"
     );
-    server.stop();
-}
-
-/// An export that was killed goes on behind its last whole line, from the same snapshot; from a new one only if that is asked for.
-#[test]
-fn a_killed_export_goes_on() {
-    let files = Files::new();
-    let data = files.path("db");
-    let server = Server::start(Path::new(&data), &[]);
-    let place = server.place();
-    let mut lines = String::new();
-    for n in 0..20_000 {
-        writeln!(lines, "{{\"key\":\"{n:06}\",\"value\":\"{}\"}}", "x".repeat(100)).unwrap();
-    }
-    let lines = files.write("rows.ndjson", lines);
-    ok(&[&["import", &lines], &place[..]].concat());
-    for format in ["ndjson", "csv"] {
-        let file = files.path(&format!("out.{format}"));
-        let export = |more: &[&str]| run(&[&["export", &file], more, &place[..]].concat());
-        let (code, _, error) = export(&["--resume"]);
-        assert!(code == 1 && error.contains("no export into this file was interrupted"), "{error}");
-        assert_eq!(export(&[]).0, 0);
-        let whole = files.read(&format!("out.{format}"));
-
-        let mut child = command(&[&["export", &file, "--progress", "0"], &place[..]].concat()).spawn().unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-        assert!(said.nth(1).unwrap().unwrap().starts_with("export: "));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let part = files.read(&format!("out.{format}.part"));
-        assert!(part.len() < whole.len() && whole.starts_with(&part), "{} bytes", part.len());
-        assert_eq!(files.read(&format!("out.{format}")), whole, "the file is what it was");
-        // Half a line, whether or not the kill left one.
-        let half = &whole[..part.len().min(whole.len() / 2) / 2];
-        files.write(&format!("out.{format}.part"), half);
-
-        let (code, _, error) = export(&["--resume", "--prefix", "0"]);
-        assert!(code == 1 && error.contains("give the options of the export that was interrupted"), "{error}");
-        ok(&[&["set", "999999", "new"], &place[..]].concat());
-        let (code, _, error) = export(&["--resume"]);
-        assert_eq!((code, error.as_str()), (0, ""));
-        assert_eq!(files.read(&format!("out.{format}")), whole, "the same snapshot");
-        assert!(!files.exists(&format!("out.{format}.part.is")));
-
-        // A version that nobody leases any more.
-        files.write(&format!("out.{format}.part"), half);
-        let cluster = json(&[&["status"], &place[..]].concat())["cluster"]["cluster_id"].as_str().unwrap().to_owned();
-        let is = format!(r#"{{"cluster_id":"{cluster}","version":1,"format":"{format}","begin":"","end":"\\xff"}}"#);
-        files.write(&format!("out.{format}.part.is"), is);
-        let (code, _, error) = export(&["--resume"]);
-        assert!(code == 1 && error.contains("is not readable any more") && error.contains("--new-snapshot"), "{error}");
-        assert_eq!(export(&["--resume", "--new-snapshot"]).0, 0);
-        let found = files.read(&format!("out.{format}"));
-        assert!(found.len() > whole.len() && found.starts_with(&whole), "the rest is of now");
-        ok(&[&["clear", "999999"], &place[..]].concat());
-    }
     server.stop();
 }
 

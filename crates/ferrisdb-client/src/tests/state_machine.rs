@@ -165,6 +165,22 @@ fn a_timeout_counts_from_the_beginning() {
     assert_eq!(rt.timer_count(), 0);
 }
 
+/// A timeout that is over has fired, although nobody had called anything since: neither zero nor a later one brings the transaction back.
+#[test]
+fn a_timeout_fires_unseen() {
+    for later in [0, 10_000] {
+        let (db, _, rt) = database();
+        let tx = db.create_transaction();
+        tx.set_option(&TransactionOption::Timeout(100));
+        rt.run_for(Duration::from_millis(100));
+        tx.set_option(&TransactionOption::Timeout(later));
+        assert_eq!(code(block_on(tx.get("k"))), 1031);
+        assert_eq!(state_of(&tx), 1031);
+        tx.reset();
+        assert_eq!(code(block_on(tx.get("k"))), 0);
+    }
+}
+
 /// It survives an error, whose delay counts, and futures under way notice when it is set.
 #[test]
 fn a_timeout_goes_on_through_retries() {
