@@ -143,7 +143,7 @@ fn a_directory() {
             wal_synced: 1:2912
             owner_bytes: 0
             files (file, kind, state, file_bytes, level, entries, smallest, largest)
-              000001.sst | table | live | 1624 | 0 | 12 | key00 | key11
+              000001.sst | table | live | 1622 | 0 | 12 | key00 | key11
               000002.sst | table | live | 340 | 0 | 2 | key01 | key08
               000099.sst | table | leftover | 17 | - | - | - | -
               CURRENT | names the manifest | live | 91 | - | - | - | -
@@ -154,7 +154,7 @@ fn a_directory() {
               notes.txt | not ours | - | 17 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
-              0 | 2 | 1964 | 14 | key00 | key11
+              0 | 2 | 1962 | 14 | key00 | key11
         "#]],
     );
 }
@@ -190,8 +190,8 @@ fn a_damaged_directory() {
               OPTIONS | options | live | 10 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
-              0 | 2 | 1964 | 14 | key00 | key11
-            error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1624; restore this file from a replica or a backup
+              0 | 2 | 1962 | 14 | key00 | key11
+            error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1622; restore this file from a replica or a backup
         "#]],
     );
     disk.flip_bit("/db/CURRENT", 20, 0);
@@ -223,50 +223,50 @@ fn a_table() {
     let disk = disk();
     for (path, expected) in tables(&disk).iter().zip([
         expect![[r#"
-        file: /db/000001.sst
-        file_bytes: 1624
-        table: 1
-        format_version: 1
-        index_levels: 1
-        created_by: ferrisdb 0.1.0
-        entries: 12
-        tombstones: 0
-        blob_pointers: 0
-        range_tombstones: 0
-        user_keys: 12
-        key_bytes: 60
-        value_bytes: 1200
-        data_blocks: 3
-        data_bytes: 1330
-        smallest_version: 0
-        largest_version: 0
-        first_key: key00
-        last_key: key11
-        parts (part, offset, bytes)
-          data blocks | 0 | 1330
-          index | 1330 | 34
-          filter | 1364 | 74
-          range tombstones | 0 | 0
-          properties | 1438 | 74
-        range_tombstones (start, end, version)
-        blocks (offset, bytes, compression, raw_bytes, entries, restarts, separator, separator_version)
-          0 | 443 | none | 434 | 4 | 1 | key03 | 0
-          443 | 443 | none | 434 | 4 | 1 | key07 | 0
-          886 | 444 | none | 435 | 4 | 1 | key11 | 0
-        entries (block, key, version, kind, value_bytes, value)
-          0 | key00 | 0 | value | 100 | 0000000000000000000000000000000000000000000000000000000000000000
-          0 | key01 | 0 | value | 100 | 1111111111111111111111111111111111111111111111111111111111111111
-          0 | key02 | 0 | value | 100 | 2222222222222222222222222222222222222222222222222222222222222222
-          0 | key03 | 0 | value | 100 | 3333333333333333333333333333333333333333333333333333333333333333
-          443 | key04 | 0 | value | 100 | 4444444444444444444444444444444444444444444444444444444444444444
-          443 | key05 | 0 | value | 100 | 5555555555555555555555555555555555555555555555555555555555555555
-          443 | key06 | 0 | value | 100 | 6666666666666666666666666666666666666666666666666666666666666666
-          443 | key07 | 0 | value | 100 | 7777777777777777777777777777777777777777777777777777777777777777
-          886 | key08 | 0 | value | 100 | 8888888888888888888888888888888888888888888888888888888888888888
-          886 | key09 | 0 | value | 100 | 9999999999999999999999999999999999999999999999999999999999999999
-          886 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
-          886 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
-    "#]],
+            file: /db/000001.sst
+            file_bytes: 1622
+            table: 1
+            format_version: 1
+            index_levels: 1
+            created_by: ferrisdb 0.1.0
+            entries: 12
+            tombstones: 0
+            blob_pointers: 0
+            range_tombstones: 0
+            user_keys: 12
+            key_bytes: 60
+            value_bytes: 1200
+            data_blocks: 3
+            data_bytes: 1329
+            smallest_version: 0
+            largest_version: 0
+            first_key: key00
+            last_key: key11
+            parts (part, offset, bytes)
+              data blocks | 0 | 1329
+              index | 1329 | 33
+              filter | 1362 | 74
+              range tombstones | 0 | 0
+              properties | 1436 | 74
+            range_tombstones (start, end, version)
+            blocks (offset, bytes, compression, raw_bytes, entries, restarts, separator, separator_version)
+              0 | 547 | none | 538 | 5 | 1 | key04 | 0
+              547 | 547 | none | 538 | 5 | 1 | key1 | 0
+              1094 | 235 | none | 226 | 2 | 1 | key11 | 0
+            entries (block, key, version, kind, value_bytes, value)
+              0 | key00 | 0 | value | 100 | 0000000000000000000000000000000000000000000000000000000000000000
+              0 | key01 | 0 | value | 100 | 1111111111111111111111111111111111111111111111111111111111111111
+              0 | key02 | 0 | value | 100 | 2222222222222222222222222222222222222222222222222222222222222222
+              0 | key03 | 0 | value | 100 | 3333333333333333333333333333333333333333333333333333333333333333
+              0 | key04 | 0 | value | 100 | 4444444444444444444444444444444444444444444444444444444444444444
+              547 | key05 | 0 | value | 100 | 5555555555555555555555555555555555555555555555555555555555555555
+              547 | key06 | 0 | value | 100 | 6666666666666666666666666666666666666666666666666666666666666666
+              547 | key07 | 0 | value | 100 | 7777777777777777777777777777777777777777777777777777777777777777
+              547 | key08 | 0 | value | 100 | 8888888888888888888888888888888888888888888888888888888888888888
+              547 | key09 | 0 | value | 100 | 9999999999999999999999999999999999999999999999999999999999999999
+              1094 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
+              1094 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
+        "#]],
         expect![[r#"
         file: /db/000002.sst
         file_bytes: 340
@@ -315,74 +315,73 @@ fn a_damaged_table() {
     check(
         &inspected(&disk, sst, path),
         &expect![[r#"
-        file: /db/000001.sst
-        file_bytes: 1624
-        table: 1
-        format_version: 1
-        index_levels: 1
-        created_by: ferrisdb 0.1.0
-        entries: 12
-        tombstones: 0
-        blob_pointers: 0
-        range_tombstones: 0
-        user_keys: 12
-        key_bytes: 60
-        value_bytes: 1200
-        data_blocks: 3
-        data_bytes: 1330
-        smallest_version: 0
-        largest_version: 0
-        first_key: key00
-        last_key: key11
-        parts (part, offset, bytes)
-          data blocks | 0 | 1330
-          index | 1330 | 34
-          filter | 1364 | 74
-          range tombstones | 0 | 0
-          properties | 1438 | 74
-        range_tombstones (start, end, version)
-        blocks (offset, bytes, compression, raw_bytes, entries, restarts, separator, separator_version)
-          0 | 443 | none | 434 | 4 | 1 | key03 | 0
-          886 | 444 | none | 435 | 4 | 1 | key11 | 0
-        entries (block, key, version, kind, value_bytes, value)
-          0 | key00 | 0 | value | 100 | 0000000000000000000000000000000000000000000000000000000000000000
-          0 | key01 | 0 | value | 100 | 1111111111111111111111111111111111111111111111111111111111111111
-          0 | key02 | 0 | value | 100 | 2222222222222222222222222222222222222222222222222222222222222222
-          0 | key03 | 0 | value | 100 | 3333333333333333333333333333333333333333333333333333333333333333
-          886 | key08 | 0 | value | 100 | 8888888888888888888888888888888888888888888888888888888888888888
-          886 | key09 | 0 | value | 100 | 9999999999999999999999999999999999999999999999999999999999999999
-          886 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
-          886 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
-        error: corruption in /db/000001.sst at offset 443: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-    "#]],
+            file: /db/000001.sst
+            file_bytes: 1622
+            table: 1
+            format_version: 1
+            index_levels: 1
+            created_by: ferrisdb 0.1.0
+            entries: 12
+            tombstones: 0
+            blob_pointers: 0
+            range_tombstones: 0
+            user_keys: 12
+            key_bytes: 60
+            value_bytes: 1200
+            data_blocks: 3
+            data_bytes: 1329
+            smallest_version: 0
+            largest_version: 0
+            first_key: key00
+            last_key: key11
+            parts (part, offset, bytes)
+              data blocks | 0 | 1329
+              index | 1329 | 33
+              filter | 1362 | 74
+              range tombstones | 0 | 0
+              properties | 1436 | 74
+            range_tombstones (start, end, version)
+            blocks (offset, bytes, compression, raw_bytes, entries, restarts, separator, separator_version)
+              0 | 547 | none | 538 | 5 | 1 | key04 | 0
+              1094 | 235 | none | 226 | 2 | 1 | key11 | 0
+            entries (block, key, version, kind, value_bytes, value)
+              0 | key00 | 0 | value | 100 | 0000000000000000000000000000000000000000000000000000000000000000
+              0 | key01 | 0 | value | 100 | 1111111111111111111111111111111111111111111111111111111111111111
+              0 | key02 | 0 | value | 100 | 2222222222222222222222222222222222222222222222222222222222222222
+              0 | key03 | 0 | value | 100 | 3333333333333333333333333333333333333333333333333333333333333333
+              0 | key04 | 0 | value | 100 | 4444444444444444444444444444444444444444444444444444444444444444
+              1094 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
+              1094 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
+            error: corruption in /db/000001.sst at offset 547: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+        "#]],
     );
     let index_offset = crate::table::TableReader::footer(&disk, path).unwrap().parts[1].1.offset;
     disk.flip_bit(path, index_offset, 0);
     check(
         &inspected(&disk, sst, path),
         &expect![[r#"
-        file: /db/000001.sst
-        file_bytes: 1624
-        table: 1
-        format_version: 1
-        index_levels: 1
-        parts (part, offset, bytes)
-          data blocks | 0 | 1330
-          index | 1330 | 34
-          filter | 1364 | 74
-          range tombstones | 0 | 0
-          properties | 1438 | 74
-        error: corruption in /db/000001.sst at offset 1330: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-    "#]],
+            file: /db/000001.sst
+            file_bytes: 1622
+            table: 1
+            format_version: 1
+            index_levels: 1
+            parts (part, offset, bytes)
+              data blocks | 0 | 1329
+              index | 1329 | 33
+              filter | 1362 | 74
+              range tombstones | 0 | 0
+              properties | 1436 | 74
+            error: corruption in /db/000001.sst at offset 1329: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+        "#]],
     );
     disk.flip_bit(path, disk.read_raw(path).unwrap().len() as u64 - 60, 0);
     check(
         &inspected(&disk, sst, path),
         &expect![[r#"
-        file: /db/000001.sst
-        file_bytes: 1624
-        error: corruption in /db/000001.sst at offset 1512: footer: checksum; restore this file from a replica or a backup
-    "#]],
+            file: /db/000001.sst
+            file_bytes: 1622
+            error: corruption in /db/000001.sst at offset 1510: footer: checksum; restore this file from a replica or a backup
+        "#]],
     );
 
     let whole = self::disk();
@@ -430,28 +429,28 @@ fn a_blob_file() {
     check(
         &inspected(&disk, blob, &path),
         &expect![[r#"
-        file: /db/000001.blob
-        file_bytes: 216
-        blob_file: 1
-        format_version: 1
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        state: live
-        garbage_bytes: 48
-        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
-          48 | 48 | lz4 | yes | 4 | key0 | 0 | 70 | ahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelsz
-          144 | 24 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
-          168 | 48 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
-    "#]],
+            file: /db/000001.blob
+            file_bytes: 212
+            blob_file: 1
+            format_version: 1
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            state: live
+            garbage_bytes: 47
+            records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+              48 | 47 | lz4 | yes | 4 | key0 | 0 | 70 | ahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelsz
+              142 | 23 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
+              165 | 47 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
+        "#]],
     );
     let table = inspected(&disk, dir, DIR);
     check(
         &table[table.find("levels (").unwrap()..],
         &expect![[r#"
-        levels (level, tables, file_bytes, entries, smallest, largest)
-          6 | 1 | 350 | 4 | key0 | small
-        blob_files (blob_file, file_bytes, referenced_bytes, garbage_bytes, tables)
-          1 | 216 | 120 | 48 | 1
-    "#]],
+            levels (level, tables, file_bytes, entries, smallest, largest)
+              6 | 1 | 350 | 4 | key0 | small
+            blob_files (blob_file, file_bytes, referenced_bytes, garbage_bytes, tables)
+              1 | 212 | 117 | 47 | 1
+        "#]],
     );
 
     let copy = Path::new("/elsewhere.blob");
@@ -459,15 +458,15 @@ fn a_blob_file() {
     check(
         &inspected(&disk, blob, copy),
         &expect![[r#"
-        file: /elsewhere.blob
-        file_bytes: 216
-        blob_file: 1
-        format_version: 1
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        state: -
-        garbage_bytes: -
-        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
-    "#]],
+            file: /elsewhere.blob
+            file_bytes: 212
+            blob_file: 1
+            format_version: 1
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            state: -
+            garbage_bytes: -
+            records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+        "#]],
     );
 
     let swapped = files::blob_path(Path::new(DIR), FileNumber(77));
@@ -483,19 +482,19 @@ fn a_blob_file() {
     check(
         &inspected(&disk, blob, &path),
         &expect![[r#"
-        file: /db/000001.blob
-        file_bytes: 216
-        blob_file: 1
-        format_version: 1
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        state: live
-        garbage_bytes: 48
-        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
-          48 | 48 | lz4 | no | 4 | key0 | 0 | 70 | -
-          144 | 24 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
-          168 | 48 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
-        error: corruption in /db/000001.blob at offset 48: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-    "#]],
+            file: /db/000001.blob
+            file_bytes: 212
+            blob_file: 1
+            format_version: 1
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            state: live
+            garbage_bytes: 47
+            records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+              48 | 47 | lz4 | no | 4 | key0 | 0 | 70 | -
+              142 | 23 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
+              165 | 47 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
+            error: corruption in /db/000001.blob at offset 48: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+        "#]],
     );
     disk.flip_bit(&path, 20, 1);
     check(
@@ -685,11 +684,11 @@ fn a_manifest() {
               1536 | 1 | 0 | 3 | 13 | 1:1760 | - | 13 | 13 | - | 0
               2048 | 0 | 0 | - | - | - | 1:2912 | - | - | - | 0
             changes (offset, change, level, table, file_bytes, entries, smallest, largest)
-              1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
+              1024 | added | 0 | 1 | 1622 | 12 | key00 | key11
               1536 | added | 0 | 2 | 340 | 2 | key01 | key08
             tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
               0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
-              0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
+              0 | 1 | 1622 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
         "#]],
     );
 }
@@ -725,11 +724,11 @@ fn a_damaged_manifest() {
               1024 | 1 | 0 | 2 | 12 | 1:1696 | - | 12 | 12 | - | 0
               1536 | 1 | 0 | 3 | 13 | 1:1760 | - | 13 | 13 | - | 0
             changes (offset, change, level, table, file_bytes, entries, smallest, largest)
-              1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
+              1024 | added | 0 | 1 | 1622 | 12 | key00 | key11
               1536 | added | 0 | 2 | 340 | 2 | key01 | key08
             tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
               0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
-              0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
+              0 | 1 | 1622 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
             error: corruption in /db/MANIFEST-000001 at offset 2048: manifest sector checksum; restore this file from a replica or a backup
         "#]],
     );
@@ -753,17 +752,17 @@ fn a_sound_engine_is_verified() {
     check(
         &text,
         &expect![[r#"
-        directory: /db
-        tables: 2
-        table_bytes: 1964
-        entries: 14
-        wal_records: 16
-        wal_torn: -
-        problems_found: 0
-        problems (problem)
-        leftovers (file)
-          /db/000000.sst
-    "#]],
+            directory: /db
+            tables: 2
+            table_bytes: 1962
+            entries: 14
+            wal_records: 16
+            wal_torn: -
+            problems_found: 0
+            problems (problem)
+            leftovers (file)
+              /db/000000.sst
+        "#]],
     );
     assert_eq!(problems, 0);
 }
@@ -778,17 +777,17 @@ fn every_damaged_file_is_named() {
     check(
         &text,
         &expect![[r#"
-        directory: /db
-        tables: 2
-        table_bytes: 1964
-        entries: 2
-        wal_records: 16
-        wal_torn: -
-        problems_found: 1
-        problems (problem)
-          L0: corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-        leftovers (file)
-    "#]],
+            directory: /db
+            tables: 2
+            table_bytes: 1962
+            entries: 2
+            wal_records: 16
+            wal_torn: -
+            problems_found: 1
+            problems (problem)
+              L0: corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+            leftovers (file)
+        "#]],
     );
     assert_eq!(problems, 1);
 
@@ -798,19 +797,19 @@ fn every_damaged_file_is_named() {
     check(
         &text,
         &expect![[r#"
-        directory: /db
-        tables: 2
-        table_bytes: 1964
-        entries: 0
-        wal_records: 0
-        wal_torn: -
-        problems_found: 3
-        problems (problem)
-          corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-          /db/000002.sst is missing, but the manifest names it; restore it from a replica or a backup
-          corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
-        leftovers (file)
-    "#]],
+            directory: /db
+            tables: 2
+            table_bytes: 1962
+            entries: 0
+            wal_records: 0
+            wal_torn: -
+            problems_found: 3
+            problems (problem)
+              corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+              /db/000002.sst is missing, but the manifest names it; restore it from a replica or a backup
+              corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
+            leftovers (file)
+        "#]],
     );
     assert_eq!(problems, 3);
 
@@ -819,19 +818,19 @@ fn every_damaged_file_is_named() {
     check(
         &text,
         &expect![[r#"
-        directory: /db
-        tables: 1
-        table_bytes: 1624
-        entries: 0
-        wal_records: 0
-        wal_torn: -
-        problems_found: 3
-        problems (problem)
-          corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
-          corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-          corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
-        leftovers (file)
-    "#]],
+            directory: /db
+            tables: 1
+            table_bytes: 1622
+            entries: 0
+            wal_records: 0
+            wal_torn: -
+            problems_found: 3
+            problems (problem)
+              corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
+              corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+              corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
+            leftovers (file)
+        "#]],
     );
     assert_eq!(problems, 3);
 }
