@@ -386,7 +386,8 @@ impl Engine {
     }
 
     /// Waits until no compaction is due and what flushes and compactions left behind is removed: tables that nobody reads any more, segments
-    /// of the WAL. Writes that go on meanwhile may make it wait longer.
+    /// of the WAL. Writes that go on meanwhile may make it wait longer. An engine that was opened with no compaction job has no compaction
+    /// due, ever: then it waits for what is to be removed only. One that is read only has nothing to wait for.
     ///
     /// # Errors
     /// [`Error::NoSpace`] if a compaction found none, which it will try again; [`Error::Poisoned`] if a job failed;

@@ -1,6 +1,6 @@
 //! Writes a table: [`TableBuilder`].
 //!
-//! Entries come in internal-key order. Blocks are cut before they would exceed their size, framed into an output buffer, and
+//! Entries come in internal-key order. Blocks are cut where they are nearest to their size, framed into an output buffer, and
 //! written in long pieces; what is known only at the end (index, filter, range tombstones, properties, footer) follows the data.
 //! Adding an entry allocates nothing, except where a buffer grows.
 //!
@@ -144,8 +144,7 @@ impl TableBuilder {
         }
         let new_user_key = !same_user_key || self.properties.entries == 0;
 
-        let full = self.block.estimated_bytes_with(key.user_key.len() - shared, value) > self.options.block_bytes;
-        if full && !self.block.is_empty() {
+        if !self.block.is_empty() && self.is_block_full(key.user_key.len() - shared, value) {
             self.finish_block(Some(key.user_key))?;
         }
         self.block.add(key, shared, value);
@@ -162,6 +161,15 @@ impl TableBuilder {
         self.properties.raw_value_bytes += value.len() as u64;
         self.count_version(key.trailer.version());
         Ok(())
+    }
+
+    /// True if the block is nearer to its size without the entry to come than with it. So four values of a kilobyte share a block of 4 KiB
+    /// although they are a little more, and a long value does not join short ones, whose reads would pay for it.
+    #[inline]
+    fn is_block_full(&self, unshared: usize, value: &[u8]) -> bool {
+        let (without, with) = (self.block.estimated_bytes(), self.block.estimated_bytes_with(unshared, value));
+        let wanted = self.options.block_bytes;
+        with > wanted && with - wanted > wanted.saturating_sub(without)
     }
 
     /// Gives the table its range tombstones. At any time before the end.

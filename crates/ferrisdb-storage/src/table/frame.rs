@@ -18,6 +18,7 @@ use ferrisdb_core::codec::{DecodeError, get_varint, put_varint};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::block::BLOCK_BYTES_MAX;
+use super::lz4;
 use super::{Compression, TableId};
 use crate::planted::{Bug, planted};
 
@@ -60,7 +61,9 @@ pub(super) fn place(id: TableId, offset: u64) -> u64 {
 /// Compresses blocks, keeping its working memory.
 pub(crate) struct Compressor {
     compression: Compression,
-    lz4: Option<lz4_flex::block::CompressTable>,
+    lz4: Option<lz4::Positions>,
+    /// For blocks that are too long for ours.
+    lz4_long: Option<lz4_flex::block::CompressTable>,
     zstd: Option<zstd::bulk::Compressor<'static>>,
     scratch: Vec<u8>,
 }
@@ -73,7 +76,7 @@ impl std::fmt::Debug for Compressor {
 
 impl Compressor {
     pub(crate) fn new(compression: Compression) -> Compressor {
-        Compressor { compression, lz4: None, zstd: None, scratch: Vec::new() }
+        Compressor { compression, lz4: None, lz4_long: None, zstd: None, scratch: Vec::new() }
     }
 
     /// Compresses `raw` into the scratch buffer: the kind and the length there, or `None` where it does not pay.
@@ -81,12 +84,17 @@ impl Compressor {
         let worth = raw.len() - raw.len() / 8;
         let (kind, len) = match self.compression {
             Compression::None => return None,
+            Compression::Lz4 if raw.len() <= lz4::INPUT_BYTES_MAX => {
+                self.scratch.clear();
+                lz4::compress(raw, self.lz4.get_or_insert_default(), &mut self.scratch);
+                (LZ4, self.scratch.len())
+            }
             Compression::Lz4 => {
                 let bound = lz4_flex::block::get_maximum_output_size(raw.len());
                 if self.scratch.len() < bound {
                     self.scratch.resize(bound, 0);
                 }
-                let table = self.lz4.get_or_insert_with(lz4_flex::block::CompressTable::default);
+                let table = self.lz4_long.get_or_insert_default();
                 let len = lz4_flex::block::compress_into_with_table(raw, &mut self.scratch, table);
                 (LZ4, len.expect("the buffer has the length that the library asks for"))
             }

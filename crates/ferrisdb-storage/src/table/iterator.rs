@@ -2,20 +2,65 @@
 //!
 //! It holds one data block and, in a large table, one index partition. A seek into the block or the partition that it already
 //! holds asks no cache. Its key buffer is kept, so moving allocates nothing unless a block comes from the disk.
+//!
+//! # Reading ahead
+//! A block that is not in the cache is read alone at first, as many seeks end in it. If the next one has to be read as well, that is a scan, and a
+//! piece of the file is read that holds the blocks after it, too; each further piece is twice as long. A read costs several times
+//! what copying a block does, also where the file is in memory. The cache is asked first for every block, and gets those that are used.
+//!
+//! Where nearly all seeks of late have turned out to be scans ([`ScanHabit`]), the piece is read at once.
 
+use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::ReadMode;
 use super::block::{Block, BlockCursor};
 use super::frame::BlockHandle;
 use super::index::Index;
 use super::reader::TableReader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::iter::PointIterator;
 use crate::key::InternalKey;
 
 /// How far [`ReadMode::Compaction`] reads ahead: long enough that a disk streams.
 const READAHEAD_BYTES: u64 = 256 << 10;
+
+/// The first piece that a scan reads ahead: the three or four compressed blocks that ten values of a kilobyte take.
+const SCAN_READAHEAD_BYTES_MIN: u64 = 8 << 10;
+
+/// The longest: what each iterator may hold beside its blocks.
+const SCAN_READAHEAD_BYTES_MAX: u64 = 64 << 10;
+
+/// Whether those who seek in a table go on to the next block: a count that a seek that went on raises and one that did not lowers, within 0 and
+/// [`ScanHabit::MAX`].
+///
+/// Any thread; an update that is lost among others does not matter. At either end, where it stays while everybody does the same, nothing is written.
+#[derive(Debug, Default)]
+pub(super) struct ScanHabit(AtomicU8);
+
+impl ScanHabit {
+    const MAX: u8 = 16;
+    /// From here on a seek reads ahead: three of four or more went on.
+    const HIGH: u8 = 12;
+
+    fn is_high(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= ScanHabit::HIGH
+    }
+
+    fn note(&self, went_on: bool) {
+        let count = self.0.load(Ordering::Relaxed);
+        let next = if went_on { (count + 1).min(ScanHabit::MAX) } else { count.saturating_sub(1) };
+        if next != count {
+            self.0.store(next, Ordering::Relaxed);
+        }
+    }
+}
+
+thread_local! {
+    /// The memory of the last iterator that read ahead, for the next one: allocating and clearing it would cost as much as copying a block.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// A cursor over a table's point entries.
 #[derive(Debug)]
@@ -30,9 +75,16 @@ pub struct TableIterator {
     block: Option<(u64, Arc<Block>)>,
     /// Invariant: if it is valid, it was placed in `block`.
     cursor: BlockCursor,
-    /// [`ReadMode::Compaction`]: a piece of the file and where it begins.
+    /// A piece of the file that was read ahead, in the first `ahead_len` bytes, and where it begins.
     ahead: Vec<u8>,
+    ahead_len: usize,
     ahead_offset: u64,
+    /// Where the block ends that came last from the file, or cached ones that follow it: a scan has its next one there. Zero: there was none.
+    read_to: u64,
+    /// How long the next piece is that a scan reads.
+    scan_readahead_bytes: u64,
+    /// The last block that was read because of a seek, while it is open whether the scan goes on: where it ends.
+    sought_to: u64,
 }
 
 impl TableIterator {
@@ -47,7 +99,11 @@ impl TableIterator {
             block: None,
             cursor: BlockCursor::default(),
             ahead: Vec::new(),
+            ahead_len: 0,
             ahead_offset: 0,
+            read_to: 0,
+            scan_readahead_bytes: SCAN_READAHEAD_BYTES_MIN,
+            sought_to: 0,
         }
     }
 
@@ -88,25 +144,86 @@ impl TableIterator {
         }
         self.block = None;
         let block = match self.mode {
-            ReadMode::Compaction => self.block_from_ahead(handle)?,
-            mode => self.reader.data_block(handle, mode)?,
+            ReadMode::Compaction => Arc::new(self.block_from_ahead(handle, READAHEAD_BYTES)?),
+            ReadMode::Blocking | ReadMode::MemoryOnly => match self.reader.cached_data_block(handle)? {
+                Some(block) => {
+                    if handle.offset == self.read_to {
+                        self.read_to += handle.len;
+                    }
+                    block
+                }
+                None => self.uncached_block(handle)?,
+            },
         };
         self.block = Some((handle.offset, block));
         Ok(())
     }
 
-    fn block_from_ahead(&mut self, handle: BlockHandle) -> Result<Arc<Block>> {
-        let ahead_end = self.ahead_offset + self.ahead.len() as u64;
-        if handle.offset < self.ahead_offset || handle.offset + handle.len > ahead_end {
-            let len = READAHEAD_BYTES.min(self.reader.data_end() - handle.offset).max(handle.len);
-            self.ahead.clear();
-            self.ahead = self.reader.read(handle.offset, len)?;
-            self.ahead_offset = handle.offset;
+    /// A block that the cache does not hold.
+    #[cold]
+    fn uncached_block(&mut self, handle: BlockHandle) -> Result<Arc<Block>> {
+        let is_next = handle.offset == self.read_to && handle.offset > 0;
+        self.note_scan(is_next && self.sought_to == self.read_to);
+        let read_ahead = if self.is_ahead(handle) {
+            Some(0)
+        } else if self.mode == ReadMode::MemoryOnly {
+            return Err(Error::WouldRead);
+        } else if is_next {
+            let len = self.scan_readahead_bytes;
+            self.scan_readahead_bytes = (2 * len).min(SCAN_READAHEAD_BYTES_MAX);
+            Some(len)
+        } else {
+            self.scan_readahead_bytes = SCAN_READAHEAD_BYTES_MIN;
+            self.reader.scan_habit().is_high().then_some(SCAN_READAHEAD_BYTES_MIN)
+        };
+        let block = match read_ahead.map(|len| self.block_from_ahead(handle, len)) {
+            Some(Ok(block)) => self.reader.cache_data_block(handle, block),
+            failed => {
+                // What lies behind the block may be what cannot be read, and nobody has asked for that: the block alone has the last word.
+                if failed.is_some() {
+                    self.ahead_len = 0;
+                }
+                if self.mode == ReadMode::MemoryOnly {
+                    return Err(Error::WouldRead);
+                }
+                self.reader.read_data_block(handle)?
+            }
+        };
+        self.read_to = handle.offset + handle.len;
+        if !is_next {
+            self.sought_to = self.read_to;
+        }
+        Ok(block)
+    }
+
+    /// Tells the table what became of the last seek that had to read, once that is known.
+    fn note_scan(&mut self, went_on: bool) {
+        if self.sought_to > 0 {
+            self.reader.scan_habit().note(went_on);
+            self.sought_to = 0;
+        }
+    }
+
+    /// True if the block was read ahead.
+    fn is_ahead(&self, handle: BlockHandle) -> bool {
+        let ahead_end = self.ahead_offset + self.ahead_len as u64;
+        handle.offset >= self.ahead_offset && handle.offset + handle.len <= ahead_end
+    }
+
+    /// The block from what was read ahead; if it is not there, `len` bytes are read from it on, or the block alone if that is longer.
+    fn block_from_ahead(&mut self, handle: BlockHandle, len: u64) -> Result<Block> {
+        if !self.is_ahead(handle) {
+            let len = len.min(self.reader.data_end() - handle.offset).max(handle.len);
+            if self.ahead.is_empty() && len <= SCAN_READAHEAD_BYTES_MAX {
+                self.ahead = SPARE.take();
+            }
+            (self.ahead_len, self.ahead_offset) = (0, handle.offset);
+            self.ahead_len = self.reader.read(handle.offset, len, &mut self.ahead)?;
         }
         let fits = |n: u64| usize::try_from(n).expect("a length in memory");
         let start = fits(handle.offset - self.ahead_offset);
         let frame = &self.ahead[start..start + fits(handle.len)];
-        Ok(Arc::new(self.reader.decode_data_block(frame, handle.offset)?))
+        self.reader.decode_data_block(frame, handle.offset)
     }
 
     /// Runs `place` on the loaded block.
@@ -152,8 +269,17 @@ impl TableIterator {
         self.place(BlockCursor::seek_to_last)
     }
 
-    fn empty_partition(&self) -> crate::Error {
+    fn empty_partition(&self) -> Error {
         self.reader.corruption(self.reader.index().handle(self.partition_at), "index: a partition without a block")
+    }
+}
+
+impl Drop for TableIterator {
+    fn drop(&mut self) {
+        self.note_scan(false);
+        if !self.ahead.is_empty() && self.ahead.len() as u64 <= SCAN_READAHEAD_BYTES_MAX {
+            SPARE.set(std::mem::take(&mut self.ahead));
+        }
     }
 }
 

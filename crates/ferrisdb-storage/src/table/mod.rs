@@ -36,6 +36,7 @@ mod footer;
 mod frame;
 mod index;
 mod iterator;
+mod lz4;
 mod properties;
 mod reader;
 #[cfg(any(test, feature = "testing"))]
@@ -96,7 +97,7 @@ pub enum ReadMode {
 /// How a table is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableOptions {
-    /// Data blocks are cut before they exceed this, uncompressed, in bytes. Larger blocks compress better and need a smaller
+    /// Data blocks are cut where they are nearest to this, uncompressed, in bytes. Larger blocks compress better and need a smaller
     /// index; smaller ones waste less memory and less decompression on a point read. 512 to 1 MiB.
     pub block_bytes: usize,
     /// Entries from one restart point to the next. More save some space; fewer make a search shorter. 1 to 1,024.

@@ -23,6 +23,7 @@ use super::filter::Filter;
 use super::footer::{FOOTER_BYTES, Footer};
 use super::frame::{BlockHandle, open_frame};
 use super::index::Index;
+use super::iterator::ScanHabit;
 use super::{Properties, ReadMode, TableId, TableSummary, tombstone_block};
 use crate::cache::{BlockCache, CacheId, CacheReservation, CachedBlock};
 use crate::error::{Error, Result};
@@ -45,6 +46,7 @@ pub struct TableReader {
     filter: Option<Filter>,
     tombstones: Arc<FragmentList>,
     properties: Properties,
+    scan_habit: ScanHabit,
     _pinned: CacheReservation,
 }
 
@@ -198,6 +200,7 @@ impl TableReader {
             filter,
             tombstones: Arc::new(tombstones),
             properties,
+            scan_habit: ScanHabit::default(),
             _pinned: cache.reserve(pinned),
             file,
         })
@@ -394,22 +397,42 @@ impl TableReader {
     /// The data block at `handle`.
     #[inline]
     pub(super) fn data_block(&self, handle: BlockHandle, mode: ReadMode) -> Result<Arc<Block>> {
-        match self.cached(handle, mode)? {
-            Some(CachedBlock::Data(block)) => Ok(block),
-            Some(_) => Err(self.corruption(handle, "the cache holds another kind of block here")),
-            None => self.read_data_block(handle, mode),
+        let cached = if mode == ReadMode::Compaction { None } else { self.cached_data_block(handle)? };
+        match (cached, mode) {
+            (Some(block), _) => Ok(block),
+            (None, ReadMode::MemoryOnly) => Err(Error::WouldRead),
+            (None, ReadMode::Blocking) => self.read_data_block(handle),
+            (None, ReadMode::Compaction) => self.read_uncached(handle).map(Arc::new),
         }
     }
 
-    #[cold]
-    fn read_data_block(&self, handle: BlockHandle, mode: ReadMode) -> Result<Arc<Block>> {
-        let block = Arc::new(with_range(&*self.file, &self.path, handle.offset, handle.len, |frame| {
-            self.decode_data_block(frame, handle.offset)
-        })?);
-        if mode == ReadMode::Blocking {
-            self.cache.insert(self.cache_id, handle.offset, CachedBlock::Data(Arc::clone(&block)));
+    /// The data block at `handle` if the cache holds it.
+    #[inline]
+    pub(super) fn cached_data_block(&self, handle: BlockHandle) -> Result<Option<Arc<Block>>> {
+        match self.cache.get(self.cache_id, handle.offset) {
+            Some(CachedBlock::Data(block)) => Ok(Some(block)),
+            Some(_) => Err(self.corruption(handle, "the cache holds another kind of block here")),
+            None => Ok(None),
         }
-        Ok(block)
+    }
+
+    /// Reads a data block that the cache does not hold, and caches it.
+    #[cold]
+    pub(super) fn read_data_block(&self, handle: BlockHandle) -> Result<Arc<Block>> {
+        Ok(self.cache_data_block(handle, self.read_uncached(handle)?))
+    }
+
+    /// Gives the cache a data block that was just read.
+    pub(super) fn cache_data_block(&self, handle: BlockHandle, block: Block) -> Arc<Block> {
+        let block = Arc::new(block);
+        self.cache.insert(self.cache_id, handle.offset, CachedBlock::Data(Arc::clone(&block)));
+        block
+    }
+
+    fn read_uncached(&self, handle: BlockHandle) -> Result<Block> {
+        with_range(&*self.file, &self.path, handle.offset, handle.len, |frame| {
+            self.decode_data_block(frame, handle.offset)
+        })
     }
 
     #[inline]
@@ -423,9 +446,18 @@ impl TableReader {
         }
     }
 
-    /// Reads a piece of the file, past the cache.
-    pub(super) fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
-        read_range(&*self.file, &self.path, offset, len)
+    /// Reads a piece of the file, past the cache, into the beginning of `bytes`, which grows to hold it and keeps its length otherwise, so that only
+    /// what it grows by is cleared first. Returns the length of the piece.
+    pub(super) fn read(&self, offset: u64, len: u64, bytes: &mut Vec<u8>) -> Result<usize> {
+        let len = block_len(&self.path, offset, len)?;
+        if bytes.len() < len {
+            bytes.resize(len, 0);
+        }
+        fill(&*self.file, &self.path, offset, &mut bytes[..len]).map(|()| len)
+    }
+
+    pub(super) fn scan_habit(&self) -> &ScanHabit {
+        &self.scan_habit
     }
 
     /// Checks and parses a framed data block that lies at `offset`.
@@ -490,9 +522,12 @@ fn with_range<T>(
 
 /// Reads exactly `len` bytes; they lie within the file, as was checked, so an end before them is corruption.
 pub(super) fn read_range(file: &dyn File, path: &Path, offset: u64, len: u64) -> Result<Vec<u8>> {
-    let len = usize::try_from(len).map_err(|_| Error::corruption(path, offset, "block: length"))?;
-    let mut bytes = vec![0; len];
+    let mut bytes = vec![0; block_len(path, offset, len)?];
     fill(file, path, offset, &mut bytes).map(|()| bytes)
+}
+
+fn block_len(path: &Path, offset: u64, len: u64) -> Result<usize> {
+    usize::try_from(len).map_err(|_| Error::corruption(path, offset, "block: length"))
 }
 
 fn fill(file: &dyn File, path: &Path, offset: u64, bytes: &mut [u8]) -> Result<()> {

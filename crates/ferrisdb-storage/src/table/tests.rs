@@ -181,6 +181,155 @@ fn modes_of_reading() {
     assert!(iterator.key().user_key > &key[..], "an iterator that met WouldRead goes on after a seek");
 }
 
+/// Values of 1,000 random bytes, four to a block, in a table whose blocks the cache does not hold.
+fn table_of_random_values(fs: &MemoryFs, cache: &Arc<BlockCache>, entries: u64) -> Arc<TableReader> {
+    let mut random = SplitMix64::new(8);
+    let model: Model = (0..entries)
+        .map(|n| {
+            let value = (0..1000).map(|_| random.next_u64() as u8).collect();
+            ((format!("key{n:05}").into_bytes(), std::cmp::Reverse(n)), (ValueKind::Value, value))
+        })
+        .collect();
+    let summary = build(fs, 1, &TableOptions::DEFAULT, &model, &FragmentList::default());
+    assert_eq!(summary.properties.data_blocks, entries / 4);
+    open_with(fs, &summary, cache).unwrap()
+}
+
+/// A seek reads one block; a scan reads the blocks behind it in pieces that grow, and each block of them is cached. So a scan over 64 blocks of 4 KiB takes
+/// the first alone, then two, four, eight, and sixteen at a time. Where the cache answers nothing is read.
+#[test]
+fn a_scan_reads_ahead() {
+    let fs = MemoryFs::default();
+    let cache = Arc::new(BlockCache::new(4 << 20));
+    let reader = table_of_random_values(&fs, &cache, 256);
+    let file = fs.file(&path(1));
+    let reads_of = |run: &mut dyn FnMut()| {
+        let before = file.reads.load(Ordering::Relaxed);
+        run();
+        file.reads.load(Ordering::Relaxed) - before
+    };
+    let mut iterator = TableIterator::new(Arc::clone(&reader), ReadMode::Blocking);
+    let seek = |iterator: &mut TableIterator, key: &[u8]| iterator.seek(InternalKey::seek(key, Version::MAX)).unwrap();
+    assert_eq!(reads_of(&mut || seek(&mut iterator, b"key00120")), 1);
+    assert_eq!(reads_of(&mut || seek(&mut iterator, b"key00180")), 1, "another seek is no scan");
+    assert_eq!(cache.statistics().misses, 2);
+
+    let scan = |from: &[u8]| {
+        let mut entries = 0;
+        let reads = reads_of(&mut || {
+            let mut iterator = TableIterator::new(Arc::clone(&reader), ReadMode::Blocking);
+            seek(&mut iterator, from);
+            while iterator.valid() {
+                entries += 1;
+                iterator.next().unwrap();
+            }
+        });
+        (entries, reads)
+    };
+    // 31 blocks from 33 on, of which one is cached: 1 + 1 (one whole block of 8 KiB: frames are a little longer than 4,000 bytes) and so on.
+    let (entries, reads) = scan(b"key00132");
+    assert!(entries == 124 && (4..=6).contains(&reads), "{entries} entries with {reads} reads");
+    assert_eq!(scan(b"key00132"), (124, 0), "what was used is cached");
+    let (entries, reads) = scan(b"");
+    assert!(entries == 256 && (4..=6).contains(&reads), "{entries} entries with {reads} reads");
+}
+
+/// Where those who seek go on to the next block as a rule, the piece that holds it is read with the first one; where they no longer do, the block alone is
+/// read again. The memory for it is used again and again.
+#[test]
+fn a_habit_of_scanning_is_learned() {
+    let fs = MemoryFs::default();
+    let reader = table_of_random_values(&fs, &Arc::new(BlockCache::new(0)), 256);
+    let file = fs.file(&path(1));
+    let mut random = SplitMix64::new(6);
+    let mut reads_of_a_seek = |steps: usize| {
+        let before = file.reads.load(Ordering::Relaxed);
+        let mut iterator = TableIterator::new(Arc::clone(&reader), ReadMode::Blocking);
+        // The first entry of a block, and not of the first or one of the last.
+        let key = format!("key{:05}", 4 * (1 + random.below(60)));
+        iterator.seek(InternalKey::seek(key.as_bytes(), Version::MAX)).unwrap();
+        (0..steps).for_each(|_| iterator.next().unwrap());
+        drop(iterator);
+        file.reads.load(Ordering::Relaxed) - before
+    };
+    assert_eq!((reads_of_a_seek(0), reads_of_a_seek(4), reads_of_a_seek(0)), (1, 2, 1));
+    (0..20).for_each(|_| assert!(reads_of_a_seek(4) <= 2));
+    assert_eq!((reads_of_a_seek(4), reads_of_a_seek(0)), (1, 1), "both blocks with one read");
+    (0..20).for_each(|_| assert_eq!(reads_of_a_seek(0), 1));
+    assert_eq!(reads_of_a_seek(4), 2, "not any more");
+}
+
+/// What was read ahead is in memory for whoever may not wait.
+#[test]
+fn what_was_read_ahead_is_in_memory() {
+    let fs = MemoryFs::default();
+    let reader = table_of_random_values(&fs, &Arc::new(BlockCache::new(4 << 20)), 64);
+    let mut iterator = TableIterator::new(reader, ReadMode::Blocking);
+    iterator.seek_to_first().unwrap();
+    (0..16).for_each(|_| iterator.next().unwrap());
+    iterator.set_mode(ReadMode::MemoryOnly);
+    let mut more = 0;
+    while iterator.next().is_ok() {
+        more += 1;
+    }
+    assert!((4..60).contains(&more), "{more} entries were at hand");
+}
+
+/// A sector that cannot be read, or has gone bad, fails only who needs it: not the scan whose read ahead meets it.
+#[test]
+fn a_bad_sector_fails_only_who_needs_it() {
+    for flip in [false, true] {
+        let fs = MemoryFs::default();
+        let reader = table_of_random_values(&fs, &Arc::new(BlockCache::new(0)), 64);
+        let bad = reader.index().handle(5).offset;
+        let file = fs.file(&path(1));
+        if flip {
+            file.bytes.lock().unwrap()[bad as usize + 100] ^= 1;
+        } else {
+            file.unreadable_from.store(bad + 100, Ordering::Relaxed);
+        }
+        let mut iterator = TableIterator::new(reader, ReadMode::Blocking);
+        iterator.seek_to_first().unwrap();
+        for _ in 0..19 {
+            iterator.next().unwrap();
+        }
+        let error = iterator.next().unwrap_err();
+        assert!(matches!(error, Error::Io { .. } | Error::Corruption { .. }), "{error}");
+        if flip {
+            // What a disk gave wrongly once it may give rightly the next time.
+            file.bytes.lock().unwrap()[bad as usize + 100] ^= 1;
+        } else {
+            file.unreadable_from.store(0, Ordering::Relaxed);
+        }
+        iterator.seek(InternalKey::seek(b"key00020", Version::MAX)).unwrap();
+        assert_eq!(iterator.key().user_key, b"key00020");
+    }
+}
+
+/// A block ends where it is nearest to its size: four values of a kilobyte make one although they are a little longer, and a value as long as a
+/// block does not join one that is half full.
+#[test]
+fn blocks_end_nearest_to_their_size() {
+    let blocks = |sizes: &[usize]| {
+        let fs = MemoryFs::default();
+        let model: Model = (0..)
+            .zip(sizes)
+            .map(|(n, &size): (u64, _)| {
+                ((format!("{n:05}").into_bytes(), std::cmp::Reverse(1)), (ValueKind::Value, vec![0; size]))
+            })
+            .collect();
+        let summary = build(&fs, 1, &TableOptions::DEFAULT, &model, &FragmentList::default());
+        let cache = Arc::new(BlockCache::new(0));
+        let reader = open_with(&fs, &summary, &cache).unwrap();
+        let all = (0..reader.index().len()).map(|at| reader.data_block(reader.index().handle(at), ReadMode::Blocking));
+        all.map(|block| block.unwrap().entries()).collect::<Vec<_>>()
+    };
+    assert_eq!(blocks(&[1024; 12]), [4, 4, 4]);
+    assert_eq!(blocks(&[2500; 4]), [2, 2]);
+    assert_eq!(blocks(&[3000; 3]), [1, 1, 1]);
+    assert_eq!(blocks(&[1000, 1000, 5000, 100, 100_000, 10]), [2, 1, 1, 1, 1]);
+}
+
 /// An open table's index and filter are taken from the cache's room, and given back when it is closed.
 #[test]
 fn pinned_memory_is_accounted() {

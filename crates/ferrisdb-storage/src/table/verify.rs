@@ -198,7 +198,7 @@ impl TableReader {
         &self,
         mut each: impl FnMut(BlockHandle, InternalKey<'_>, Result<(&[u8], &Block)>) -> Result<()>,
     ) -> Result<()> {
-        let mut key = Vec::new();
+        let (mut key, mut frame) = (Vec::new(), Vec::new());
         let mut end = 0;
         let mut walk = |index: &Index| {
             for at in 0..index.len() {
@@ -208,9 +208,9 @@ impl TableReader {
                 }
                 end = handle.offset + handle.len;
                 let trailer = index.separator(at, &mut key);
-                let read = self.read(handle.offset, handle.len);
-                let read = read.and_then(|frame| Ok((self.decode_data_block(&frame, handle.offset)?, frame)));
-                let read = read.as_ref().map(|(block, frame)| (&frame[..], block)).map_err(Error::clone);
+                let read = self.read(handle.offset, handle.len, &mut frame);
+                let read = read.and_then(|len| Ok((self.decode_data_block(&frame[..len], handle.offset)?, len)));
+                let read = read.as_ref().map(|(block, len)| (&frame[..*len], block)).map_err(Error::clone);
                 each(handle, InternalKey::new(&key, trailer), read)?;
             }
             Ok(())

@@ -13,5 +13,6 @@ mod corruption;
 mod damaged_files;
 mod golden;
 mod lifecycle;
+mod memory_bound;
 mod nonblocking;
 mod support;

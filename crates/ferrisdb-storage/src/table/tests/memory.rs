@@ -20,6 +20,8 @@ pub(super) struct MemoryFile {
     pub(super) writes: AtomicU64,
     /// The length of the file when it was last synced.
     pub(super) synced: AtomicU64,
+    /// Reads that reach past this place fail; zero means that none do.
+    pub(super) unreadable_from: AtomicU64,
 }
 
 impl MemoryFs {
@@ -91,6 +93,10 @@ impl FileSystem for MemoryFs {
 impl File for MemoryFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.reads.fetch_add(1, Ordering::Relaxed);
+        let unreadable_from = self.unreadable_from.load(Ordering::Relaxed);
+        if unreadable_from > 0 && offset + buffer.len() as u64 > unreadable_from {
+            return Err(io::Error::other("a bad sector"));
+        }
         let bytes = self.bytes.lock().unwrap();
         let rest = bytes.get(offset as usize..).unwrap_or(b"");
         let len = rest.len().min(buffer.len());
