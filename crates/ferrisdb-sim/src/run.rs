@@ -28,7 +28,7 @@ use futures_util::future::join_all;
 
 use crate::faults::{Chaos, Kind};
 use crate::programs::{PORT, one_process};
-use crate::workloads::{self, Client, Shared, Verdict, Workload};
+use crate::workloads::{self, Client, Shared, Verdict, Workload, client_name};
 use crate::world::clock::{HostClock, RATE_RIGHT};
 use crate::world::disk::Speed;
 use crate::world::trace::Trace;
@@ -203,10 +203,10 @@ impl Run {
         };
         world.add(SERVER, clock(), one_process(knobs.node_options()));
         world.host(SERVER).disk().set_speed(knobs.speed);
-        let clients: Vec<String> = (1..=knobs.clients).map(|number| format!("client-{number}")).collect();
-        for client in &clients {
+        let clients: Vec<String> = (1..=knobs.clients).map(client_name).collect();
+        for (client, number) in clients.iter().zip(1..) {
             let (stage, think_max) = (Rc::clone(&stage), knobs.think_max);
-            world.add(client, clock(), move |doors| work(doors, Rc::clone(&stage), think_max));
+            world.add(client, clock(), move |doors| work(doors, Rc::clone(&stage), number, think_max));
         }
         let of_judge = Rc::clone(&stage);
         world.add(JUDGE, clock(), move |doors| judge(doors, Rc::clone(&of_judge)));
@@ -360,7 +360,7 @@ async fn connected(doors: &Doors) -> (Database, Arc<TokioRuntime>) {
 }
 
 /// The program of a client.
-async fn work(doors: Doors, stage: Rc<Stage>, think_max: u64) -> Ended {
+async fn work(doors: Doors, stage: Rc<Stage>, number: u64, think_max: u64) -> Ended {
     while stage.phase.get() == Phase::Prepare {
         tokio::time::sleep(LOOK_EVERY).await;
     }
@@ -369,7 +369,7 @@ async fn work(doors: Doors, stage: Rc<Stage>, think_max: u64) -> Ended {
     let works = stage.workloads.iter().map(|workload| {
         let of_client = Arc::<TokioRuntime>::clone(&runtime);
         let shared = Arc::clone(&stage.shared);
-        let client = Client::new(db.clone(), &doors.address, of_client, random.next_u64(), shared);
+        let client = Client::new(db.clone(), number, of_client, random.next_u64(), shared);
         work_at(Rc::clone(workload), client, Rc::clone(&stage), think_max)
     });
     join_all(works.collect::<Vec<_>>()).await;

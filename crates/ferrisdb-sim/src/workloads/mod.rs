@@ -160,6 +160,8 @@ pub struct Client {
     pub db: Database,
     /// Its host.
     pub name: String,
+    /// Which of the clients it is, from 1.
+    pub number: u64,
     runtime: Arc<dyn RuntimeOfClient>,
     random: Mutex<SplitMix64>,
     shared: Arc<Shared>,
@@ -174,12 +176,13 @@ impl Client {
     /// A client that chooses by `seed`.
     pub fn new(
         db: Database,
-        name: &str,
+        number: u64,
         runtime: Arc<dyn RuntimeOfClient>,
         seed: u64,
         shared: Arc<Shared>,
     ) -> Client {
-        Client { db, name: name.to_owned(), runtime, random: Mutex::new(SplitMix64::new(seed)), shared }
+        let name = client_name(number);
+        Client { db, name, number, runtime, random: Mutex::new(SplitMix64::new(seed)), shared }
     }
 
     /// A number below `bound`.
@@ -268,6 +271,11 @@ impl Client {
         }
         committed
     }
+}
+
+/// The host of a client.
+pub fn client_name(number: u64) -> String {
+    format!("client-{number}")
 }
 
 /// Nobody knows whether it happened.

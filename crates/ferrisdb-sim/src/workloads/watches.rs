@@ -1,4 +1,4 @@
-//! Watches that must fire. Some clients wait for a key to change, others change it. In the end every key is changed once more: whoever still
+//! Watches that must fire. Every other client waits for keys to change, the others change them. In the end every key is changed once more: whoever still
 //! waits then is told, or its client never ends, which the run notices.
 
 use ferrisdb_client::Database;
@@ -21,7 +21,8 @@ impl Workload for Watches {
     fn step<'a>(&'a self, client: &'a Client) -> Work<'a, ()> {
         Box::pin(async move {
             let key = key(SPACE, client.below(KEYS));
-            if client.below(3) > 0 {
+            // Were all of them to wait, nobody would change anything.
+            if client.number % 2 == 1 || client.below(3) == 0 {
                 return client
                     .run(async |tx| {
                         tx.atomic_op(&key, 1u64.to_le_bytes(), MutationKind::Add);
