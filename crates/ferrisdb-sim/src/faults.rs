@@ -168,6 +168,7 @@ impl Chaos {
                 continue;
             }
             if world.host(&name).disk().is_gone() {
+                world.trace().count("power lost at an operation");
                 let mode = self.crash_mode();
                 self.fell(world, &name, Death::Power(mode));
             } else if let Some(ended) = world.take_ended(&name) {

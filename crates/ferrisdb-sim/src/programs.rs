@@ -1,6 +1,7 @@
 //! What runs on the hosts of a simulation: a [database](one_process) in one process. Whatever else serves clients goes beside it.
 
 use std::future::{pending, poll_fn};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,8 +10,11 @@ use std::time::Duration;
 use ferrisdb_core::Error;
 use ferrisdb_rpc::{Endpoint, ServeOptions};
 use ferrisdb_server::{Node, NodeOptions};
+use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
+use ferrisdb_storage::inspect::{Cell, Sink};
+use ferrisdb_storage::{Env, inspect};
 
-use crate::world::{Doors, Ended, Process};
+use crate::world::{DIRECTORY, Doors, Ended, Process};
 
 /// Where servers listen.
 pub const PORT: u16 = 4500;
@@ -42,4 +46,43 @@ async fn serve_node(doors: Doors, options: NodeOptions) -> Ended {
         Poll::Pending => serving.as_mut().poll(context).map(Ok),
     })
     .await
+}
+
+/// Checks what [`one_process`] has on its disk, as `ferrisdb verify` does: every checksum, the order of keys, the manifest, the log.
+///
+/// # Errors
+/// The first problem.
+pub fn verify(files: &SimFileSystem) -> Result<(), String> {
+    let copy = || Env::sim(files.fork_crashed(CrashMode::NothingLost));
+    let report = Node::verify_log(copy(), DIRECTORY).map_err(|error| format!("the log: {error}"))?;
+    if let Some(problem) = report.problems.first() {
+        return Err(format!("the log: {problem}"));
+    }
+    let mut rows = Rows::default();
+    let problems = inspect::verify(&copy(), &Path::new(DIRECTORY).join("storage"), &mut rows);
+    match problems {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(format!("the tables: {}", rows.0.join("; "))),
+        Err(error) => Err(format!("the tables: {error}")),
+    }
+}
+
+/// Keeps the rows of an inspection.
+#[derive(Default)]
+struct Rows(Vec<String>);
+
+impl Sink for Rows {
+    fn field(&mut self, _name: &'static str, _value: Cell<'_>) -> ferrisdb_storage::Result<()> {
+        Ok(())
+    }
+
+    fn table(&mut self, _name: &'static str, _columns: &'static [&'static str]) -> ferrisdb_storage::Result<()> {
+        Ok(())
+    }
+
+    fn row(&mut self, cells: &[Cell<'_>]) -> ferrisdb_storage::Result<()> {
+        let words: Vec<String> = cells.iter().map(ToString::to_string).collect();
+        self.0.push(words.join(" "));
+        Ok(())
+    }
 }

@@ -21,18 +21,16 @@ use std::time::Duration;
 use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::{Random, SplitMix64};
 use ferrisdb_rpc::{ClientOptions, TokioRuntime};
-use ferrisdb_server::{Node, NodeOptions};
-use ferrisdb_storage::Env;
-use ferrisdb_storage::fs::sim::CrashMode;
+use ferrisdb_server::NodeOptions;
 use futures_util::future::join_all;
 
 use crate::faults::{Chaos, Kind};
-use crate::programs::{PORT, one_process};
+use crate::programs::{self, PORT, one_process};
 use crate::workloads::{self, Client, Shared, Verdict, Workload, client_name};
 use crate::world::clock::{HostClock, RATE_RIGHT};
 use crate::world::disk::Speed;
 use crate::world::trace::Trace;
-use crate::world::{Doors, Ended, World};
+use crate::world::{Death, Doors, Ended, World};
 
 /// Things go wrong for at least so long.
 const RAGE_MIN: Duration = Duration::from_secs(20);
@@ -274,12 +272,8 @@ impl Run {
 
     /// What is on the disk in the end belongs together.
     fn verify(&mut self) -> Result<(), String> {
-        let disk = self.world.host(SERVER).disk().files().fork_crashed(CrashMode::NothingLost);
-        let report = Node::verify_log(Env::sim(disk), "/data").map_err(|error| format!("the log: {error}"))?;
-        match report.problems.first() {
-            Some(problem) => Err(format!("the log: {problem}")),
-            None => Ok(()),
-        }
+        self.world.kill(SERVER, Death::Killed);
+        programs::verify(self.world.host(SERVER).disk().files())
     }
 
     fn tick(&mut self) -> Result<(), String> {
@@ -299,7 +293,9 @@ impl Run {
         while !is_so(self) {
             if self.world.now() >= end {
                 let busy = self.stage.shared.busy().join(", ");
-                return Err(format!("within {max:?} it did not come to this: {what} (in the middle of something: {busy})"));
+                return Err(format!(
+                    "within {max:?} it did not come to this: {what} (in the middle of something: {busy})"
+                ));
             }
             self.tick()?;
         }

@@ -20,11 +20,15 @@ pub const RARE: &[&str] = &[
     "too old",
     "unknown results",
     "refused commits",
+    "power lost at an operation",
     "processes that gave up",
     "power losses at the end",
     "watches that fired",
     "steps that failed",
 ];
+
+/// A hundred times what a seed takes on a slow machine.
+const SEED_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Which seeds to run.
 #[derive(Debug, Clone)]
@@ -98,6 +102,22 @@ pub fn run_in_process(seed: u64, mut command: Command) -> Outcome {
             failed(format!("its process ended with {}: {}", output.status, lines.join(" ").trim()))
         }),
     }
+}
+
+/// Ends this process if it is still there after ten minutes of real time: a seed takes seconds, and one in which simulated time stands still would
+/// take for ever. To be called by the process of a seed.
+///
+/// # Errors
+/// If the operating system has no thread for it.
+#[expect(clippy::disallowed_methods, reason = "only real time goes on where simulated time stands still")]
+pub fn end_if_it_hangs() -> io::Result<()> {
+    let watching = || {
+        std::thread::sleep(SEED_TIME_MAX);
+        // Not eprintln!: a test harness would keep it back.
+        writeln!(io::stderr(), "the seed still runs after {SEED_TIME_MAX:?}: simulated time stands still").ok();
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("watchdog".to_owned()).spawn(watching).map(drop)
 }
 
 /// Runs seeds, as many at once as the options say, and tells `report` of each. `command` makes the process of a seed, `replay` the words with which a person
@@ -219,7 +239,13 @@ mod tests {
 
     fn outcome(seed: u64, failures: &[&str]) -> Outcome {
         let counts = [("commits".to_owned(), 300), ("fault kill".to_owned(), 4)].into();
-        Outcome { seed, failures: failures.iter().map(ToString::to_string).collect(), hash: 0xAB, millis: 20_001, counts }
+        Outcome {
+            seed,
+            failures: failures.iter().map(ToString::to_string).collect(),
+            hash: 0xAB,
+            millis: 20_001,
+            counts,
+        }
     }
 
     /// What one process says, another understands; what was cut short it does not.
@@ -235,8 +261,7 @@ mod tests {
     /// Seeds pass, fail, and panic; each is told, and those that did not pass with the command that runs them again.
     #[test]
     fn every_seed_is_told() {
-        let options =
-            SeedsOptions { first: 7, count: 3, jobs: 1, time_max: None, is_first_failure_the_last: false };
+        let options = SeedsOptions { first: 7, count: 3, jobs: 1, time_max: None, is_first_failure_the_last: false };
         let command = |seed: u64| {
             let mut shell = Command::new("sh");
             let text = match seed {

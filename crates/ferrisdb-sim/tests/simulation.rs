@@ -8,7 +8,7 @@
 use std::process::Command;
 
 use ferrisdb_sim::run::{RunOptions, run};
-use ferrisdb_sim::seeds::{SeedsOptions, run_in_process, run_seeds, told};
+use ferrisdb_sim::seeds::{SeedsOptions, end_if_it_hangs, run_in_process, run_seeds, told};
 
 const SEED: &str = "FERRISDB_SIM_ONE_SEED";
 const WORKLOADS: &str = "FERRISDB_SIM_WORKLOADS";
@@ -25,6 +25,7 @@ fn workloads() -> String {
 #[test]
 #[ignore = "a part of the others"]
 fn one_seed() {
+    end_if_it_hangs().expect("a thread");
     let seed = number(SEED, 1);
     let workloads = workloads().split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
     let is_traced = std::env::var("FERRISDB_SIM_TRACE").is_ok();

@@ -20,9 +20,11 @@ enum Catcher {
     History(&'static str, u32),
     /// Simulated groups of replicas of so many seeds at most.
     Group(u32),
+    /// The simulator of whole processes with this workload, so many seeds at most.
+    World(&'static str, u32),
 }
 
-use Catcher::{Group, History, Oracle};
+use Catcher::{Group, History, Oracle, World};
 
 const GROUP: &str = "log::replicated::tests::a_group_of_three_keeps_its_promises_under_faults";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
@@ -95,7 +97,7 @@ pub(crate) fn bug_names() -> Vec<&'static str> {
 /// Runs the table, or only one bug of it, prints it, and fails if a bug was missed or has no test.
 pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
     let package = "ferrisdb-sim";
-    let mut executables = build_tests(package, &["--test", "oracle", "--test", "history"])?;
+    let mut executables = build_tests(package, &["--test", "oracle", "--test", "history", "--test", "simulation"])?;
     executables.extend(build_tests("ferrisdb-server", &["--lib"])?);
     let mut clean: BTreeMap<Catcher, Run> = BTreeMap::new();
     let mut report = String::from("\n");
@@ -115,6 +117,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
                 Oracle(_) => "oracle",
                 History(..) => "history",
                 Group(_) => "lib",
+                World(..) => "simulation",
             };
             let executable: &PathBuf =
                 executables.get(target).ok_or_else(|| format!("{package} has no test target {target}"))?;
@@ -133,6 +136,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
                 Oracle(steps) => format!("oracle, {steps} steps at most"),
                 History(test, seeds) => format!("history::{test}, {seeds} seeds at most"),
                 Group(seeds) => format!("{GROUP}, {seeds} seeds at most"),
+                World(workload, seeds) => format!("simulation of {workload}, {seeds} seeds at most"),
             };
             eprintln!("{bug}: {test}: {verdict}");
             add_row(&mut report, bug, &test, &verdict);
@@ -157,6 +161,11 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
             let seeds = if bug.is_some() { seeds } else { seeds / 10 };
             command.args([GROUP, "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string())
         }
+        World(workload, seeds) => {
+            let seeds = if bug.is_some() { seeds } else { seeds / 10 };
+            command.args(["seeds_pass", "--exact", "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string());
+            command.env("FERRISDB_SIM_WORKLOADS", workload).env("FERRISDB_SIM_STOP", "1")
+        }
     };
     command.current_dir(root().join("crates/ferrisdb-sim"));
     command.env_remove("FERRISDB_PLANTED_BUG").envs(bug.map(|bug| ("FERRISDB_PLANTED_BUG", OsString::from(bug))));
@@ -170,7 +179,7 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
                     let seeds = output.lines().rev().find_map(|line| line.strip_prefix("history "));
                     seeds.map_or_else(String::new, |seeds| format!("{seeds} seeds"))
                 }
-                Group(_) => {
+                Group(_) | World(..) => {
                     let seeds = output.lines().filter(|line| line.starts_with("seed ")).count();
                     format!("{seeds} seeds")
                 }

@@ -174,13 +174,7 @@ impl<R: Runtime + fmt::Debug> RuntimeOfClient for R {}
 
 impl Client {
     /// A client that chooses by `seed`.
-    pub fn new(
-        db: Database,
-        number: u64,
-        runtime: Arc<dyn RuntimeOfClient>,
-        seed: u64,
-        shared: Arc<Shared>,
-    ) -> Client {
+    pub fn new(db: Database, number: u64, runtime: Arc<dyn RuntimeOfClient>, seed: u64, shared: Arc<Shared>) -> Client {
         let name = client_name(number);
         Client { db, name, number, runtime, random: Mutex::new(SplitMix64::new(seed)), shared }
     }

@@ -51,9 +51,7 @@ impl Workload for Stamps {
 
     fn judge<'a>(&'a self, db: &'a Database) -> Work<'a, Verdict> {
         Box::pin(async move {
-            let rows = db
-                .run(async |tx| tx.get_ranges(KeyRange::new(SPACE, "}stamp0")).collect().await)
-                .await?;
+            let rows = db.run(async |tx| tx.get_ranges(KeyRange::new(SPACE, "}stamp0")).collect().await).await?;
             let mut seen = BTreeMap::<Bytes, Bytes>::new();
             for row in &rows {
                 if let Some(before) = seen.insert(row.value.clone(), row.key.clone()) {

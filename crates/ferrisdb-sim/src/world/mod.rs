@@ -42,6 +42,8 @@ use self::jobs::HostJobs;
 use self::network::Network;
 use self::trace::Trace;
 
+/// Where a process has its data.
+pub const DIRECTORY: &str = "/data";
 /// The simulation's smallest step: each host runs so long before the next one does, and messages move in between.
 pub const TICK: Duration = Duration::from_millis(1);
 /// Bytes may be under way in a stream up to this many segments: never the limit.
@@ -172,7 +174,10 @@ impl World {
     /// An empty world. Messages take up to `latency_max`.
     pub fn new(seed: u64, latency_max: Duration, trace: Trace) -> World {
         // Without it tokio's own choices would be different in each run; a RUSTFLAGS variable takes it away silently.
-        assert!(cfg!(tokio_unstable), "the simulator must be built with `--cfg tokio_unstable`, as .cargo/config.toml says");
+        assert!(
+            cfg!(tokio_unstable),
+            "the simulator must be built with `--cfg tokio_unstable`, as .cargo/config.toml says"
+        );
         let mut random = SplitMix64::new(seed);
         let sim = turmoil::Builder::new()
             .rng_seed(random.next_u64())
@@ -299,7 +304,7 @@ async fn live(host: Arc<Host>, process: Rc<impl Process>, trace: Trace) -> turmo
         env,
         network: host.network.clone(),
         address: host.name.clone(),
-        directory: PathBuf::from("/data"),
+        directory: PathBuf::from(DIRECTORY),
         seed: random.next_u64(),
         clock: Arc::clone(&host.clock),
     };
