@@ -61,6 +61,13 @@ fn workload_names() -> Vec<&'static str> {
 
 /// Runs seeds and tells what became of them. The last line is `N passed, M failed`.
 pub(crate) fn run(arguments: &SimArguments, output: &mut (impl Write + Send)) -> Result<(), Failure> {
+    if !ferrisdb_sim::is_reproducible() {
+        let what = "this program was built without `--cfg tokio_unstable`: no run would be like another";
+        return Err(Failure::failed(
+            what,
+            "Build it in the repository, whose .cargo/config.toml has it, without a RUSTFLAGS variable.",
+        ));
+    }
     if arguments.trace {
         return trace(arguments, output);
     }

@@ -45,6 +45,8 @@ pub enum Kind {
     SlowNetwork,
     /// Connections break in the middle of something.
     BrokenStreams,
+    /// What a client sent arrives long after it has given up the connection.
+    LateMessages,
     /// A sync fails, and what it should have written is gone.
     FailedSync,
     /// Writes, creations, reads or other operations fail for a while.
@@ -76,6 +78,7 @@ impl Kind {
         (Kind::OneWayPartition, "one-way-partition"),
         (Kind::SlowNetwork, "slow-network"),
         (Kind::BrokenStreams, "broken-streams"),
+        (Kind::LateMessages, "late-messages"),
         (Kind::FailedSync, "failed-sync"),
         (Kind::DiskErrors, "disk-errors"),
         (Kind::SlowDisk, "slow-disk"),
@@ -296,6 +299,7 @@ impl Chaos {
                 let host = if self.random.one_in(2) { host } else { std::sync::Arc::clone(world.host(&client)) };
                 host.network().break_streams();
             }
+            Kind::LateMessages => world.host(&client).network().delay_streams(),
             Kind::FailedSync => {
                 let verdict = Verdict::FailAndDrop(DiskError::Io);
                 let after = self.random.below(20);

@@ -17,3 +17,9 @@ pub mod run;
 pub mod seeds;
 pub mod workloads;
 pub mod world;
+
+/// False if this program was built without `--cfg tokio_unstable`, which `.cargo/config.toml` says and a RUSTFLAGS variable takes away silently: tokio's own
+/// choices cannot be seeded then, and no run is like another.
+pub const fn is_reproducible() -> bool {
+    cfg!(tokio_unstable)
+}

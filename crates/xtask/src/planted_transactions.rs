@@ -1,6 +1,7 @@
-//! Planted bugs in transactions: the list of `ferrisdb-core`'s `planted.rs`, which the oracle and the history checker must catch.
+//! Planted bugs in transactions: the list of `ferrisdb-core`'s `planted.rs`, which the oracle, the history checker and the
+//! simulators must catch.
 //!
-//! The oracle must do so within a stated number of steps, the history within a stated number of seeds; how many it took is printed.
+//! The oracle must do so within a stated number of steps, the others within a stated number of seeds; how many it took is printed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -71,6 +72,16 @@ const TABLE: &[(&str, Catcher)] = &[
     ("answered-before-durable", History(POWER, 30)),
     ("log-skips-sync", History(POWER, 30)),
     ("read-above-applied", History(CONCURRENT, 30)),
+    ("answered-before-durable", World("counters", 100)),
+    ("log-skips-sync", World("counters", 100)),
+    ("lost-answer-is-no", World("counters", 100)),
+    ("resolve-writes-nothing", World("counters", 100)),
+    ("readers-do-not-ask", World("sideband", 100)),
+    ("read-version-not-newest", World("sideband", 100)),
+    ("read-above-applied", World("sideband", 100)),
+    ("batch-mates-not-checked", World("ring", 100)),
+    ("batch-index-not-filled", World("stamps", 100)),
+    ("resolver-ignores-phantoms", World("history", 100)),
     ("replica-skips-sync", Group(100)),
     ("read-not-confirmed", Group(100)),
     ("cut-forgotten", Group(100)),

@@ -173,9 +173,8 @@ pub struct World {
 impl World {
     /// An empty world. Messages take up to `latency_max`.
     pub fn new(seed: u64, latency_max: Duration, trace: Trace) -> World {
-        // Without it tokio's own choices would be different in each run; a RUSTFLAGS variable takes it away silently.
         assert!(
-            cfg!(tokio_unstable),
+            crate::is_reproducible(),
             "the simulator must be built with `--cfg tokio_unstable`, as .cargo/config.toml says"
         );
         let mut random = SplitMix64::new(seed);
