@@ -278,6 +278,19 @@ mod tests {
         summary.write(&mut report).expect("a Vec");
         let report = String::from_utf8(report).expect("text");
         expect_test::expect![[r#"
+            seed 7 passed: 20.001 s, 300 commits, 4 faults, trace 00000000000000ab
+            seed 8 FAILED: 20.001 s, 300 commits, 4 faults, trace 00000000000000ab
+              the ring is two rings
+              replay: sim --seed 8
+            seed 9 FAILED: 0.000 s, 0 commits, 0 faults, trace 0000000000000000
+              its process ended with exit status: 101: panicked somewhere
+              replay: sim --seed 9
+            simulated seconds: 40
+            faults: kill 8
+            counts: commits 600
+            never reached: fault power-loss, fault power-loss-at-io, fault power-loss-in-recovery, fault client-kill, fault pause, fault partition, fault one-way-partition, fault slow-network, fault broken-streams, fault late-messages, fault failed-sync, fault disk-errors, fault slow-disk, fault full-disk, fault bit-flip, fault clock-jump, fault clock-freeze, fault clock-rate, conflicts, too old, unknown results, refused commits, power lost at an operation, processes that gave up, power losses at the end, watches that fired, steps that failed
+            failed: 8, 9
+            1 passed, 2 failed
         "#]]
         .assert_eq(&report);
     }
