@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::bench::BenchArguments;
+use crate::sim::{SimArguments, SimSeedArguments};
 use crate::text::Typed;
 use crate::transfer::export::ExportArguments;
 use crate::transfer::import::ImportArguments;
@@ -135,6 +136,21 @@ pub(crate) enum Command {
          ferrisdb bench bank --data db --rate 2000 --output json"
     ))]
     Bench(BenchArguments),
+
+    /// Prove the database: whole processes in a simulated world, where things go wrong
+    ///
+    /// Runs the real server and clients over a simulated network, disk and clock, kills them, cuts them off, fails their disks and their
+    /// power, and checks that nothing acknowledged is lost, nothing happens twice, and every read is right. One number, the seed, decides everything: the same
+    /// seed is the same run. Each runs in a process of its own for about a second; a seed that fails prints the command that runs it again. The last
+    /// line is `N passed, M failed`.
+    #[command(after_help = example(
+        "ferrisdb sim --seeds 20\n  ferrisdb sim --minutes 60 --seed 1000000\n  ferrisdb sim --seed 17 --workload ring --trace"
+    ))]
+    Sim(SimArguments),
+
+    /// The process of one seed of `sim`
+    #[command(name = "__sim-seed", hide = true)]
+    SimSeed(SimSeedArguments),
 
     /// Print what is inside a file of a database
     #[command(after_help = example(

@@ -7,7 +7,7 @@
 //! serve      a database and its port               connect    where a client command finds its database
 //! shell      commands typed or piped               text       keys and values as text
 //! oneshot    get, set, clear, range                transfer   import, export
-//! status, explain, demo, bench, inspect, manual
+//! status, explain, demo, bench, sim, inspect, manual
 //! ```
 
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ mod oneshot;
 mod printer;
 mod serve;
 mod shell;
+mod sim;
 mod status;
 mod stopwatch;
 mod text;
@@ -68,6 +69,8 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Status(arguments) => status::status(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Explain(arguments) => explain::explain(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Bench(arguments) => bench::run(&arguments, &mut io::stdout().lock()),
+        Command::Sim(arguments) => sim::run(&arguments, &mut io::stdout()),
+        Command::SimSeed(arguments) => sim::child(&arguments, &mut io::stdout().lock()),
         Command::Inspect(arguments) => inspect::inspect(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Verify(arguments) => inspect::verify(&arguments, BufWriter::new(io::stdout().lock())),
     }

@@ -7,8 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use expect_test::{Expect, expect, expect_file};
 
-/// All but the hidden one.
-const COMMANDS: [&str; 16] = [
+/// All but the hidden ones.
+const COMMANDS: [&str; 17] = [
     "bench",
     "clear",
     "completions",
@@ -23,6 +23,7 @@ const COMMANDS: [&str; 16] = [
     "serve",
     "set",
     "shell",
+    "sim",
     "status",
     "verify",
 ];
@@ -386,7 +387,7 @@ fn failures_with_an_engine() {
     );
 }
 
-/// Completions know every command but the hidden one; so do the manual pages.
+/// Completions know every command but the hidden ones; so do the manual pages.
 #[test]
 fn completions_and_manual_pages() {
     let directory = tempfile::tempdir().unwrap();

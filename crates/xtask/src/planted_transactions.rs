@@ -1,6 +1,7 @@
-//! Planted bugs in transactions: the list of `ferrisdb-core`'s `planted.rs`, which the oracle and the history checker must catch.
+//! Planted bugs in transactions: the list of `ferrisdb-core`'s `planted.rs`, which the oracle, the history checker and the
+//! simulators must catch.
 //!
-//! The oracle must do so within a stated number of steps, the history within a stated number of seeds; how many it took is printed.
+//! The oracle must do so within a stated number of steps, the others within a stated number of seeds; how many it took is printed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,9 +21,11 @@ enum Catcher {
     History(&'static str, u32),
     /// Simulated groups of processes, of so many seeds at most.
     Group(&'static str, u32),
+    /// The simulator of whole processes with this workload, so many seeds at most.
+    World(&'static str, u32),
 }
 
-use Catcher::{Group, History, Oracle};
+use Catcher::{Group, History, Oracle, World};
 
 const LOG: &str = "log::replicated::tests::a_group_of_three_keeps_its_promises_under_faults";
 const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults";
@@ -77,6 +80,16 @@ const TABLE: &[(&str, Catcher)] = &[
     ("new-tag-forgotten", Group(CLUSTER, 100)),
     ("serves-while-filled", Group(CLUSTER, 100)),
     ("pop-before-flush", Group(CLUSTER, 100)),
+    ("answered-before-durable", World("counters", 100)),
+    ("log-skips-sync", World("counters", 100)),
+    ("lost-answer-is-no", World("counters", 100)),
+    ("resolve-writes-nothing", World("counters", 100)),
+    ("readers-do-not-ask", World("sideband", 100)),
+    ("read-version-not-newest", World("sideband", 100)),
+    ("read-above-applied", World("sideband", 100)),
+    ("batch-mates-not-checked", World("ring", 100)),
+    ("batch-index-not-filled", World("stamps", 100)),
+    ("resolver-ignores-phantoms", World("history", 100)),
 ];
 
 /// Five that stand for the others when there is little time: reading, conflicts, the resolver, resolving, durability.
@@ -99,7 +112,7 @@ pub(crate) fn bug_names() -> Vec<&'static str> {
 /// Runs the table, or only one bug of it, prints it, and fails if a bug was missed or has no test.
 pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
     let package = "ferrisdb-sim";
-    let mut executables = build_tests(package, &["--test", "oracle", "--test", "history"])?;
+    let mut executables = build_tests(package, &["--test", "oracle", "--test", "history", "--test", "simulation"])?;
     executables.extend(build_tests("ferrisdb-server", &["--lib"])?);
     let mut clean: BTreeMap<Catcher, Run> = BTreeMap::new();
     let mut report = String::from("\n");
@@ -119,6 +132,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
                 Oracle(_) => "oracle",
                 History(..) => "history",
                 Group(..) => "lib",
+                World(..) => "simulation",
             };
             let executable: &PathBuf =
                 executables.get(target).ok_or_else(|| format!("{package} has no test target {target}"))?;
@@ -137,6 +151,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
                 Oracle(steps) => format!("oracle, {steps} steps at most"),
                 History(test, seeds) => format!("history::{test}, {seeds} seeds at most"),
                 Group(test, seeds) => format!("{test}, {seeds} seeds at most"),
+                World(workload, seeds) => format!("simulation of {workload}, {seeds} seeds at most"),
             };
             eprintln!("{bug}: {test}: {verdict}");
             add_row(&mut report, bug, &test, &verdict);
@@ -161,6 +176,11 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
             let seeds = if bug.is_some() { seeds } else { seeds / 10 };
             command.args([test, "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string())
         }
+        World(workload, seeds) => {
+            let seeds = if bug.is_some() { seeds } else { seeds / 10 };
+            command.args(["seeds_pass", "--exact", "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string());
+            command.env("FERRISDB_SIM_WORKLOADS", workload).env("FERRISDB_SIM_STOP", "1")
+        }
     };
     command.current_dir(root().join("crates/ferrisdb-sim"));
     command.env_remove("FERRISDB_PLANTED_BUG").envs(bug.map(|bug| ("FERRISDB_PLANTED_BUG", OsString::from(bug))));
@@ -174,7 +194,7 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
                     let seeds = output.lines().rev().find_map(|line| line.strip_prefix("history "));
                     seeds.map_or_else(String::new, |seeds| format!("{seeds} seeds"))
                 }
-                Group(..) => {
+                Group(..) | World(..) => {
                     let seeds = output.lines().filter(|line| line.starts_with("seed ")).count();
                     format!("{seeds} seeds")
                 }

@@ -43,6 +43,11 @@ impl Recorder {
         self.lock().values().cloned().collect()
     }
 
+    /// How many attempts were acknowledged so far.
+    pub fn committed(&self) -> u64 {
+        self.lock().values().filter(|attempt| matches!(attempt.outcome, Outcome::Committed { .. })).count() as u64
+    }
+
     fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }

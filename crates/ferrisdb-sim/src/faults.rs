@@ -1,0 +1,420 @@
+//! What goes wrong, and when: [`Chaos`].
+//!
+//! At random times, seconds apart, one of the [`Kind`]s befalls one host. Some are over at once, others last; how likely each is differs from seed to
+//! seed, so that some seeds are all about crashes and others all about the network. [`heal`](Chaos::heal) ends all of them.
+//!
+//! # What is not done to a single process
+//! A disk that lies about syncs, loses writes, or is put back, takes what was acknowledged with it when there is no replica. So bits are
+//! flipped only in tables, which are checked when read and never rewritten, and flipped back before the end: until then the answer is the right one or an
+//! error.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ferrisdb_core::{Random, SplitMix64};
+use ferrisdb_storage::fs::sim::{CrashMode, DiskError, Injection, OpKind, Verdict};
+
+use crate::world::clock::RATE_RIGHT;
+use crate::world::disk::Speed;
+use crate::world::{Death, World};
+
+/// A space that no disk of a run fills.
+const ENDLESS_BYTES: u64 = 1 << 40;
+
+/// A kind of fault, with the name under which it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A server process is killed.
+    Kill,
+    /// Power fails.
+    PowerLoss,
+    /// Power fails at an I/O.
+    PowerLossAtIo,
+    /// Power fails at an I/O during the recovery after another failure.
+    PowerLossInRecovery,
+    /// A client process is killed.
+    ClientKill,
+    /// A process stands still, and what was sent to it waits for it.
+    Pause,
+    /// Nothing goes between two hosts.
+    Partition,
+    /// Nothing goes from one host to another.
+    OneWayPartition,
+    /// Messages between two hosts take long.
+    SlowNetwork,
+    /// Connections break in the middle of something.
+    BrokenStreams,
+    /// What a client sent arrives long after it has given up the connection.
+    LateMessages,
+    /// A sync fails, and what it should have written is gone.
+    FailedSync,
+    /// Writes, creations, reads or other operations fail for a while.
+    DiskErrors,
+    /// The disk stalls.
+    SlowDisk,
+    /// The disk is full.
+    FullDisk,
+    /// A bit of a table is wrong.
+    BitFlip,
+    /// A clock jumps forward.
+    ClockJump,
+    /// A clock stands still.
+    ClockFreeze,
+    /// A clock goes too fast or too slowly.
+    ClockRate,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: &[(Kind, &str)] = &[
+        (Kind::Kill, "kill"),
+        (Kind::PowerLoss, "power-loss"),
+        (Kind::PowerLossAtIo, "power-loss-at-io"),
+        (Kind::PowerLossInRecovery, "power-loss-in-recovery"),
+        (Kind::ClientKill, "client-kill"),
+        (Kind::Pause, "pause"),
+        (Kind::Partition, "partition"),
+        (Kind::OneWayPartition, "one-way-partition"),
+        (Kind::SlowNetwork, "slow-network"),
+        (Kind::BrokenStreams, "broken-streams"),
+        (Kind::LateMessages, "late-messages"),
+        (Kind::FailedSync, "failed-sync"),
+        (Kind::DiskErrors, "disk-errors"),
+        (Kind::SlowDisk, "slow-disk"),
+        (Kind::FullDisk, "full-disk"),
+        (Kind::BitFlip, "bit-flip"),
+        (Kind::ClockJump, "clock-jump"),
+        (Kind::ClockFreeze, "clock-freeze"),
+        (Kind::ClockRate, "clock-rate"),
+    ];
+}
+
+/// What ends a fault that lasts.
+#[derive(Debug, Clone)]
+enum Cure {
+    Repair(String, String),
+    Release(String, Vec<String>),
+    Latency(String, String),
+    Errors(String),
+    Speed(String),
+    Space(String),
+    Bit { host: String, path: PathBuf, offset: u64, bit: u8 },
+    Rate(String),
+}
+
+/// Lets things go wrong in a [`World`].
+#[derive(Debug)]
+pub struct Chaos {
+    random: SplitMix64,
+    servers: Vec<String>,
+    clients: Vec<String>,
+    /// Each kind as often as it is likely.
+    urn: Vec<(Kind, &'static str)>,
+    /// Milliseconds between two faults, at most.
+    pause_max: u64,
+    latency_max: Duration,
+    speed: Speed,
+    next: Duration,
+    lasting: Vec<(Duration, Cure)>,
+    /// Hosts that are down, and until when; with how many operations their recovery is to last.
+    down: BTreeMap<String, (Duration, Option<u64>)>,
+    /// Clients that died since this was asked for.
+    felled: Vec<String>,
+    /// How often what happened.
+    pub happened: BTreeMap<&'static str, u64>,
+}
+
+impl Chaos {
+    /// For these hosts. `latency_max` and `speed` are what the network and the disks are like when nothing is wrong with them.
+    pub fn new(seed: u64, servers: Vec<String>, clients: Vec<String>, latency_max: Duration, speed: Speed) -> Chaos {
+        let mut random = SplitMix64::new(seed);
+        let mut urn = Vec::new();
+        while urn.is_empty() {
+            for kind in Kind::ALL {
+                let weight = [0, 1, 1, 4][usize::try_from(random.below(4)).expect("below four")];
+                urn.extend(std::iter::repeat_n(*kind, weight));
+            }
+        }
+        let pause_max = [1_000, 3_000, 6_000][usize::try_from(random.below(3)).expect("below three")];
+        Chaos {
+            random,
+            servers,
+            clients,
+            urn,
+            pause_max,
+            latency_max,
+            speed,
+            next: Duration::ZERO,
+            lasting: Vec::new(),
+            down: BTreeMap::new(),
+            felled: Vec::new(),
+            happened: BTreeMap::new(),
+        }
+    }
+
+    /// How many faults there were.
+    pub fn count(&self) -> u64 {
+        self.happened.values().sum()
+    }
+
+    /// The hosts that have died since the last call.
+    pub fn take_felled(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.felled)
+    }
+
+    /// What has to be looked after in every tick: hosts whose power failed, processes that have ended, faults that are over.
+    pub fn look_after(&mut self, world: &mut World) {
+        let now = world.now();
+        for name in self.servers.clone() {
+            if self.down.contains_key(&name) {
+                continue;
+            }
+            if world.host(&name).disk().is_gone() {
+                world.trace().count("power lost at an operation");
+                let mode = self.crash_mode();
+                self.fell(world, &name, Death::Power(mode));
+            } else if let Some(ended) = world.take_ended(&name) {
+                // Somebody looks at it, and starts it again.
+                world.trace().count(if ended.is_ok() { "processes that ended" } else { "processes that gave up" });
+                self.fell(world, &name, Death::Killed);
+            }
+        }
+        let due: Vec<String> =
+            self.down.iter().filter(|(_, (at, _))| *at <= now).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            let (_, fails_in) = self.down.remove(&name).expect("it was just found");
+            if let Some(operations) = fails_in {
+                world.host(&name).disk().fail_in(operations);
+            }
+            world.start(&name);
+        }
+        let over: Vec<Cure> =
+            self.lasting.iter().filter(|(until, _)| *until <= now).map(|(_, cure)| cure.clone()).collect();
+        self.lasting.retain(|(until, _)| *until > now);
+        over.into_iter().for_each(|cure| self.cure(world, cure));
+    }
+
+    /// Lets something go wrong, if it is time.
+    pub fn rage(&mut self, world: &mut World) {
+        let now = world.now();
+        if now < self.next {
+            return;
+        }
+        self.next = now + Duration::from_millis(200 + self.random.below(self.pause_max));
+        let (kind, name) = self.urn[usize::try_from(self.random.below(self.urn.len() as u64)).expect("an index")];
+        if self.befall(world, kind) {
+            *self.happened.entry(name).or_default() += 1;
+            world.trace().note(format_args!("fault {name}"));
+        }
+    }
+
+    /// Ends all faults. What is down starts.
+    pub fn heal(&mut self, world: &mut World) {
+        world.trace().note(format_args!("all faults end"));
+        for (_, cure) in std::mem::take(&mut self.lasting) {
+            self.cure(world, cure);
+        }
+        for name in self.servers.clone() {
+            world.host(&name).disk().files().clear_injections();
+            world.host(&name).disk().fail_in(u64::MAX / 2);
+        }
+        for (name, (at, fails_in)) in &mut self.down {
+            world.trace().note(format_args!("{name} will start"));
+            (*at, *fails_in) = (world.now(), None);
+        }
+    }
+
+    /// The power of all servers fails, and they start again.
+    pub fn fell_all(&mut self, world: &mut World) {
+        for name in self.servers.clone() {
+            if !self.down.contains_key(&name) {
+                let mode = self.crash_mode();
+                self.fell(world, &name, Death::Power(mode));
+            }
+        }
+    }
+
+    fn befall(&mut self, world: &mut World, kind: Kind) -> bool {
+        let now = world.now();
+        let server = self.one_of(&self.servers.clone());
+        let client = self.one_of(&self.clients.clone());
+        let lasts = Duration::from_millis(200 + self.random.below(4_000));
+        match kind {
+            Kind::ClientKill => {
+                if self.down.contains_key(&client) {
+                    return false;
+                }
+                self.fell(world, &client, Death::Killed);
+                return true;
+            }
+            Kind::Kill | Kind::PowerLoss | Kind::PowerLossInRecovery => {
+                if self.down.contains_key(&server) {
+                    return false;
+                }
+                let mode = self.crash_mode();
+                self.fell(world, &server, if kind == Kind::Kill { Death::Killed } else { Death::Power(mode) });
+                if kind == Kind::PowerLossInRecovery {
+                    let operations = 1 + self.random.below(40);
+                    self.down.get_mut(&server).expect("it was just felled").1 = Some(operations);
+                }
+                return true;
+            }
+            _ => {}
+        }
+        if self.down.contains_key(&server) {
+            return false;
+        }
+        let host = std::sync::Arc::clone(world.host(&server));
+        match kind {
+            Kind::PowerLossAtIo => host.disk().fail_in(1 + self.random.below(60)),
+            Kind::Pause => {
+                let others: Vec<String> =
+                    self.servers.iter().chain(&self.clients).filter(|other| **other != server).cloned().collect();
+                if self.is_link_faulty(&server) {
+                    return false;
+                }
+                others.iter().for_each(|other| world.network().hold(server.as_str(), other.as_str()));
+                host.stop_jobs_for(lasts);
+                self.lasting.push((now + lasts, Cure::Release(server, others)));
+            }
+            Kind::Partition | Kind::OneWayPartition | Kind::SlowNetwork => {
+                if self.is_link_faulty(&server) || self.is_link_faulty(&client) {
+                    return false;
+                }
+                let (one, other) = if self.random.one_in(2) { (server, client) } else { (client, server) };
+                match kind {
+                    Kind::Partition => world.network().partition(one.as_str(), other.as_str()),
+                    Kind::OneWayPartition => world.network().partition_oneway(one.as_str(), other.as_str()),
+                    _ => {
+                        let latency = Duration::from_millis(50 + self.random.below(500));
+                        world.network().set_link_max_message_latency(one.as_str(), other.as_str(), latency);
+                        self.lasting.push((now + lasts, Cure::Latency(one, other)));
+                        return true;
+                    }
+                }
+                self.lasting.push((now + lasts, Cure::Repair(one, other)));
+            }
+            Kind::BrokenStreams => {
+                let host = if self.random.one_in(2) { host } else { std::sync::Arc::clone(world.host(&client)) };
+                host.network().break_streams();
+            }
+            Kind::LateMessages => world.host(&client).network().delay_streams(),
+            Kind::FailedSync => {
+                let verdict = Verdict::FailAndDrop(DiskError::Io);
+                let after = self.random.below(20);
+                host.disk().files().inject(Injection::new(&[OpKind::Sync], verdict).after(after).once());
+                self.lasting.push((now + lasts, Cure::Errors(server)));
+            }
+            Kind::DiskErrors => {
+                let kinds: &[OpKind] = match self.random.below(5) {
+                    0 => &[OpKind::Write],
+                    1 => &[OpKind::Create],
+                    2 => &[OpKind::Read],
+                    3 => &[OpKind::SyncDir],
+                    _ => &[OpKind::Rename, OpKind::Remove, OpKind::Open, OpKind::Allocate],
+                };
+                let times = 1 + self.random.below(3);
+                let after = self.random.below(20);
+                let injection = Injection::new(kinds, Verdict::Fail(DiskError::Io)).after(after).times(times);
+                host.disk().files().inject(injection);
+                self.lasting.push((now + lasts, Cure::Errors(server)));
+            }
+            Kind::SlowDisk => {
+                let stall = [5, 50, 500][usize::try_from(self.random.below(3)).expect("below three")];
+                host.disk().set_speed(Speed { stall: 1 + self.random.below(stall), ..self.speed });
+                self.lasting.push((now + lasts, Cure::Speed(server)));
+            }
+            Kind::FullDisk => {
+                let spare = self.random.below(64 << 10);
+                host.disk().files().set_capacity(host.disk().files().used_bytes() + spare);
+                self.lasting.push((now + lasts, Cure::Space(server)));
+            }
+            Kind::BitFlip => {
+                let tables: Vec<(PathBuf, u64)> = host.disk().files().files();
+                let tables: Vec<(PathBuf, u64)> = tables
+                    .into_iter()
+                    .filter(|(path, len)| path.extension().is_some_and(|name| name == "sst") && *len > 0)
+                    .collect();
+                if tables.is_empty() {
+                    return false;
+                }
+                let (path, len) = self.one_of(&tables);
+                let (offset, bit) = (self.random.below(len), u8::try_from(self.random.below(8)).expect("below eight"));
+                host.disk().files().flip_bit(&path, offset, bit);
+                self.lasting.push((now + lasts, Cure::Bit { host: server, path, offset, bit }));
+            }
+            Kind::ClockJump => host.clock().jump(Duration::from_millis(self.random.below(20_000))),
+            Kind::ClockFreeze => host.clock().freeze(lasts),
+            Kind::ClockRate => {
+                host.clock().set_rate(RATE_RIGHT / 2 + self.random.below(RATE_RIGHT * 3));
+                self.lasting.push((now + lasts, Cure::Rate(server)));
+            }
+            Kind::Kill | Kind::PowerLoss | Kind::PowerLossInRecovery | Kind::ClientKill => {
+                unreachable!("done above")
+            }
+        }
+        true
+    }
+
+    fn cure(&mut self, world: &mut World, cure: Cure) {
+        world.trace().note(format_args!("over: {cure:?}"));
+        match cure {
+            Cure::Repair(one, other) => world.network().repair(one.as_str(), other.as_str()),
+            Cure::Release(one, others) => {
+                others.iter().for_each(|other| world.network().release(one.as_str(), other.as_str()));
+            }
+            Cure::Latency(one, other) => {
+                world.network().set_link_max_message_latency(one.as_str(), other.as_str(), self.latency_max);
+            }
+            Cure::Errors(host) => world.host(&host).disk().files().clear_injections(),
+            Cure::Speed(host) => world.host(&host).disk().set_speed(self.speed),
+            Cure::Space(host) => world.host(&host).disk().files().set_capacity(ENDLESS_BYTES),
+            Cure::Bit { host, path, offset, bit } => {
+                let files = world.host(&host).disk().files();
+                // A table that was compacted away has gone with its bit.
+                if files.files().iter().any(|(name, _)| *name == path) {
+                    files.flip_bit(&path, offset, bit);
+                }
+            }
+            Cure::Rate(host) => world.host(&host).clock().set_rate(RATE_RIGHT),
+        }
+    }
+
+    /// A host dies and will start again.
+    fn fell(&mut self, world: &mut World, name: &str, death: Death) {
+        world.kill(name, death);
+        self.felled.push(name.to_owned());
+        let until = world.now() + Duration::from_millis(50 + self.random.below(1_500));
+        self.down.insert(name.to_owned(), (until, None));
+        if matches!(death, Death::Power(_)) {
+            // Its links were cut and mended with it.
+            self.lasting.retain(|(_, cure)| match cure {
+                Cure::Repair(one, other) => one != name && other != name,
+                Cure::Release(one, _) => one != name,
+                _ => true,
+            });
+        }
+    }
+
+    fn is_link_faulty(&self, name: &str) -> bool {
+        self.lasting.iter().any(|(_, cure)| match cure {
+            Cure::Repair(one, other) => one == name || other == name,
+            Cure::Release(one, others) => one == name || others.iter().any(|other| other == name),
+            _ => false,
+        })
+    }
+
+    fn crash_mode(&mut self) -> CrashMode {
+        let seed = self.random.next_u64();
+        match self.random.below(4) {
+            0 => CrashMode::UnsyncedLost,
+            1 => CrashMode::OldestFirst { seed },
+            _ => CrashMode::RandomSubset { seed },
+        }
+    }
+
+    fn one_of<T: Clone>(&mut self, of: &[T]) -> T {
+        of[usize::try_from(self.random.below(of.len() as u64)).expect("an index")].clone()
+    }
+}

@@ -1,0 +1,429 @@
+//! One seed: a world with a database, clients and a judge, [run](run) from its foundation to the verdict.
+//!
+//! ```text
+//! prepare   the judge puts there what the workloads begin with          nothing goes wrong
+//! rage      clients work, things go wrong                               20 s and more, three faults, 300 commits
+//! quiet     everything heals, clients go on                             each workload gets something done within 10 s
+//! wind up   clients begin nothing any more, what waits is let go        everything ends within 20 s
+//! judge     each workload looks at what is there                        and the log is verified on disk
+//! ```
+//!
+//! The seed also decides the *knobs*: how large memtables and segments are, how fast network and disk, how many clients there are, how right
+//! the clocks go, which faults are likely.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferrisdb_client::{Database, DatabaseOptions};
+use ferrisdb_core::{Random, SplitMix64};
+use ferrisdb_rpc::{ClientOptions, TokioRuntime};
+use ferrisdb_server::NodeOptions;
+use futures_util::future::join_all;
+
+use crate::faults::{Chaos, Kind};
+use crate::programs::{self, PORT, one_process};
+use crate::workloads::{self, Client, Shared, Verdict, Workload, client_name};
+use crate::world::clock::{HostClock, RATE_RIGHT};
+use crate::world::disk::Speed;
+use crate::world::trace::Trace;
+use crate::world::{Death, Doors, Ended, World};
+
+/// Things go wrong for at least so long.
+const RAGE_MIN: Duration = Duration::from_secs(20);
+/// And for at most so long, if until then there were not enough commits.
+const RAGE_MAX: Duration = Duration::from_secs(120);
+/// A run has at least so many faults.
+const FAULTS_MIN: u64 = 3;
+/// And at least so many commits that were acknowledged.
+const COMMITS_MIN: u64 = 300;
+/// Once nothing goes wrong any more, each workload gets something done within this time.
+const PROGRESS_MAX: Duration = Duration::from_secs(10);
+/// Clients that begin nothing new end within this time.
+const END_MAX: Duration = Duration::from_secs(20);
+/// Founding and judging take less than this.
+const CALM_MAX: Duration = Duration::from_secs(60);
+/// How often the judge and clients in waiting look around.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const SERVER: &str = "server";
+const JUDGE: &str = "judge";
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Decides everything.
+    pub seed: u64,
+    /// The names of the workloads to run; none: those that the seed chooses.
+    pub workloads: Vec<String>,
+    /// Print the trace.
+    pub is_traced: bool,
+}
+
+/// What became of a seed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Which.
+    pub seed: u64,
+    /// What was wrong; empty: it passed.
+    pub failures: Vec<String>,
+    /// Stands for the whole trace.
+    pub hash: u64,
+    /// Simulated milliseconds.
+    pub millis: u64,
+    /// What was counted.
+    pub counts: BTreeMap<String, u64>,
+}
+
+/// Runs a seed. One in a process: see [`crate::world`].
+///
+/// # Panics
+/// If something of the simulated database does: the seed has failed then. Also if a workload does not exist.
+pub fn run(options: &RunOptions) -> Outcome {
+    let trace = Trace::new(options.is_traced);
+    let mut random = SplitMix64::new(options.seed);
+    let knobs = Knobs::draw(&mut random);
+    let workloads = chosen(options, &mut random);
+    let names: Vec<&str> = workloads.iter().map(|workload| workload.name()).collect();
+    trace.note(format_args!("seed {} with {names:?} and {knobs:?}", options.seed));
+    let mut run = Run::new(knobs, workloads, random, trace);
+    let failures = run.play().err().into_iter().collect::<Vec<_>>();
+    run.outcome(options.seed, failures)
+}
+
+/// What the seed chooses before anything runs.
+#[derive(Debug, Clone)]
+struct Knobs {
+    clients: u64,
+    latency_max: Duration,
+    speed: Speed,
+    /// The longest pause of a client between two steps, in milliseconds.
+    think_max: u64,
+    /// The clocks go right within so many parts of a million.
+    skew: u64,
+    memory: Memory,
+    is_power_lost_at_the_end: bool,
+}
+
+/// How much the database keeps in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Tiny,
+    Small,
+    Default,
+}
+
+impl Knobs {
+    fn draw(random: &mut SplitMix64) -> Knobs {
+        let mut of = |choices: &[u64]| choices[usize::try_from(random.below(choices.len() as u64)).expect("an index")];
+        let speed = Speed { sync_max: of(&[1, 4, 20]), other_max: of(&[0, 1, 4]), stall: 0 };
+        Knobs {
+            clients: of(&[2, 3, 5]),
+            latency_max: Duration::from_millis(of(&[1, 5, 20])),
+            speed,
+            think_max: of(&[10, 50, 200]),
+            skew: of(&[0, 1_000, 100_000]),
+            memory: [Memory::Tiny, Memory::Small, Memory::Default][usize::try_from(of(&[0, 0, 1, 2])).expect("small")],
+            is_power_lost_at_the_end: of(&[0, 1]) == 1,
+        }
+    }
+
+    fn node_options(&self) -> NodeOptions {
+        let mut options = NodeOptions::tiny();
+        match self.memory {
+            Memory::Tiny => {}
+            Memory::Small => options.storage.engine.write_buffer_bytes = 64 << 10,
+            Memory::Default => options = NodeOptions::default(),
+        }
+        options
+    }
+}
+
+/// The workloads to run.
+fn chosen(options: &RunOptions, random: &mut SplitMix64) -> Vec<Rc<dyn Workload>> {
+    let all = workloads::ALL;
+    let known = |name: &String| all.iter().any(|(known, _)| known == name);
+    assert!(options.workloads.iter().all(known), "no such workload: {:?}", options.workloads);
+    let mut chosen = Vec::new();
+    while chosen.is_empty() {
+        for (name, make) in all {
+            let seed = random.next_u64();
+            let is_chosen = match options.workloads.as_slice() {
+                [] => random.one_in(2),
+                names => names.iter().any(|wanted| wanted == name),
+            };
+            if is_chosen {
+                chosen.push(Rc::from(make(seed)));
+            }
+        }
+    }
+    chosen
+}
+
+/// How far a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Prepare,
+    Rage,
+    WindUp,
+    Judge,
+    Judged,
+}
+
+/// What the run, its clients and its judge share.
+struct Stage {
+    phase: Cell<Phase>,
+    workloads: Vec<Rc<dyn Workload>>,
+    verdicts: RefCell<Vec<String>>,
+    shared: Arc<Shared>,
+}
+
+struct Run {
+    world: World,
+    chaos: Chaos,
+    stage: Rc<Stage>,
+    random: SplitMix64,
+    trace: Trace,
+    is_power_lost_at_the_end: bool,
+}
+
+impl Run {
+    fn new(knobs: Knobs, workloads: Vec<Rc<dyn Workload>>, mut random: SplitMix64, trace: Trace) -> Run {
+        let mut world = World::new(random.next_u64(), knobs.latency_max, trace.clone());
+        let shared = Arc::new(Shared::new(trace.clone()));
+        let stage = Stage { phase: Cell::new(Phase::Prepare), workloads, verdicts: RefCell::default(), shared };
+        let stage = Rc::new(stage);
+        let mut clock = || {
+            let offset = Duration::from_millis(random.below(1 << 32));
+            HostClock::new(offset, RATE_RIGHT - knobs.skew + random.below(2 * knobs.skew + 1))
+        };
+        world.add(SERVER, clock(), one_process(knobs.node_options()));
+        world.host(SERVER).disk().set_speed(knobs.speed);
+        let clients: Vec<String> = (1..=knobs.clients).map(client_name).collect();
+        for (client, number) in clients.iter().zip(1..) {
+            let (stage, think_max) = (Rc::clone(&stage), knobs.think_max);
+            world.add(client, clock(), move |doors| work(doors, Rc::clone(&stage), number, think_max));
+        }
+        let of_judge = Rc::clone(&stage);
+        world.add(JUDGE, clock(), move |doors| judge(doors, Rc::clone(&of_judge)));
+        let servers = vec![SERVER.to_owned()];
+        let chaos = Chaos::new(random.next_u64(), servers, clients, knobs.latency_max, knobs.speed);
+        Run { world, chaos, stage, random, trace, is_power_lost_at_the_end: knobs.is_power_lost_at_the_end }
+    }
+
+    /// Plays a seed to its end.
+    fn play(&mut self) -> Result<(), String> {
+        self.tick_until(CALM_MAX, "the database is founded", |run| run.stage.phase.get() > Phase::Prepare)?;
+        self.rage()?;
+        self.recover()?;
+        self.stage.phase.set(Phase::WindUp);
+        self.stage.shared.end();
+        let ended = |run: &Run| run.stage.shared.busy().is_empty() && run.stage.phase.get() >= Phase::Judge;
+        self.tick_until(END_MAX, "all clients end", ended)?;
+        self.tick_until(CALM_MAX, "the judge has judged", |run| run.stage.phase.get() == Phase::Judged)?;
+        if let Some(verdict) = self.stage.verdicts.borrow().first() {
+            return Err(verdict.clone());
+        }
+        self.verify()
+    }
+
+    fn rage(&mut self) -> Result<(), String> {
+        let begin = self.world.now();
+        let length = RAGE_MIN + Duration::from_millis(self.random.below(10_000));
+        loop {
+            self.chaos.rage(&mut self.world);
+            self.tick()?;
+            let lasted = self.world.now() - begin;
+            let is_whole_second = lasted.subsec_millis() == 0;
+            if lasted < length || !is_whole_second {
+                continue;
+            }
+            let (faults, commits) = (self.chaos.count(), self.commits());
+            if faults >= FAULTS_MIN && commits >= COMMITS_MIN {
+                return Ok(());
+            }
+            if lasted > RAGE_MAX {
+                return Err(format!("only {commits} commits and {faults} faults in {lasted:?}"));
+            }
+        }
+    }
+
+    /// Nothing goes wrong any more: each workload gets something done.
+    fn recover(&mut self) -> Result<(), String> {
+        self.chaos.heal(&mut self.world);
+        if self.is_power_lost_at_the_end {
+            self.chaos.fell_all(&mut self.world);
+            self.trace.count("power losses at the end");
+        }
+        let since = self.world.now();
+        let workloads = self.stage.workloads.clone();
+        for workload in workloads {
+            let name = workload.name();
+            let what = format!("{name} gets something done after all faults");
+            let left = PROGRESS_MAX.saturating_sub(self.world.now() - since);
+            self.tick_until(left, &what, |run| run.stage.shared.last_progress(name) > since)?;
+        }
+        let took = self.world.now() - since;
+        self.trace.note(format_args!("everything goes on after {took:?}"));
+        Ok(())
+    }
+
+    /// What is on the disk in the end belongs together.
+    fn verify(&mut self) -> Result<(), String> {
+        self.world.kill(SERVER, Death::Killed);
+        programs::verify(self.world.host(SERVER).disk().files())
+    }
+
+    fn tick(&mut self) -> Result<(), String> {
+        self.chaos.look_after(&mut self.world);
+        for client in self.chaos.take_felled() {
+            self.stage.shared.forget(&client);
+        }
+        self.world.tick();
+        match self.stage.shared.violations().first() {
+            Some(violation) => Err(violation.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn tick_until(&mut self, max: Duration, what: &str, is_so: impl Fn(&Run) -> bool) -> Result<(), String> {
+        let end = self.world.now() + max;
+        while !is_so(self) {
+            if self.world.now() >= end {
+                let busy = self.stage.shared.busy().join(", ");
+                return Err(format!(
+                    "within {max:?} it did not come to this: {what} (in the middle of something: {busy})"
+                ));
+            }
+            self.tick()?;
+        }
+        Ok(())
+    }
+
+    fn commits(&self) -> u64 {
+        let apart: u64 = self.stage.workloads.iter().map(|workload| workload.counted_apart()).sum();
+        apart + self.trace.counted("commits")
+    }
+
+    fn outcome(&self, seed: u64, failures: Vec<String>) -> Outcome {
+        let mut counts: BTreeMap<String, u64> =
+            self.trace.counts().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        counts.insert("commits".to_owned(), self.commits());
+        counts.insert("lines of trace".to_owned(), self.trace.lines());
+        for workload in &self.stage.workloads {
+            counts.insert(format!("seeds with {}", workload.name()), 1);
+        }
+        for (_, name) in Kind::ALL {
+            counts.insert(format!("fault {name}"), self.chaos.happened.get(name).copied().unwrap_or(0));
+        }
+        let millis = u64::try_from(self.world.now().as_millis()).unwrap_or(u64::MAX);
+        Outcome { seed, failures, hash: self.trace.hash(), millis, counts }
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("world", &self.world).finish_non_exhaustive()
+    }
+}
+
+/// Connects, again and again until it works.
+async fn connected(doors: &Doors) -> (Database, Arc<TokioRuntime>) {
+    let mut random = SplitMix64::new(doors.seed);
+    let runtime = Arc::new(TokioRuntime::new(tokio::runtime::Handle::current(), random.next_u64()));
+    loop {
+        // A simulated network does not send again what was lost: only pings and deadlines find that out.
+        let options = ClientOptions {
+            seed: Some(random.next_u64()),
+            connect_timeout: Duration::from_secs(1),
+            question_timeout: Duration::from_secs(3),
+            commit_timeout: Duration::from_secs(3),
+            keep_alive: Duration::from_secs(1),
+            outage_max: Duration::from_secs(3),
+            ..ClientOptions::default()
+        };
+        let address = format!("{SERVER}:{PORT}");
+        match ferrisdb_rpc::Client::connect_with(doors.network.connector(), &address, options).await {
+            Ok(client) => {
+                let of_client = Arc::<TokioRuntime>::clone(&runtime);
+                return (Database::new(Arc::new(client), of_client, DatabaseOptions::default()), runtime);
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50 + random.below(200))).await,
+        }
+    }
+}
+
+/// The program of a client.
+async fn work(doors: Doors, stage: Rc<Stage>, number: u64, think_max: u64) -> Ended {
+    while stage.phase.get() == Phase::Prepare {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let (db, runtime) = connected(&doors).await;
+    let mut random = SplitMix64::new(doors.seed ^ 1);
+    let works = stage.workloads.iter().map(|workload| {
+        let of_client = Arc::<TokioRuntime>::clone(&runtime);
+        let shared = Arc::clone(&stage.shared);
+        let client = Client::new(db.clone(), number, of_client, random.next_u64(), shared);
+        work_at(Rc::clone(workload), client, Rc::clone(&stage), think_max)
+    });
+    join_all(works.collect::<Vec<_>>()).await;
+    std::future::pending().await
+}
+
+async fn work_at(workload: Rc<dyn Workload>, client: Client, stage: Rc<Stage>, think_max: u64) {
+    while !stage.shared.is_over() {
+        stage.shared.begins(&client.name, workload.name());
+        let done = workload.step(&client).await;
+        stage.shared.ends(&client.name, workload.name(), done.is_ok());
+        let mut pause = client.below(think_max);
+        if done.is_err() {
+            client.count("steps that failed");
+            pause += 20;
+        }
+        client.sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+/// The program of the judge.
+async fn judge(doors: Doors, stage: Rc<Stage>) -> Ended {
+    let (db, _) = connected(&doors).await;
+    for workload in &stage.workloads {
+        while workload.prepare(&db).await.is_err() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+    stage.phase.set(Phase::Rage);
+    while stage.phase.get() < Phase::WindUp {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    loop {
+        for workload in &stage.workloads {
+            // What could not be done is done in the next round.
+            workload.wind_up(&db).await.ok();
+        }
+        if stage.shared.busy().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    stage.phase.set(Phase::Judge);
+    for workload in &stage.workloads {
+        let verdict = loop {
+            match workload.judge(&db).await {
+                Ok(verdict) => break verdict,
+                Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        };
+        note(&stage, workload.name(), verdict);
+    }
+    stage.phase.set(Phase::Judged);
+    std::future::pending().await
+}
+
+fn note(stage: &Stage, name: &str, verdict: Verdict) {
+    if let Some(verdict) = verdict {
+        stage.verdicts.borrow_mut().push(format!("{name}: {verdict}"));
+    }
+}
