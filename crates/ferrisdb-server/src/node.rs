@@ -398,9 +398,11 @@ impl Endpoint for Node {
         if self.is_closed.load(Ordering::Relaxed) {
             return None;
         }
-        let value = self.storage.get_here(key, version)?;
-        self.counters.gets.fetch_add(1, Ordering::Relaxed);
-        Some(value)
+        self.storage.get_here(key, version)
+    }
+
+    fn got_here(&self, count: u64) {
+        self.counters.gets.fetch_add(count, Ordering::Relaxed);
     }
 
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {

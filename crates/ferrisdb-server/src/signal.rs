@@ -30,11 +30,21 @@ pub(crate) struct Bell {
 impl Bell {
     /// Has the listener look again, now or when it next listens.
     pub(crate) fn ring(&self) {
-        self.is_rung.store(true, Ordering::SeqCst);
-        let waker = lock(&self.waker).take();
-        if let Some(waker) = waker {
+        if let Some(waker) = self.take_listener() {
             waker.wake();
         }
+    }
+
+    /// The same, once the thread is done with what it does [`together`](mod@ferrisdb_rpc::together).
+    pub(crate) fn ring_together(&self) {
+        if let Some(waker) = self.take_listener() {
+            ferrisdb_rpc::together::wake(waker);
+        }
+    }
+
+    fn take_listener(&self) -> Option<Waker> {
+        self.is_rung.store(true, Ordering::SeqCst);
+        lock(&self.waker).take()
     }
 
     /// True if it was rung since this last said so; otherwise the task of `context` will be woken.
