@@ -229,9 +229,6 @@ pub trait Endpoint: Send + Sync + 'static {
         None
     }
 
-    /// So many values were [there](Self::get_here): for statistics. Told once for many, because counting each would cost as much as the call.
-    fn got_here(&self, _count: u64) {}
-
     /// A key's value.
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>>;
 

@@ -398,11 +398,9 @@ impl Endpoint for Node {
         if self.is_closed.load(Ordering::Relaxed) {
             return None;
         }
-        self.storage.get_here(key, version)
-    }
-
-    fn got_here(&self, count: u64) {
-        self.counters.gets.fetch_add(count, Ordering::Relaxed);
+        let value = self.storage.get_here(key, version)?;
+        self.counters.gets.fetch_add(1, Ordering::Relaxed);
+        Some(value)
     }
 
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {

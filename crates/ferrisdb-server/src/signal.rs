@@ -184,6 +184,31 @@ mod tests {
         assert!(!bell.poll_rung(&Context::from_waker(Waker::noop())));
     }
 
+    /// Who asks several questions together wakes the role that they are for once, when all are there; the role that is awake sees each.
+    #[test]
+    fn a_bell_that_is_rung_together_wakes_at_the_end() {
+        #[derive(Default)]
+        struct Woken(AtomicBool);
+
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+
+        let (bell, woken) = (Bell::default(), Arc::new(Woken::default()));
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(!bell.poll_rung(&Context::from_waker(&waker)));
+        ferrisdb_rpc::together::together(|| {
+            bell.ring_together();
+            bell.ring_together();
+            assert!(!woken.0.load(Ordering::SeqCst));
+            assert!(bell.is_rung.load(Ordering::SeqCst));
+        });
+        assert!(woken.0.load(Ordering::SeqCst));
+        assert!(bell.poll_rung(&Context::from_waker(&waker)));
+    }
+
     #[test]
     fn a_reply_that_is_dropped_says_so() {
         let (answer, mut answered) = reply::<u32>(Code::CommitUnknownResult);
