@@ -36,7 +36,11 @@ pub(crate) struct SimArguments {
     #[arg(long, value_name = "WORKLOAD", value_parser = PossibleValuesParser::new(workload_names()))]
     pub(crate) workload: Vec<String>,
 
-    /// Processes at once [default: one for each processor]
+    /// How many processes the database has: 1, or a cluster of so many [default: 1 or 3, as each seed chooses]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=7))]
+    pub(crate) processes: Option<u64>,
+
+    /// Seeds at once [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) jobs: Option<u64>,
 
@@ -53,6 +57,9 @@ pub(crate) struct SimSeedArguments {
 
     #[arg(long)]
     pub(crate) workload: Vec<String>,
+
+    #[arg(long)]
+    pub(crate) processes: Option<u64>,
 }
 
 fn workload_names() -> Vec<&'static str> {
@@ -83,14 +90,18 @@ pub(crate) fn run(arguments: &SimArguments, output: &mut (impl Write + Send)) ->
         time_max: arguments.minutes.map(|minutes| Duration::from_secs(60 * minutes)),
         is_first_failure_the_last: false,
     };
-    let with_workloads = || arguments.workload.iter().flat_map(|name| ["--workload", name.as_str()]);
+    let processes = arguments.processes.map(|processes| processes.to_string());
+    let chosen = || {
+        let workloads = arguments.workload.iter().flat_map(|name| ["--workload", name.as_str()]);
+        workloads.chain(processes.iter().flat_map(|processes| ["--processes", processes.as_str()]))
+    };
     let command = |seed: u64| {
         let mut command = Command::new(&program);
-        command.args(["__sim-seed", "--seed", &seed.to_string()]).args(with_workloads());
+        command.args(["__sim-seed", "--seed", &seed.to_string()]).args(chosen());
         command
     };
     let replay = |seed: u64| {
-        let words: Vec<&str> = with_workloads().collect();
+        let words: Vec<&str> = chosen().collect();
         let space = if words.is_empty() { "" } else { " " };
         format!("ferrisdb sim --seeds 1 --seed {seed}{space}{}", words.join(" "))
     };
@@ -108,8 +119,8 @@ pub(crate) fn run(arguments: &SimArguments, output: &mut (impl Write + Send)) ->
 
 /// Runs one seed here and prints its trace.
 fn trace(arguments: &SimArguments, output: &mut impl Write) -> Result<(), Failure> {
-    let outcome =
-        run_seed(&RunOptions { seed: arguments.seed, workloads: arguments.workload.clone(), is_traced: true });
+    let (seed, workloads, processes) = (arguments.seed, arguments.workload.clone(), arguments.processes);
+    let outcome = run_seed(&RunOptions { seed, workloads, processes, is_traced: true });
     write!(output, "{}", told(&outcome))?;
     match outcome.failures.first() {
         None => Ok(()),
@@ -120,6 +131,7 @@ fn trace(arguments: &SimArguments, output: &mut impl Write) -> Result<(), Failur
 /// The process of one seed.
 pub(crate) fn child(arguments: &SimSeedArguments, output: &mut impl Write) -> Result<(), Failure> {
     end_if_it_hangs().map_err(|error| Failure::failed(format!("cannot start a thread: {error}"), ""))?;
-    let options = RunOptions { seed: arguments.seed, workloads: arguments.workload.clone(), is_traced: false };
+    let (seed, workloads, processes) = (arguments.seed, arguments.workload.clone(), arguments.processes);
+    let options = RunOptions { seed, workloads, processes, is_traced: false };
     Ok(write!(output, "{}", told(&run_seed(&options)))?)
 }

@@ -279,6 +279,10 @@ impl Chaos {
                 self.lasting.push((now + lasts, Cure::Release(server, others)));
             }
             Kind::Partition | Kind::OneWayPartition | Kind::SlowNetwork => {
+                // Between a server and a client, or another server.
+                let others: Vec<String> =
+                    self.servers.iter().chain(&self.clients).filter(|other| **other != server).cloned().collect();
+                let client = if self.servers.len() > 1 { self.one_of(&others) } else { client };
                 if self.is_link_faulty(&server) || self.is_link_faulty(&client) {
                     return false;
                 }

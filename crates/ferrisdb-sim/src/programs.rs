@@ -1,19 +1,25 @@
-//! What runs on the hosts of a simulation: a [database](one_process) in one process. Whatever else serves clients goes beside it.
+//! What runs on the hosts of a simulation: a [database](one_process) in one process, or [one of the processes](one_of_many) of a cluster.
 
+use std::fmt;
 use std::future::{pending, poll_fn};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use ferrisdb_core::Error;
-use ferrisdb_rpc::{Endpoint, ServeOptions};
+use ferrisdb_core::runtime::BoxFuture;
+use ferrisdb_core::{Code, Error, Runtime};
+use ferrisdb_rpc::{Client, ClientOptions, Endpoint, ServeOptions, TokioRuntime};
+use ferrisdb_server::cluster::{self, Beginning, ClusterNode, ClusterOptions, Peer};
 use ferrisdb_server::{Node, NodeOptions};
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 use ferrisdb_storage::inspect::{Cell, Sink};
 use ferrisdb_storage::{Env, inspect};
+use tokio::runtime::Handle;
 
+use crate::world::network::Network;
 use crate::world::{DIRECTORY, Doors, Ended, Process};
 
 /// Where servers listen.
@@ -48,6 +54,91 @@ async fn serve_node(doors: Doors, options: NodeOptions) -> Ended {
     .await
 }
 
+/// One of the processes of a cluster: the first one founds it, the others join. It ends when it has failed, as [`one_process`] does.
+pub fn one_of_many(options: ClusterOptions, others: Vec<String>, is_first: bool) -> impl Process {
+    move |doors: Doors| serve_cluster_node(doors, options.clone(), others.clone(), is_first)
+}
+
+async fn serve_cluster_node(doors: Doors, options: ClusterOptions, others: Vec<String>, is_first: bool) -> Ended {
+    let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::new(Handle::current(), doors.seed));
+    let network = Arc::new(PeerNetwork { doors_network: doors.network.clone(), seed: AtomicU64::new(doors.seed) });
+    let of_node = cluster::Doors { env: doors.env.clone(), runtime, network };
+    let here = Peer { address: format!("{}:{PORT}", doors.address), zone: String::new() };
+    let addresses = || others.iter().map(|other| format!("{other}:{PORT}")).collect();
+    let node = loop {
+        let beginning = if is_first { Beginning::Found } else { Beginning::Join(addresses()) };
+        let opening = ClusterNode::open(of_node.clone(), &doors.directory, options.clone(), here.clone(), beginning);
+        match opening.await {
+            Ok(node) => break node,
+            // Nobody to join is there yet.
+            Err(error) if error.code() == Code::ConnectionFailed => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    };
+    doors.catch_up().await;
+    let listener = doors.network.listen(PORT).await.map_err(|error| error.to_string())?;
+    let mut serving = pin!(ferrisdb_rpc::serve(listener, node.endpoint(), ServeOptions::default(), pending()));
+    let mut failing = pin!(async {
+        loop {
+            if let Some(failure) = node.failure() {
+                break failure;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    });
+    poll_fn(|context| match failing.as_mut().poll(context) {
+        Poll::Ready(failure) => Poll::Ready(Err(failure.to_string())),
+        Poll::Pending => serving.as_mut().poll(context).map(Ok),
+    })
+    .await
+}
+
+/// The way to other processes of the cluster, over the simulated network.
+struct PeerNetwork {
+    doors_network: Network,
+    seed: AtomicU64,
+}
+
+impl fmt::Debug for PeerNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.doors_network.fmt(f)
+    }
+}
+
+impl cluster::Network for PeerNetwork {
+    fn connect(&self, address: &str, cluster_id: Option<[u8; 16]>) -> BoxFuture<Result<Arc<dyn Endpoint>, Error>> {
+        let (connector, address) = (self.doors_network.connector(), address.to_owned());
+        let seed = Some(self.seed.fetch_add(1, Ordering::Relaxed));
+        let options = ClientOptions { seed, ..cluster::line_options(cluster_id) };
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        // Its connection lives on the host's runtime, whoever asks.
+        let connecting = async move {
+            let connected = Client::connect_with(connector, &address, options).await;
+            drop(answer.send(connected.map(|client| Arc::new(client) as Arc<dyn Endpoint>)));
+        };
+        drop(tokio::spawn(connecting));
+        Box::pin(async move {
+            let gone = |_| Error::with(Code::ConnectionFailed, "the host has died");
+            answered.await.map_err(gone)?
+        })
+    }
+}
+
+/// Checks the tables of one of the processes of a cluster.
+///
+/// # Errors
+/// The first problem.
+pub fn verify_tables(files: &SimFileSystem) -> Result<(), String> {
+    let copy = Env::sim(files.fork_crashed(CrashMode::NothingLost));
+    let mut rows = Rows::default();
+    let problems = inspect::verify(&copy, &Path::new(DIRECTORY).join("storage"), &mut rows);
+    match problems {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(format!("the tables: {}", rows.0.join("; "))),
+        Err(error) => Err(format!("the tables: {error}")),
+    }
+}
+
 /// Checks what [`one_process`] has on its disk, as `ferrisdb verify` does: every checksum, the order of keys, the manifest, the log.
 ///
 /// # Errors
@@ -58,13 +149,7 @@ pub fn verify(files: &SimFileSystem) -> Result<(), String> {
     if let Some(problem) = report.problems.first() {
         return Err(format!("the log: {problem}"));
     }
-    let mut rows = Rows::default();
-    let problems = inspect::verify(&copy(), &Path::new(DIRECTORY).join("storage"), &mut rows);
-    match problems {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(format!("the tables: {}", rows.0.join("; "))),
-        Err(error) => Err(format!("the tables: {error}")),
-    }
+    verify_tables(files)
 }
 
 /// Keeps the rows of an inspection.

@@ -22,10 +22,12 @@ use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::{Random, SplitMix64};
 use ferrisdb_rpc::{ClientOptions, TokioRuntime};
 use ferrisdb_server::NodeOptions;
+use ferrisdb_server::cluster::ClusterOptions;
+use ferrisdb_server::log::replicated::LogStoreOptions;
 use futures_util::future::join_all;
 
 use crate::faults::{Chaos, Kind};
-use crate::programs::{self, PORT, one_process};
+use crate::programs::{self, PORT, one_of_many, one_process};
 use crate::workloads::{self, Client, Shared, Verdict, Workload, client_name};
 use crate::world::clock::{HostClock, RATE_RIGHT};
 use crate::world::disk::Speed;
@@ -48,8 +50,17 @@ const END_MAX: Duration = Duration::from_secs(20);
 const CALM_MAX: Duration = Duration::from_secs(60);
 /// How often the judge and clients in waiting look around.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-const SERVER: &str = "server";
 const JUDGE: &str = "judge";
+
+fn server_name(number: u64) -> String {
+    format!("server-{number}")
+}
+
+/// Where clients look for the database.
+fn addresses(servers: &[String]) -> String {
+    let addresses: Vec<String> = servers.iter().map(|server| format!("{server}:{PORT}")).collect();
+    addresses.join(",")
+}
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -58,6 +69,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// The names of the workloads to run; none: those that the seed chooses.
     pub workloads: Vec<String>,
+    /// How many processes the database has, 1 or more; `None`: the seed chooses.
+    pub processes: Option<u64>,
     /// Print the trace.
     pub is_traced: bool,
 }
@@ -84,7 +97,8 @@ pub struct Outcome {
 pub fn run(options: &RunOptions) -> Outcome {
     let trace = Trace::new(options.is_traced);
     let mut random = SplitMix64::new(options.seed);
-    let knobs = Knobs::draw(&mut random);
+    let mut knobs = Knobs::draw(&mut random);
+    knobs.processes = options.processes.unwrap_or(knobs.processes);
     let workloads = chosen(options, &mut random);
     let names: Vec<&str> = workloads.iter().map(|workload| workload.name()).collect();
     trace.note(format_args!("seed {} with {names:?} and {knobs:?}", options.seed));
@@ -105,6 +119,8 @@ struct Knobs {
     skew: u64,
     memory: Memory,
     is_power_lost_at_the_end: bool,
+    /// One: a database in one process. More: a cluster of so many.
+    processes: u64,
 }
 
 /// How much the database keeps in memory.
@@ -127,7 +143,18 @@ impl Knobs {
             skew: of(&[0, 1_000, 100_000]),
             memory: [Memory::Tiny, Memory::Small, Memory::Default][usize::try_from(of(&[0, 0, 1, 2])).expect("small")],
             is_power_lost_at_the_end: of(&[0, 1]) == 1,
+            processes: of(&[1, 3]),
         }
+    }
+
+    fn cluster_options(&self) -> ClusterOptions {
+        let NodeOptions { storage, coordinator, .. } = self.node_options();
+        let mut options = ClusterOptions { storage, coordinator, ..ClusterOptions::default() };
+        if self.memory != Memory::Default {
+            options.log.store = LogStoreOptions { segment_bytes: 64 << 10, hot_bytes: 16 << 10 };
+            options.log.hot_bytes = 8 << 10;
+        }
+        options
     }
 
     fn node_options(&self) -> NodeOptions {
@@ -186,6 +213,7 @@ struct Run {
     stage: Rc<Stage>,
     random: SplitMix64,
     trace: Trace,
+    servers: Vec<String>,
     is_power_lost_at_the_end: bool,
 }
 
@@ -199,18 +227,29 @@ impl Run {
             let offset = Duration::from_millis(random.below(1 << 32));
             HostClock::new(offset, RATE_RIGHT - knobs.skew + random.below(2 * knobs.skew + 1))
         };
-        world.add(SERVER, clock(), one_process(knobs.node_options()));
-        world.host(SERVER).disk().set_speed(knobs.speed);
+        let servers: Vec<String> = (1..=knobs.processes).map(server_name).collect();
+        for server in &servers {
+            if knobs.processes == 1 {
+                world.add(server, clock(), one_process(knobs.node_options()));
+            } else {
+                let others = servers.iter().filter(|other| *other != server).cloned().collect();
+                let is_first = server == &servers[0];
+                world.add(server, clock(), one_of_many(knobs.cluster_options(), others, is_first));
+            }
+            world.host(server).disk().set_speed(knobs.speed);
+        }
+        let addresses: Rc<str> = addresses(&servers).into();
         let clients: Vec<String> = (1..=knobs.clients).map(client_name).collect();
         for (client, number) in clients.iter().zip(1..) {
-            let (stage, think_max) = (Rc::clone(&stage), knobs.think_max);
-            world.add(client, clock(), move |doors| work(doors, Rc::clone(&stage), number, think_max));
+            let (stage, think_max, addresses) = (Rc::clone(&stage), knobs.think_max, Rc::clone(&addresses));
+            world.add(client, clock(), move |doors| {
+                work(doors, Rc::clone(&stage), Rc::clone(&addresses), number, think_max)
+            });
         }
         let of_judge = Rc::clone(&stage);
-        world.add(JUDGE, clock(), move |doors| judge(doors, Rc::clone(&of_judge)));
-        let servers = vec![SERVER.to_owned()];
-        let chaos = Chaos::new(random.next_u64(), servers, clients, knobs.latency_max, knobs.speed);
-        Run { world, chaos, stage, random, trace, is_power_lost_at_the_end: knobs.is_power_lost_at_the_end }
+        world.add(JUDGE, clock(), move |doors| judge(doors, Rc::clone(&of_judge), Rc::clone(&addresses)));
+        let chaos = Chaos::new(random.next_u64(), servers.clone(), clients, knobs.latency_max, knobs.speed);
+        Run { world, chaos, stage, random, trace, servers, is_power_lost_at_the_end: knobs.is_power_lost_at_the_end }
     }
 
     /// Plays a seed to its end.
@@ -272,8 +311,14 @@ impl Run {
 
     /// What is on the disk in the end belongs together.
     fn verify(&mut self) -> Result<(), String> {
-        self.world.kill(SERVER, Death::Killed);
-        programs::verify(self.world.host(SERVER).disk().files())
+        for server in self.servers.clone() {
+            self.world.kill(&server, Death::Killed);
+            let files = self.world.host(&server).disk().files();
+            let verified =
+                if self.servers.len() == 1 { programs::verify(files) } else { programs::verify_tables(files) };
+            verified.map_err(|problem| format!("{server}: {problem}"))?;
+        }
+        Ok(())
     }
 
     fn tick(&mut self) -> Result<(), String> {
@@ -330,7 +375,7 @@ impl fmt::Debug for Run {
 }
 
 /// Connects, again and again until it works.
-async fn connected(doors: &Doors) -> (Database, Arc<TokioRuntime>) {
+async fn connected(doors: &Doors, addresses: &str) -> (Database, Arc<TokioRuntime>) {
     let mut random = SplitMix64::new(doors.seed);
     let runtime = Arc::new(TokioRuntime::new(tokio::runtime::Handle::current(), random.next_u64()));
     loop {
@@ -344,8 +389,7 @@ async fn connected(doors: &Doors) -> (Database, Arc<TokioRuntime>) {
             outage_max: Duration::from_secs(3),
             ..ClientOptions::default()
         };
-        let address = format!("{SERVER}:{PORT}");
-        match ferrisdb_rpc::Client::connect_with(doors.network.connector(), &address, options).await {
+        match ferrisdb_rpc::Client::connect_with(doors.network.connector(), addresses, options).await {
             Ok(client) => {
                 let of_client = Arc::<TokioRuntime>::clone(&runtime);
                 return (Database::new(Arc::new(client), of_client, DatabaseOptions::default()), runtime);
@@ -356,11 +400,11 @@ async fn connected(doors: &Doors) -> (Database, Arc<TokioRuntime>) {
 }
 
 /// The program of a client.
-async fn work(doors: Doors, stage: Rc<Stage>, number: u64, think_max: u64) -> Ended {
+async fn work(doors: Doors, stage: Rc<Stage>, addresses: Rc<str>, number: u64, think_max: u64) -> Ended {
     while stage.phase.get() == Phase::Prepare {
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let (db, runtime) = connected(&doors).await;
+    let (db, runtime) = connected(&doors, &addresses).await;
     let mut random = SplitMix64::new(doors.seed ^ 1);
     let works = stage.workloads.iter().map(|workload| {
         let of_client = Arc::<TokioRuntime>::clone(&runtime);
@@ -387,8 +431,8 @@ async fn work_at(workload: Rc<dyn Workload>, client: Client, stage: Rc<Stage>, t
 }
 
 /// The program of the judge.
-async fn judge(doors: Doors, stage: Rc<Stage>) -> Ended {
-    let (db, _) = connected(&doors).await;
+async fn judge(doors: Doors, stage: Rc<Stage>, addresses: Rc<str>) -> Ended {
+    let (db, _) = connected(&doors, &addresses).await;
     for workload in &stage.workloads {
         while workload.prepare(&db).await.is_err() {
             tokio::time::sleep(LOOK_EVERY).await;

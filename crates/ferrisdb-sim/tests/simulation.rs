@@ -1,6 +1,7 @@
 //! The simulator: seeds pass, a seed decides everything, and seeds differ.
 //!
-//! `FERRISDB_SIM_SEED` and `FERRISDB_SIM_SEEDS` choose other seeds, `FERRISDB_SIM_WORKLOADS` other workloads (with commas). Each seed runs in a process of
+//! `FERRISDB_SIM_SEED` and `FERRISDB_SIM_SEEDS` choose other seeds, `FERRISDB_SIM_WORKLOADS` other workloads (with commas), `FERRISDB_SIM_PROCESSES` how many
+//! processes the database has. Each seed runs in a process of
 //! its own, which is this test program.
 
 #![expect(clippy::print_stdout, reason = "figures of a run, and what a child process says")]
@@ -12,6 +13,7 @@ use ferrisdb_sim::seeds::{SeedsOptions, end_if_it_hangs, run_in_process, run_see
 
 const SEED: &str = "FERRISDB_SIM_ONE_SEED";
 const WORKLOADS: &str = "FERRISDB_SIM_WORKLOADS";
+const PROCESSES: &str = "FERRISDB_SIM_PROCESSES";
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
@@ -29,7 +31,8 @@ fn one_seed() {
     let seed = number(SEED, 1);
     let workloads = workloads().split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
     let is_traced = std::env::var("FERRISDB_SIM_TRACE").is_ok();
-    let outcome = run(&RunOptions { seed, workloads, is_traced });
+    let processes = std::env::var(PROCESSES).ok().map(|text| text.parse().expect("a number"));
+    let outcome = run(&RunOptions { seed, workloads, processes, is_traced });
     println!("\n{}", told(&outcome));
 }
 

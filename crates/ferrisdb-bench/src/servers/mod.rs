@@ -54,9 +54,21 @@ pub(crate) struct Arguments {
     #[arg(long)]
     dir: Option<PathBuf>,
 
+    /// Measure only what contains this text in `WORKLOAD: SERVER`, such as `put, 64 in flight: FerrisDB`; may be given several times.
+    /// Servers that nothing is measured on are not loaded.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+
     /// Print one JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+impl Arguments {
+    fn is_measured(&self, workload: &str, server: &str) -> bool {
+        let name = format!("{workload}: {server}");
+        self.only.is_empty() || self.only.iter().any(|text| name.contains(text.as_str()))
+    }
 }
 
 /// How something is measured.
@@ -164,13 +176,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     std::fs::set_permissions(directory.path(), permissions)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut rows = runtime.block_on(tokio::task::LocalSet::new().run_until(served(
-        directory.path(),
-        &settings,
-        arguments.runs,
-    )))?;
+    let mut rows =
+        runtime.block_on(tokio::task::LocalSet::new().run_until(served(directory.path(), &settings, arguments)))?;
     drop(runtime);
-    rows.extend(without_network(directory.path(), &settings, arguments.runs)?);
+    rows.extend(without_network(directory.path(), &settings, arguments)?);
     if arguments.json {
         for row in &rows {
             println!("{}", serde_json::to_string(row)?);
@@ -187,7 +196,7 @@ pub(crate) fn serve(directory: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn served(directory: &Path, settings: &Settings, runs: u32) -> Result<Vec<Row>> {
+async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) -> Result<Vec<Row>> {
     let mut servers = peers::ferris(directory).await?;
     for (name, package, more) in [
         ("etcd", "etcd-server", peers::etcd(directory).await?),
@@ -199,6 +208,7 @@ async fn served(directory: &Path, settings: &Settings, runs: u32) -> Result<Vec<
         }
         servers.extend(more);
     }
+    servers.retain(|peer| SERVED.iter().any(|&(workload, ..)| arguments.is_measured(workload, peer.name)));
     let mut loaded: Vec<*const process::Process> = Vec::new();
     for peer in &servers {
         // Two peers may be one server.
@@ -210,13 +220,15 @@ async fn served(directory: &Path, settings: &Settings, runs: u32) -> Result<Vec<
     }
     let mut measured: Vec<Vec<Vec<Done>>> =
         SERVED.iter().map(|_| servers.iter().map(|_| Vec::new()).collect()).collect();
-    for run in 0..runs {
+    for run in 0..arguments.runs {
         for (index, &(workload, work, in_flight)) in SERVED.iter().enumerate() {
             for turn in 0..servers.len() {
                 // Another one goes first each time.
                 let peer_index = (turn + usize::try_from(run)? + index) % servers.len();
                 let peer = &servers[peer_index];
-                if work == Work::TransactionReads && !matches!(peer.client, Client::Ferris(_)) {
+                if work == Work::TransactionReads && !matches!(peer.client, Client::Ferris(_))
+                    || !arguments.is_measured(workload, peer.name)
+                {
                     continue;
                 }
                 eprintln!("{workload}: {}", peer.name);
@@ -344,23 +356,33 @@ const EMBEDDED: &str = "FerrisDB embedded";
 const ENGINE: &str = "engine";
 const DISK: &str = "disk";
 
-fn without_network(directory: &Path, settings: &Settings, runs: u32) -> Result<Vec<Row>> {
-    eprintln!("loading the embedded database and the engine");
-    let embedded = Embedded::load(directory, settings)?;
+fn without_network(directory: &Path, settings: &Settings, arguments: &Arguments) -> Result<Vec<Row>> {
     let mut measured: [(&'static str, &'static str, Vec<Done>); 4] = [
         (EMBEDDED, "reads in transactions of 10, embedded", Vec::new()),
         (ENGINE, "reads in transactions of 10, embedded", Vec::new()),
         (EMBEDDED, "put, 1 in flight, embedded", Vec::new()),
         (DISK, "256 bytes written and synced", Vec::new()),
     ];
-    for _ in 0..runs {
-        measured[0].2.push(embedded.transaction_reads(settings)?);
-        measured[1].2.push(embedded.engine_reads(settings)?);
-    }
+    let wanted = measured.each_ref().map(|(server, workload, _)| arguments.is_measured(workload, server));
+    let embedded = if wanted[..3].contains(&true) {
+        eprintln!("loading the embedded database and the engine");
+        Some(Embedded::load(directory, settings)?)
+    } else {
+        None
+    };
     // Writes come after the reads, so that those find everything in tables.
-    for _ in 0..runs {
-        measured[2].2.push(embedded.commits(settings)?);
-        measured[3].2.push(embedded::fsync(directory, settings)?);
+    for works in [0..2, 2..4] {
+        for _ in 0..arguments.runs {
+            for work in works.clone().filter(|work| wanted[*work]) {
+                let done = match (work, &embedded) {
+                    (0, Some(embedded)) => embedded.transaction_reads(settings)?,
+                    (1, Some(embedded)) => embedded.engine_reads(settings)?,
+                    (2, Some(embedded)) => embedded.commits(settings)?,
+                    _ => embedded::fsync(directory, settings)?,
+                };
+                measured[work].2.push(done);
+            }
+        }
     }
     for (server, workload, dones) in &mut measured {
         if let Some(done) = middle(dones) {

@@ -58,6 +58,8 @@ struct State {
     /// Answers are not given while this is set.
     is_stuck: bool,
     stuck_wakers: Vec<Waker>,
+    /// Values are there without a question.
+    is_here: bool,
 }
 
 /// What was asked.
@@ -66,6 +68,8 @@ pub(crate) struct Log {
     /// How many transactions each question for a read version was for.
     pub(crate) begins: Vec<u32>,
     pub(crate) gets: usize,
+    /// Values that were there without a question.
+    pub(crate) gets_here: usize,
     pub(crate) get_keys: usize,
     pub(crate) ranges: Vec<(KeyRange, u32)>,
     pub(crate) commits: Vec<CommitRequest>,
@@ -93,6 +97,7 @@ impl MemoryEndpoint {
             part_rows: usize::MAX,
             is_stuck: false,
             stuck_wakers: Vec::new(),
+            is_here: false,
         };
         MemoryEndpoint { state: Arc::new(Mutex::new(state)) }
     }
@@ -115,6 +120,11 @@ impl MemoryEndpoint {
             std::mem::take(&mut state.stuck_wakers)
         };
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Values are there without a question from now on, as in an embedded database.
+    pub(crate) fn have_values_here(&self) {
+        self.lock().is_here = true;
     }
 
     /// The answer to the commit after those already said is lost (`None`: is not).
@@ -345,6 +355,16 @@ impl Endpoint for MemoryEndpoint {
             state.version
         };
         self.answer(Ok(Begun { version }))
+    }
+
+    fn get_here(&self, key: &[u8], version: Version) -> Option<Option<Bytes>> {
+        let mut state = self.lock();
+        let is_here = state.is_here && !state.is_stuck && state.delay == 0 && state.read_errors.is_empty();
+        if !is_here || state.check(version).is_err() {
+            return None;
+        }
+        state.log.gets_here += 1;
+        Some(state.rows.get(key).and_then(|row| at(row, version)))
     }
 
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {

@@ -10,16 +10,24 @@ fn at(key: &str, offset: i32) -> KeySelector {
     KeySelector { key: Bytes::from(key.to_owned()), or_equal: false, offset }
 }
 
-/// The read conflict ranges of a transaction that does `reads` over the keys b, d, f, h, and commits something.
+/// The read conflict ranges of a transaction that does `reads` over the keys b, d, f, h, and commits something. They are the same whether
+/// values have to be asked for or are there.
 fn conflicts(reads: impl Fn(&Transaction)) -> String {
-    let (db, endpoint, _) = database();
-    endpoint.write(["b", "d", "f", "h"].map(|key| Mutation::set(key, "old")).to_vec());
-    let tx = db.create_transaction();
-    reads(&tx);
-    tx.set("~", "");
-    block_on(tx.commit()).expect("it commits");
-    let commit = endpoint.log().commits.pop().expect("one");
-    ranges_text(&commit.read_conflicts)
+    let found = [false, true].map(|is_here| {
+        let (db, endpoint, _) = database();
+        if is_here {
+            endpoint.have_values_here();
+        }
+        endpoint.write(["b", "d", "f", "h"].map(|key| Mutation::set(key, "old")).to_vec());
+        let tx = db.create_transaction();
+        reads(&tx);
+        tx.set("~", "");
+        block_on(tx.commit()).expect("it commits");
+        let commit = endpoint.log().commits.pop().expect("one");
+        ranges_text(&commit.read_conflicts)
+    });
+    assert_eq!(found[0], found[1], "asked for, and there");
+    found[0].clone()
 }
 
 fn get(tx: &Transaction, key: &str) {
@@ -35,6 +43,23 @@ fn a_get_conflicts_with_its_key() {
     assert_eq!(conflicts(|tx| get(tx, "b")), "b..b\\x00");
     assert_eq!(conflicts(|tx| get(tx, "absent")), "absent..absent\\x00");
     assert_eq!(conflicts(|tx| drop(block_on(tx.snapshot().get("b")))), "");
+}
+
+/// What was there without a question conflicts with whoever changes it, and so does what was not there; a snapshot read does not.
+#[test]
+fn a_value_that_is_here_conflicts() {
+    for (key, is_snapshot, expected) in [("b", false, 1020), ("absent", false, 1020), ("b", true, 0)] {
+        let (db, endpoint, _) = database();
+        endpoint.have_values_here();
+        endpoint.write(vec![Mutation::set("b", "old")]);
+        let tx = db.create_transaction();
+        let read = if is_snapshot { tx.snapshot().get(key) } else { tx.get(key) };
+        block_on(read).expect("it reads");
+        endpoint.write(vec![Mutation::set(key, "new")]);
+        tx.set("~", "");
+        assert_eq!(code(block_on(tx.commit())), expected, "{key}, snapshot: {is_snapshot}");
+        assert_eq!((endpoint.log().gets_here, endpoint.log().gets), (1, 0));
+    }
 }
 
 /// From the key asked with to the key found, whichever side it is on.

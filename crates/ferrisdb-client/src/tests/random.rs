@@ -283,6 +283,9 @@ fn check(seed: u64, rt: &TestRuntime) {
     endpoint.write(base.iter().map(|(key, value)| Mutation::set(key.clone(), value.clone())).collect());
     endpoint.limit_parts([1, 2, 3, usize::MAX][(seed % 4) as usize]);
     endpoint.answer_late(u32::from(generator.random.one_in(3)));
+    if seed.is_multiple_of(2) {
+        endpoint.have_values_here();
+    }
     let ops = 1 + generator.random.below(24);
     let program: Vec<Op> = (0..ops).map(|_| generator.op()).collect();
     let (expected, model) = Model::run(&base, &program);

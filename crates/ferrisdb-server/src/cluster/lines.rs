@@ -26,6 +26,19 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     fn connect(&self, address: &str, cluster_id: Option<[u8; 16]>) -> BoxFuture<Result<Arc<dyn Endpoint>>>;
 }
 
+/// How a connection to another process is.
+pub fn line_options(cluster_id: Option<[u8; 16]>) -> ClientOptions {
+    ClientOptions {
+        is_peer: true,
+        cluster_id,
+        keep_alive: KEEP_ALIVE,
+        // Whoever asks looks for another process, or asks again.
+        outage_max: Duration::ZERO,
+        backoff_max: BACKOFF_MAX,
+        ..ClientOptions::default()
+    }
+}
+
 /// Ways over TCP.
 #[derive(Debug)]
 pub struct RpcNetwork {
@@ -44,16 +57,7 @@ impl Network for RpcNetwork {
         let (answer, answered) = reply(Code::ConnectionFailed);
         let address = address.to_owned();
         let connecting = async move {
-            let options = ClientOptions {
-                is_peer: true,
-                cluster_id,
-                keep_alive: KEEP_ALIVE,
-                // Whoever asks looks for another process, or asks again.
-                outage_max: Duration::ZERO,
-                backoff_max: BACKOFF_MAX,
-                ..ClientOptions::default()
-            };
-            let connected = Client::connect(&address, options).await;
+            let connected = Client::connect(&address, line_options(cluster_id)).await;
             answer.send(connected.map(|client| Arc::new(client) as Arc<dyn Endpoint>));
         };
         self.runtime.spawn("connect", Box::pin(connecting));

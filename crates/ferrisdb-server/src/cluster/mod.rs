@@ -71,7 +71,7 @@ use crate::signal::{Latch, Replied, lock};
 use crate::storage::{StorageOptions, StorageServer};
 
 pub use crate::log::replicated::{Peer, ProcessId};
-pub use lines::{Network, RpcNetwork};
+pub use lines::{Network, RpcNetwork, line_options};
 
 /// The number of the process that founds a cluster.
 const FOUNDER: ProcessId = 1;

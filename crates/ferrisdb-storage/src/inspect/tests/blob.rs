@@ -10,28 +10,28 @@ fn a_blob_file() {
     check(
         &inspected(&disk, blob, &path),
         &expect![[r#"
-        file: /db/000001.blob
-        file_bytes: 216
-        blob_file: 1
-        format_version: 1
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        state: live
-        garbage_bytes: 48
-        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
-          48 | 48 | lz4 | yes | 4 | key0 | 0 | 70 | ahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelsz
-          144 | 24 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
-          168 | 48 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
-    "#]],
+            file: /db/000001.blob
+            file_bytes: 212
+            blob_file: 1
+            format_version: 1
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            state: live
+            garbage_bytes: 47
+            records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+              48 | 47 | lz4 | yes | 4 | key0 | 0 | 70 | ahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelsz
+              142 | 23 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
+              165 | 47 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
+        "#]],
     );
     let table = inspected(&disk, dir, DIR);
     check(
         &table[table.find("levels (").unwrap()..],
         &expect![[r#"
-        levels (level, tables, file_bytes, entries, smallest, largest)
-          6 | 1 | 350 | 4 | key0 | small
-        blob_files (blob_file, file_bytes, referenced_bytes, garbage_bytes, tables)
-          1 | 216 | 120 | 48 | 1
-    "#]],
+            levels (level, tables, file_bytes, entries, smallest, largest)
+              6 | 1 | 350 | 4 | key0 | small
+            blob_files (blob_file, file_bytes, referenced_bytes, garbage_bytes, tables)
+              1 | 212 | 117 | 47 | 1
+        "#]],
     );
 
     let copy = Path::new("/elsewhere.blob");
@@ -39,15 +39,15 @@ fn a_blob_file() {
     check(
         &inspected(&disk, blob, copy),
         &expect![[r#"
-        file: /elsewhere.blob
-        file_bytes: 216
-        blob_file: 1
-        format_version: 1
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        state: -
-        garbage_bytes: -
-        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
-    "#]],
+            file: /elsewhere.blob
+            file_bytes: 212
+            blob_file: 1
+            format_version: 1
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            state: -
+            garbage_bytes: -
+            records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+        "#]],
     );
 
     let swapped = files::blob_path(Path::new(DIR), FileNumber(77));
@@ -63,19 +63,19 @@ fn a_blob_file() {
     check(
         &inspected(&disk, blob, &path),
         &expect![[r#"
-        file: /db/000001.blob
-        file_bytes: 216
-        blob_file: 1
-        format_version: 1
-        engine: afcd1d7b39a820e2f465b9a16a9e786e
-        state: live
-        garbage_bytes: 48
-        records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
-          48 | 48 | lz4 | no | 4 | key0 | 0 | 70 | -
-          144 | 24 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
-          168 | 48 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
-        error: corruption in /db/000001.blob at offset 48: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-    "#]],
+            file: /db/000001.blob
+            file_bytes: 212
+            blob_file: 1
+            format_version: 1
+            engine: afcd1d7b39a820e2f465b9a16a9e786e
+            state: live
+            garbage_bytes: 47
+            records (offset, bytes, compression, intact, table, key, version, value_bytes, value)
+              48 | 47 | lz4 | no | 4 | key0 | 0 | 70 | -
+              142 | 23 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
+              165 | 47 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
+            error: corruption in /db/000001.blob at offset 48: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+        "#]],
     );
     disk.flip_bit(&path, 20, 1);
     check(

@@ -25,7 +25,7 @@ fn a_directory() {
             wal_synced: 1:2912
             owner_bytes: 0
             files (file, kind, state, file_bytes, level, entries, smallest, largest)
-              000001.sst | table | live | 1624 | 0 | 12 | key00 | key11
+              000001.sst | table | live | 1622 | 0 | 12 | key00 | key11
               000002.sst | table | live | 340 | 0 | 2 | key01 | key08
               000099.sst | table | leftover | 17 | - | - | - | -
               CURRENT | names the manifest | live | 91 | - | - | - | -
@@ -36,7 +36,7 @@ fn a_directory() {
               notes.txt | not ours | - | 17 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
-              0 | 2 | 1964 | 14 | key00 | key11
+              0 | 2 | 1962 | 14 | key00 | key11
         "#]],
     );
 }
@@ -72,8 +72,8 @@ fn a_damaged_directory() {
               OPTIONS | options | live | 10 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
-              0 | 2 | 1964 | 14 | key00 | key11
-            error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1624; restore this file from a replica or a backup
+              0 | 2 | 1962 | 14 | key00 | key11
+            error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1622; restore this file from a replica or a backup
         "#]],
     );
     disk.flip_bit("/db/CURRENT", 20, 0);

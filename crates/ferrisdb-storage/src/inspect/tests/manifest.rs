@@ -32,11 +32,11 @@ fn a_manifest() {
               1536 | 1 | 0 | 3 | 13 | 1:1760 | - | 13 | 13 | - | 0
               2048 | 0 | 0 | - | - | - | 1:2912 | - | - | - | 0
             changes (offset, change, level, table, file_bytes, entries, smallest, largest)
-              1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
+              1024 | added | 0 | 1 | 1622 | 12 | key00 | key11
               1536 | added | 0 | 2 | 340 | 2 | key01 | key08
             tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
               0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
-              0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
+              0 | 1 | 1622 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
         "#]],
     );
 }
@@ -72,11 +72,11 @@ fn a_damaged_manifest() {
               1024 | 1 | 0 | 2 | 12 | 1:1696 | - | 12 | 12 | - | 0
               1536 | 1 | 0 | 3 | 13 | 1:1760 | - | 13 | 13 | - | 0
             changes (offset, change, level, table, file_bytes, entries, smallest, largest)
-              1024 | added | 0 | 1 | 1624 | 12 | key00 | key11
+              1024 | added | 0 | 1 | 1622 | 12 | key00 | key11
               1536 | added | 0 | 2 | 340 | 2 | key01 | key08
             tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
               0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
-              0 | 1 | 1624 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
+              0 | 1 | 1622 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
             error: corruption in /db/MANIFEST-000001 at offset 2048: manifest sector checksum; restore this file from a replica or a backup
         "#]],
     );

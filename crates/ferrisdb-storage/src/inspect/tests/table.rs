@@ -8,50 +8,50 @@ fn a_table() {
     let disk = disk();
     for (path, expected) in tables(&disk).iter().zip([
         expect![[r#"
-        file: /db/000001.sst
-        file_bytes: 1624
-        table: 1
-        format_version: 1
-        index_levels: 1
-        created_by: ferrisdb 0.1.0
-        entries: 12
-        tombstones: 0
-        blob_pointers: 0
-        range_tombstones: 0
-        user_keys: 12
-        key_bytes: 60
-        value_bytes: 1200
-        data_blocks: 3
-        data_bytes: 1330
-        smallest_version: 0
-        largest_version: 0
-        first_key: key00
-        last_key: key11
-        parts (part, offset, bytes)
-          data blocks | 0 | 1330
-          index | 1330 | 34
-          filter | 1364 | 74
-          range tombstones | 0 | 0
-          properties | 1438 | 74
-        range_tombstones (start, end, version)
-        blocks (offset, bytes, compression, raw_bytes, entries, restarts, separator, separator_version)
-          0 | 443 | none | 434 | 4 | 1 | key03 | 0
-          443 | 443 | none | 434 | 4 | 1 | key07 | 0
-          886 | 444 | none | 435 | 4 | 1 | key11 | 0
-        entries (block, key, version, kind, value_bytes, value)
-          0 | key00 | 0 | value | 100 | 0000000000000000000000000000000000000000000000000000000000000000
-          0 | key01 | 0 | value | 100 | 1111111111111111111111111111111111111111111111111111111111111111
-          0 | key02 | 0 | value | 100 | 2222222222222222222222222222222222222222222222222222222222222222
-          0 | key03 | 0 | value | 100 | 3333333333333333333333333333333333333333333333333333333333333333
-          443 | key04 | 0 | value | 100 | 4444444444444444444444444444444444444444444444444444444444444444
-          443 | key05 | 0 | value | 100 | 5555555555555555555555555555555555555555555555555555555555555555
-          443 | key06 | 0 | value | 100 | 6666666666666666666666666666666666666666666666666666666666666666
-          443 | key07 | 0 | value | 100 | 7777777777777777777777777777777777777777777777777777777777777777
-          886 | key08 | 0 | value | 100 | 8888888888888888888888888888888888888888888888888888888888888888
-          886 | key09 | 0 | value | 100 | 9999999999999999999999999999999999999999999999999999999999999999
-          886 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
-          886 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
-    "#]],
+            file: /db/000001.sst
+            file_bytes: 1622
+            table: 1
+            format_version: 1
+            index_levels: 1
+            created_by: ferrisdb 0.1.0
+            entries: 12
+            tombstones: 0
+            blob_pointers: 0
+            range_tombstones: 0
+            user_keys: 12
+            key_bytes: 60
+            value_bytes: 1200
+            data_blocks: 3
+            data_bytes: 1329
+            smallest_version: 0
+            largest_version: 0
+            first_key: key00
+            last_key: key11
+            parts (part, offset, bytes)
+              data blocks | 0 | 1329
+              index | 1329 | 33
+              filter | 1362 | 74
+              range tombstones | 0 | 0
+              properties | 1436 | 74
+            range_tombstones (start, end, version)
+            blocks (offset, bytes, compression, raw_bytes, entries, restarts, separator, separator_version)
+              0 | 547 | none | 538 | 5 | 1 | key04 | 0
+              547 | 547 | none | 538 | 5 | 1 | key1 | 0
+              1094 | 235 | none | 226 | 2 | 1 | key11 | 0
+            entries (block, key, version, kind, value_bytes, value)
+              0 | key00 | 0 | value | 100 | 0000000000000000000000000000000000000000000000000000000000000000
+              0 | key01 | 0 | value | 100 | 1111111111111111111111111111111111111111111111111111111111111111
+              0 | key02 | 0 | value | 100 | 2222222222222222222222222222222222222222222222222222222222222222
+              0 | key03 | 0 | value | 100 | 3333333333333333333333333333333333333333333333333333333333333333
+              0 | key04 | 0 | value | 100 | 4444444444444444444444444444444444444444444444444444444444444444
+              547 | key05 | 0 | value | 100 | 5555555555555555555555555555555555555555555555555555555555555555
+              547 | key06 | 0 | value | 100 | 6666666666666666666666666666666666666666666666666666666666666666
+              547 | key07 | 0 | value | 100 | 7777777777777777777777777777777777777777777777777777777777777777
+              547 | key08 | 0 | value | 100 | 8888888888888888888888888888888888888888888888888888888888888888
+              547 | key09 | 0 | value | 100 | 9999999999999999999999999999999999999999999999999999999999999999
+              1094 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
+              1094 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
+        "#]],
         expect![[r#"
         file: /db/000002.sst
         file_bytes: 340
@@ -100,74 +100,73 @@ fn a_damaged_table() {
     check(
         &inspected(&disk, sst, path),
         &expect![[r#"
-        file: /db/000001.sst
-        file_bytes: 1624
-        table: 1
-        format_version: 1
-        index_levels: 1
-        created_by: ferrisdb 0.1.0
-        entries: 12
-        tombstones: 0
-        blob_pointers: 0
-        range_tombstones: 0
-        user_keys: 12
-        key_bytes: 60
-        value_bytes: 1200
-        data_blocks: 3
-        data_bytes: 1330
-        smallest_version: 0
-        largest_version: 0
-        first_key: key00
-        last_key: key11
-        parts (part, offset, bytes)
-          data blocks | 0 | 1330
-          index | 1330 | 34
-          filter | 1364 | 74
-          range tombstones | 0 | 0
-          properties | 1438 | 74
-        range_tombstones (start, end, version)
-        blocks (offset, bytes, compression, raw_bytes, entries, restarts, separator, separator_version)
-          0 | 443 | none | 434 | 4 | 1 | key03 | 0
-          886 | 444 | none | 435 | 4 | 1 | key11 | 0
-        entries (block, key, version, kind, value_bytes, value)
-          0 | key00 | 0 | value | 100 | 0000000000000000000000000000000000000000000000000000000000000000
-          0 | key01 | 0 | value | 100 | 1111111111111111111111111111111111111111111111111111111111111111
-          0 | key02 | 0 | value | 100 | 2222222222222222222222222222222222222222222222222222222222222222
-          0 | key03 | 0 | value | 100 | 3333333333333333333333333333333333333333333333333333333333333333
-          886 | key08 | 0 | value | 100 | 8888888888888888888888888888888888888888888888888888888888888888
-          886 | key09 | 0 | value | 100 | 9999999999999999999999999999999999999999999999999999999999999999
-          886 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
-          886 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
-        error: corruption in /db/000001.sst at offset 443: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-    "#]],
+            file: /db/000001.sst
+            file_bytes: 1622
+            table: 1
+            format_version: 1
+            index_levels: 1
+            created_by: ferrisdb 0.1.0
+            entries: 12
+            tombstones: 0
+            blob_pointers: 0
+            range_tombstones: 0
+            user_keys: 12
+            key_bytes: 60
+            value_bytes: 1200
+            data_blocks: 3
+            data_bytes: 1329
+            smallest_version: 0
+            largest_version: 0
+            first_key: key00
+            last_key: key11
+            parts (part, offset, bytes)
+              data blocks | 0 | 1329
+              index | 1329 | 33
+              filter | 1362 | 74
+              range tombstones | 0 | 0
+              properties | 1436 | 74
+            range_tombstones (start, end, version)
+            blocks (offset, bytes, compression, raw_bytes, entries, restarts, separator, separator_version)
+              0 | 547 | none | 538 | 5 | 1 | key04 | 0
+              1094 | 235 | none | 226 | 2 | 1 | key11 | 0
+            entries (block, key, version, kind, value_bytes, value)
+              0 | key00 | 0 | value | 100 | 0000000000000000000000000000000000000000000000000000000000000000
+              0 | key01 | 0 | value | 100 | 1111111111111111111111111111111111111111111111111111111111111111
+              0 | key02 | 0 | value | 100 | 2222222222222222222222222222222222222222222222222222222222222222
+              0 | key03 | 0 | value | 100 | 3333333333333333333333333333333333333333333333333333333333333333
+              0 | key04 | 0 | value | 100 | 4444444444444444444444444444444444444444444444444444444444444444
+              1094 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
+              1094 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
+            error: corruption in /db/000001.sst at offset 547: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+        "#]],
     );
     let index_offset = crate::table::TableReader::footer(&disk, path).unwrap().parts[1].1.offset;
     disk.flip_bit(path, index_offset, 0);
     check(
         &inspected(&disk, sst, path),
         &expect![[r#"
-        file: /db/000001.sst
-        file_bytes: 1624
-        table: 1
-        format_version: 1
-        index_levels: 1
-        parts (part, offset, bytes)
-          data blocks | 0 | 1330
-          index | 1330 | 34
-          filter | 1364 | 74
-          range tombstones | 0 | 0
-          properties | 1438 | 74
-        error: corruption in /db/000001.sst at offset 1330: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-    "#]],
+            file: /db/000001.sst
+            file_bytes: 1622
+            table: 1
+            format_version: 1
+            index_levels: 1
+            parts (part, offset, bytes)
+              data blocks | 0 | 1329
+              index | 1329 | 33
+              filter | 1362 | 74
+              range tombstones | 0 | 0
+              properties | 1436 | 74
+            error: corruption in /db/000001.sst at offset 1329: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+        "#]],
     );
     disk.flip_bit(path, disk.read_raw(path).unwrap().len() as u64 - 60, 0);
     check(
         &inspected(&disk, sst, path),
         &expect![[r#"
-        file: /db/000001.sst
-        file_bytes: 1624
-        error: corruption in /db/000001.sst at offset 1512: footer: checksum; restore this file from a replica or a backup
-    "#]],
+            file: /db/000001.sst
+            file_bytes: 1622
+            error: corruption in /db/000001.sst at offset 1510: footer: checksum; restore this file from a replica or a backup
+        "#]],
     );
 
     let whole = self::disk();

@@ -11,17 +11,17 @@ fn a_sound_engine_is_verified() {
     check(
         &text,
         &expect![[r#"
-        directory: /db
-        tables: 2
-        table_bytes: 1964
-        entries: 14
-        wal_records: 16
-        wal_torn: -
-        problems_found: 0
-        problems (problem)
-        leftovers (file)
-          /db/000000.sst
-    "#]],
+            directory: /db
+            tables: 2
+            table_bytes: 1962
+            entries: 14
+            wal_records: 16
+            wal_torn: -
+            problems_found: 0
+            problems (problem)
+            leftovers (file)
+              /db/000000.sst
+        "#]],
     );
     assert_eq!(problems, 0);
 }
@@ -36,17 +36,17 @@ fn every_damaged_file_is_named() {
     check(
         &text,
         &expect![[r#"
-        directory: /db
-        tables: 2
-        table_bytes: 1964
-        entries: 2
-        wal_records: 16
-        wal_torn: -
-        problems_found: 1
-        problems (problem)
-          L0: corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-        leftovers (file)
-    "#]],
+            directory: /db
+            tables: 2
+            table_bytes: 1962
+            entries: 2
+            wal_records: 16
+            wal_torn: -
+            problems_found: 1
+            problems (problem)
+              L0: corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+            leftovers (file)
+        "#]],
     );
     assert_eq!(problems, 1);
 
@@ -56,19 +56,19 @@ fn every_damaged_file_is_named() {
     check(
         &text,
         &expect![[r#"
-        directory: /db
-        tables: 2
-        table_bytes: 1964
-        entries: 0
-        wal_records: 0
-        wal_torn: -
-        problems_found: 3
-        problems (problem)
-          corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-          /db/000002.sst is missing, but the manifest names it; restore it from a replica or a backup
-          corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
-        leftovers (file)
-    "#]],
+            directory: /db
+            tables: 2
+            table_bytes: 1962
+            entries: 0
+            wal_records: 0
+            wal_torn: -
+            problems_found: 3
+            problems (problem)
+              corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+              /db/000002.sst is missing, but the manifest names it; restore it from a replica or a backup
+              corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
+            leftovers (file)
+        "#]],
     );
     assert_eq!(problems, 3);
 
@@ -77,19 +77,19 @@ fn every_damaged_file_is_named() {
     check(
         &text,
         &expect![[r#"
-        directory: /db
-        tables: 1
-        table_bytes: 1624
-        entries: 0
-        wal_records: 0
-        wal_torn: -
-        problems_found: 3
-        problems (problem)
-          corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
-          corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-          corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
-        leftovers (file)
-    "#]],
+            directory: /db
+            tables: 1
+            table_bytes: 1622
+            entries: 0
+            wal_records: 0
+            wal_torn: -
+            problems_found: 3
+            problems (problem)
+              corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
+              corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+              corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
+            leftovers (file)
+        "#]],
     );
     assert_eq!(problems, 3);
 }
