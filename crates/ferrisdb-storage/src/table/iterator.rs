@@ -4,15 +4,12 @@
 //! holds asks no cache. Its key buffer is kept, so moving allocates nothing unless a block comes from the disk.
 //!
 //! # Reading ahead
-//! A block that is not in the cache is read alone at first, as many seeks end in it. If the next one has to be read as well, that is a scan, and a
-//! piece of the file is read that holds the blocks after it, too; each further piece is twice as long. A read costs several times
-//! what copying a block does, also where the file is in memory. The cache is asked first for every block, and gets those that are used.
-//!
-//! Where nearly all seeks of late have turned out to be scans ([`ScanHabit`]), the piece is read at once.
+//! The first two blocks in a row that the cache does not hold are read one by one: short scans end in them, and copying a block that nobody asks for costs
+//! about what a read does, also where the file is in memory. From the third on a piece of the file is read that holds the blocks behind it, too; each
+//! further piece is twice as long. The cache is asked first for every block, and gets those that are used.
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::ReadMode;
 use super::block::{Block, BlockCursor};
@@ -26,36 +23,14 @@ use crate::key::InternalKey;
 /// How far [`ReadMode::Compaction`] reads ahead: long enough that a disk streams.
 const READAHEAD_BYTES: u64 = 256 << 10;
 
-/// The first piece that a scan reads ahead: the three or four compressed blocks that ten values of a kilobyte take.
+/// The first piece that a scan reads ahead: three or four compressed blocks.
 const SCAN_READAHEAD_BYTES_MIN: u64 = 8 << 10;
+
+/// Blocks in a row that a scan reads one by one first.
+const BLOCKS_READ_ALONE: u32 = 2;
 
 /// The longest: what each iterator may hold beside its blocks.
 const SCAN_READAHEAD_BYTES_MAX: u64 = 64 << 10;
-
-/// Whether those who seek in a table go on to the next block: a count that a seek that went on raises and one that did not lowers, within 0 and
-/// [`ScanHabit::MAX`].
-///
-/// Any thread; an update that is lost among others does not matter. At either end, where it stays while everybody does the same, nothing is written.
-#[derive(Debug, Default)]
-pub(super) struct ScanHabit(AtomicU8);
-
-impl ScanHabit {
-    const MAX: u8 = 16;
-    /// From here on a seek reads ahead: three of four or more went on.
-    const HIGH: u8 = 12;
-
-    fn is_high(&self) -> bool {
-        self.0.load(Ordering::Relaxed) >= ScanHabit::HIGH
-    }
-
-    fn note(&self, went_on: bool) {
-        let count = self.0.load(Ordering::Relaxed);
-        let next = if went_on { (count + 1).min(ScanHabit::MAX) } else { count.saturating_sub(1) };
-        if next != count {
-            self.0.store(next, Ordering::Relaxed);
-        }
-    }
-}
 
 thread_local! {
     /// The memory of the last iterator that read ahead, for the next one: allocating and clearing it would cost as much as copying a block.
@@ -83,8 +58,8 @@ pub struct TableIterator {
     read_to: u64,
     /// How long the next piece is that a scan reads.
     scan_readahead_bytes: u64,
-    /// The last block that was read because of a seek, while it is open whether the scan goes on: where it ends.
-    sought_to: u64,
+    /// Blocks in a row that came from the file.
+    blocks_in_a_row: u32,
 }
 
 impl TableIterator {
@@ -103,7 +78,7 @@ impl TableIterator {
             ahead_offset: 0,
             read_to: 0,
             scan_readahead_bytes: SCAN_READAHEAD_BYTES_MIN,
-            sought_to: 0,
+            blocks_in_a_row: 0,
         }
     }
 
@@ -162,19 +137,19 @@ impl TableIterator {
     /// A block that the cache does not hold.
     #[cold]
     fn uncached_block(&mut self, handle: BlockHandle) -> Result<Arc<Block>> {
-        let is_next = handle.offset == self.read_to && handle.offset > 0;
-        self.note_scan(is_next && self.sought_to == self.read_to);
+        if handle.offset != self.read_to {
+            (self.blocks_in_a_row, self.scan_readahead_bytes) = (0, SCAN_READAHEAD_BYTES_MIN);
+        }
         let read_ahead = if self.is_ahead(handle) {
             Some(0)
         } else if self.mode == ReadMode::MemoryOnly {
             return Err(Error::WouldRead);
-        } else if is_next {
+        } else if self.blocks_in_a_row >= BLOCKS_READ_ALONE {
             let len = self.scan_readahead_bytes;
             self.scan_readahead_bytes = (2 * len).min(SCAN_READAHEAD_BYTES_MAX);
             Some(len)
         } else {
-            self.scan_readahead_bytes = SCAN_READAHEAD_BYTES_MIN;
-            self.reader.scan_habit().is_high().then_some(SCAN_READAHEAD_BYTES_MIN)
+            None
         };
         let block = match read_ahead.map(|len| self.block_from_ahead(handle, len)) {
             Some(Ok(block)) => self.reader.cache_data_block(handle, block),
@@ -190,18 +165,8 @@ impl TableIterator {
             }
         };
         self.read_to = handle.offset + handle.len;
-        if !is_next {
-            self.sought_to = self.read_to;
-        }
+        self.blocks_in_a_row = self.blocks_in_a_row.saturating_add(1);
         Ok(block)
-    }
-
-    /// Tells the table what became of the last seek that had to read, once that is known.
-    fn note_scan(&mut self, went_on: bool) {
-        if self.sought_to > 0 {
-            self.reader.scan_habit().note(went_on);
-            self.sought_to = 0;
-        }
     }
 
     /// True if the block was read ahead.
@@ -276,7 +241,6 @@ impl TableIterator {
 
 impl Drop for TableIterator {
     fn drop(&mut self) {
-        self.note_scan(false);
         if !self.ahead.is_empty() && self.ahead.len() as u64 <= SCAN_READAHEAD_BYTES_MAX {
             SPARE.set(std::mem::take(&mut self.ahead));
         }

@@ -23,7 +23,6 @@ use super::filter::Filter;
 use super::footer::{FOOTER_BYTES, Footer};
 use super::frame::{BlockHandle, open_frame};
 use super::index::Index;
-use super::iterator::ScanHabit;
 use super::{Properties, ReadMode, TableId, TableSummary, tombstone_block};
 use crate::cache::{BlockCache, CacheId, CacheReservation, CachedBlock};
 use crate::error::{Error, Result};
@@ -46,7 +45,6 @@ pub struct TableReader {
     filter: Option<Filter>,
     tombstones: Arc<FragmentList>,
     properties: Properties,
-    scan_habit: ScanHabit,
     _pinned: CacheReservation,
 }
 
@@ -200,7 +198,6 @@ impl TableReader {
             filter,
             tombstones: Arc::new(tombstones),
             properties,
-            scan_habit: ScanHabit::default(),
             _pinned: cache.reserve(pinned),
             file,
         })
@@ -454,10 +451,6 @@ impl TableReader {
             bytes.resize(len, 0);
         }
         fill(&*self.file, &self.path, offset, &mut bytes[..len]).map(|()| len)
-    }
-
-    pub(super) fn scan_habit(&self) -> &ScanHabit {
-        &self.scan_habit
     }
 
     /// Checks and parses a framed data block that lies at `offset`.
