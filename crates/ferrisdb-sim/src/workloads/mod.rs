@@ -68,8 +68,11 @@ pub trait Workload: fmt::Debug {
     }
 }
 
+/// Makes a workload; the seed chooses how large it is.
+pub type Make = fn(u64) -> Box<dyn Workload>;
+
 /// Every workload, by name, with what makes it.
-pub const ALL: &[(&str, fn(u64) -> Box<dyn Workload>)] = &[
+pub const ALL: &[(&str, Make)] = &[
     ("ring", |seed| Box::new(ring::Ring::new(seed))),
     ("bank", |seed| Box::new(bank::Bank::new(seed))),
     ("counters", |_| Box::<counters::Counters>::default()),
