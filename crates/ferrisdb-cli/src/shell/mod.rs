@@ -15,6 +15,7 @@ use rustyline::error::ReadlineError;
 use rustyline::hint::HistoryHinter;
 use rustyline::history::FileHistory;
 use rustyline::{CompletionType, Config, Editor};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arguments::ShellArguments;
 use crate::connect::{self, Connected, Missing};
@@ -79,6 +80,9 @@ fn terminal(connected: &Connected, out: &mut dyn Write) -> Result<(), Failure> {
         env!("CARGO_PKG_VERSION"),
         connected.place
     )?;
+    // From here on an interrupt does not end the process by itself, also between a line's end and the beginning of its command's work.
+    let interrupts = connected.wait(async { signal(SignalKind::interrupt()) });
+    let _interrupts = interrupts.map_err(|error| Failure::failed(format!("cannot listen to signals: {error}"), ""))?;
     let mut session = Session::new(connected, out, true);
     let ended = loop {
         let prompt = if session.is_in_transaction() { "ferrisdb*> " } else { "ferrisdb> " };

@@ -63,23 +63,35 @@ impl Terminal {
         }
     }
 
-    /// Sends SIGINT until this is shown: the first may come before the command that it shall end has begun.
+    /// Sends SIGINT until this is shown: the first may come before the command that it shall end has begun to wait.
     fn interrupt(&mut self, text: &str) {
         while !self.shown[self.seen..].contains(text) {
             kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
-            let pause = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-            if poll(&mut [PollFd::new(&self.master, PollFlags::IN)], Some(&pause)).unwrap() == 1 {
-                assert!(self.read(), "the shell ended: {:?}", self.shown);
-            }
+            assert!(!self.is_ready(50) || self.read(), "the shell ended: {:?}", self.shown);
         }
         self.expect(text);
     }
 
+    /// Types Ctrl-D until the shell ends: of several interrupts one may still be under way, and end the line that has the first. What was shown in all.
+    fn leave(mut self) -> (ExitStatus, String) {
+        loop {
+            // Nobody may be there to take it any more.
+            drop(self.master.write_all(CTRL_D.as_bytes()));
+            if self.is_ready(200) && !self.read() {
+                return (self.child.wait().unwrap(), std::mem::take(&mut self.shown));
+            }
+        }
+    }
+
+    /// Is something shown within so many milliseconds, or the shell at its end?
+    fn is_ready(&self, milliseconds: i64) -> bool {
+        let pause = Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
+        poll(&mut [PollFd::new(&self.master, PollFlags::IN)], Some(&pause)).unwrap() == 1
+    }
+
     /// Reads what is shown next. False at the end.
     fn read(&mut self) -> bool {
-        let patience = Timespec { tv_sec: 120, tv_nsec: 0 };
-        let ready = poll(&mut [PollFd::new(&self.master, PollFlags::IN)], Some(&patience)).unwrap();
-        assert_eq!(ready, 1, "nothing more is shown: {:?}", self.shown);
+        assert!(self.is_ready(120_000), "nothing more is shown: {:?}", self.shown);
         let mut bytes = [0; 4096];
         match self.master.read(&mut bytes) {
             Ok(count) => {
@@ -98,12 +110,6 @@ impl Terminal {
         self.type_in("\r");
         self.expect(printed);
         self.expect(prompt);
-    }
-
-    /// Reads to the end.
-    fn end(mut self) -> (ExitStatus, String) {
-        while self.read() {}
-        (self.child.wait().unwrap(), std::mem::take(&mut self.shown))
     }
 }
 
@@ -149,15 +155,9 @@ fn a_shell_at_a_terminal() {
     terminal.expect(PROMPT);
     terminal.line("get fruit/apple", "\nred\r\n", PROMPT);
 
-    // While a command runs, an interrupt ends the command, and not the shell.
-    terminal.type_in("watch fruit/apple\r");
-    terminal.interrupt("\nerror: interrupted\r\n");
-    terminal.expect(PROMPT);
-
     terminal.line("nonsense", "\nerror: `nonsense` is no command\r\n  help: `help` lists the commands\r\n", PROMPT);
     terminal.line(" set secret x", "\ncommitted at version ", PROMPT);
-    terminal.type_in(CTRL_D);
-    let (status, shown) = terminal.end();
+    let (status, shown) = terminal.leave();
     assert!(status.success(), "{status}: {shown:?}");
 
     // The next session has the history; what began with a space is not in it.
@@ -167,9 +167,15 @@ fn a_shell_at_a_terminal() {
     terminal.type_in(UP);
     terminal.expect("get fruit/apple");
     terminal.type_in(CTRL_C);
+    terminal.expect("\n");
     terminal.expect(PROMPT);
-    terminal.type_in("exit\r");
-    let (status, shown) = terminal.end();
+
+    // While a command runs, an interrupt ends the command, and not the shell. Before the line has ended it would end the line.
+    terminal.type_in("watch fruit/apple\r");
+    terminal.expect("\n");
+    terminal.interrupt("error: interrupted\r\n");
+    terminal.expect(PROMPT);
+    let (status, shown) = terminal.leave();
     assert!(status.success() && !shown.contains("secret"), "{status}: {shown:?}");
     assert_eq!(ok(&["get", "fruit/apple", "--data", data.to_str().unwrap()]), "red\n");
 }
