@@ -1,4 +1,4 @@
-//! One seed: a world with a database, clients and a judge, [run](run) from its foundation to the verdict.
+//! One seed: a world with a database, clients and a judge, [`run`] from its foundation to the verdict.
 //!
 //! ```text
 //! prepare   the judge puts there what the workloads begin with          nothing goes wrong

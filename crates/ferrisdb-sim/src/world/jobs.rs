@@ -9,7 +9,7 @@
 //! the machine's raw time is pushed ahead. The simulation catches up afterwards.
 //!
 //! # The end of a process
-//! [`kill`](HostJobs::kill) drops all jobs where they stand. Nothing that their `Drop` wakes or spawns runs any more.
+//! A death drops all jobs where they stand. Nothing that their `Drop` wakes or spawns runs any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

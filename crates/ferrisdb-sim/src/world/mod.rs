@@ -1,6 +1,6 @@
 //! A simulated world: machines with processes on them, and what may happen to them.
 //!
-//! Everything runs on one thread. The network and tokio's time are turmoil's; each machine has a [disk](disk), a [clock](clock), [jobs](jobs) in place of
+//! Everything runs on one thread. The network and tokio's time are turmoil's; each machine has a [disk], a [clock], [jobs] in place of
 //! threads, and a seeded source of randomness of its own. What a process is, is a value: a [`Process`] gets the [`Doors`] of its machine and runs until it
 //! ends or is dropped. So the same world runs a database in one process, a replica of a log, or a client.
 //!
