@@ -105,7 +105,7 @@ fn find(input: &[u8], from: usize, last_start: usize, positions: &mut Positions)
         if four_at(input, earlier) == four {
             return Some((at, earlier));
         }
-        let next = at + (look_ups / LOOK_UPS_PER_STRIDE | 1);
+        let next = at + ((look_ups / LOOK_UPS_PER_STRIDE) | 1);
         look_ups += 1;
         let mut between = (at / REMEMBERED_EVERY + 1) * REMEMBERED_EVERY;
         while between < next.min(last_start) {
