@@ -713,7 +713,7 @@ mod tests {
         let _inside = runtime.enter();
         let server = Server::new(crate::tests::puppet(), ServeOptions::default());
         let (_client, stream) = tokio::io::duplex(1 << 10);
-        let connection = Connected::open(server, Arc::default(), stream, Inbox::new(), 1);
+        let connection = Connected::open(server, Arc::default(), stream, Inbox::new(), 1, false);
         let woken = Arc::new(Woken::default());
         let task = Waker::from(Arc::clone(&woken));
         {
