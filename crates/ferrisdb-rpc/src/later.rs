@@ -5,13 +5,13 @@
 //! woken, which is the same in each run of a simulation.
 //!
 //! # Concurrency
-//! Polled by one thread at a time: the connection's task, or whoever delivers for it (`together`). Wakers may be called from any thread;
-//! one that outlives its answer wakes whichever is in its place then, which is polled once too often.
+//! Polled by the connection's task only. Wakers may be called from any thread; one that outlives its answer wakes whichever is in
+//! its place then, which is polled once too often.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
@@ -21,7 +21,6 @@ use tokio::time::Instant;
 use crate::answer::Answer;
 use crate::api::{Begun, Committed, Lease, Rows};
 use crate::stats::Method;
-use crate::together::{self, Deliver};
 use crate::wire::{Body, result_out};
 
 macro_rules! pending {
@@ -95,15 +94,11 @@ struct Woken {
 }
 
 #[derive(Default)]
-struct WokenList {
-    woken: Mutex<Woken>,
-    /// The connection, which may be asked to deliver in place of its task.
-    connection: Option<Weak<dyn Deliver>>,
-}
+struct WokenList(Mutex<Woken>);
 
 impl WokenList {
     fn lock(&self) -> MutexGuard<'_, Woken> {
-        self.woken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,10 +124,7 @@ impl Wake for PlaceWaker {
             woken.task.take()
         };
         if let Some(task) = task {
-            match &self.list.connection {
-                Some(connection) => together::wake_connection(connection, task),
-                None => task.wake(),
-            }
+            task.wake();
         }
     }
 }
@@ -157,12 +149,6 @@ pub(crate) struct Later {
 }
 
 impl Later {
-    /// The answers of `connection`.
-    pub(crate) fn of(connection: Weak<dyn Deliver>) -> Later {
-        let list = Arc::new(WokenList { woken: Mutex::default(), connection: Some(connection) });
-        Later { list, ..Later::default() }
-    }
-
     /// All that wait.
     pub(crate) fn len(&self) -> usize {
         self.by_id.len()
@@ -246,9 +232,7 @@ impl Later {
     /// Gives memory back that a burst needed.
     pub(crate) fn release_memory(&mut self) {
         if self.by_id.is_empty() && self.turn.is_empty() {
-            // Another list, too: wakers of places that are gone still know the old one.
-            let connection = self.list.connection.clone();
-            *self = connection.map_or_else(Later::default, Later::of);
+            *self = Later::default();
         }
     }
 }

@@ -36,7 +36,6 @@ pub mod server;
 pub mod stats;
 #[cfg(test)]
 mod tests;
-pub mod together;
 mod wire;
 
 pub use answer::Answer;

@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use self::attended::{Connected, End};
+use self::attended::{Attended, End};
 use crate::api::Endpoint;
 use crate::frame::Inbox;
 use crate::hello::{Refusal, Visitor, greet_client, refusing_hello};
@@ -341,10 +341,10 @@ impl Server {
             Ok(Visitor { protocol, is_peer }) => {
                 tracing::debug!(event = "rpc.connected", %peer, protocol, is_peer, "connection open");
                 let watches_max = description.limits.watches;
-                let connection = Connected::open(Arc::clone(self), control, stream, inbox, watches_max, is_peer);
+                let mut connection = Attended::new(Arc::clone(self), control, stream, inbox, watches_max, is_peer);
                 let end = poll_fn(|context| connection.poll(context)).await;
                 // Says that nothing more comes; what the other side makes of it does not matter any more.
-                let shutdown = poll_fn(|context| connection.poll_shutdown(context));
+                let shutdown = connection.stream_mut().shutdown();
                 drop(tokio::time::timeout(self.options.hello_timeout, shutdown).await);
                 match end {
                     End::Closed => Refusal { rejection: None, detail: "closed".to_owned(), answer: Vec::new() },

@@ -193,11 +193,6 @@ impl Endpoint for Puppet {
     }
 }
 
-/// A puppet, where nobody looks at what it was asked.
-pub(crate) fn puppet() -> Arc<dyn Endpoint> {
-    Arc::new(Puppet::default())
-}
-
 /// A listener of streams in memory, and a connector to it.
 struct Hall {
     door: mpsc::UnboundedSender<Box<dyn Stream>>,

@@ -30,21 +30,11 @@ pub(crate) struct Bell {
 impl Bell {
     /// Has the listener look again, now or when it next listens.
     pub(crate) fn ring(&self) {
-        if let Some(waker) = self.take_listener() {
+        self.is_rung.store(true, Ordering::SeqCst);
+        let waker = lock(&self.waker).take();
+        if let Some(waker) = waker {
             waker.wake();
         }
-    }
-
-    /// The same, once the thread is done with what it does [`together`](mod@ferrisdb_rpc::together).
-    pub(crate) fn ring_together(&self) {
-        if let Some(waker) = self.take_listener() {
-            ferrisdb_rpc::together::wake(waker);
-        }
-    }
-
-    fn take_listener(&self) -> Option<Waker> {
-        self.is_rung.store(true, Ordering::SeqCst);
-        lock(&self.waker).take()
     }
 
     /// True if it was rung since this last said so; otherwise the task of `context` will be woken.
@@ -182,31 +172,6 @@ mod tests {
         bell.ring();
         assert!(bell.poll_rung(&Context::from_waker(Waker::noop())));
         assert!(!bell.poll_rung(&Context::from_waker(Waker::noop())));
-    }
-
-    /// Who asks several questions together wakes the role that they are for once, when all are there; the role that is awake sees each.
-    #[test]
-    fn a_bell_that_is_rung_together_wakes_at_the_end() {
-        #[derive(Default)]
-        struct Woken(AtomicBool);
-
-        impl std::task::Wake for Woken {
-            fn wake(self: Arc<Self>) {
-                self.0.store(true, Ordering::SeqCst);
-            }
-        }
-
-        let (bell, woken) = (Bell::default(), Arc::new(Woken::default()));
-        let waker = Waker::from(Arc::clone(&woken));
-        assert!(!bell.poll_rung(&Context::from_waker(&waker)));
-        ferrisdb_rpc::together::together(|| {
-            bell.ring_together();
-            bell.ring_together();
-            assert!(!woken.0.load(Ordering::SeqCst));
-            assert!(bell.is_rung.load(Ordering::SeqCst));
-        });
-        assert!(woken.0.load(Ordering::SeqCst));
-        assert!(bell.poll_rung(&Context::from_waker(&waker)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! [`Attended`]: a connection that has said hello, from the server's side; [`Connected`]: what its task and those who answer share of it.
+//! [`Attended`]: a connection that has said hello, from the server's side.
 //!
 //! Its task is one poll function. A turn reads once, asks the endpoint, encodes what is answered at once straight into the bytes to be written,
 //! collects the waiting answers that have come, and writes: one write for the answers of all requests that one read brought. It is not several tasks
@@ -14,24 +14,16 @@
 //! - The memory that all share is used up: until somebody gives some back. Half messages count, and have their timer.
 //!
 //! Meanwhile the client's pings are not read; the server sends signs of life of its own accord.
-//!
-//! # Delivery
-//! Who gives answers [together](crate::together) writes them by itself, if the connection is at rest: its task waits for nothing but requests and
-//! answers. Anything else (room that there is again, a stream that takes no more, an end) is the task's, which is woken for it.
-//!
-//! # Concurrency
-//! One lock, which nobody waits for: the task, if it finds it taken, is woken when it is free; a deliverer, if it finds it taken, wakes the task.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ferrisdb_core::{Code, Error};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep};
 
 use super::{Control, Server, lock};
@@ -41,7 +33,6 @@ use crate::frame::{Inbox, MESSAGE_BYTES_MAX, Outbox, ProtocolError, Writer, deco
 use crate::later::{Later, Pending};
 use crate::limits::{ALLOWANCE_BYTES, Budget, Share};
 use crate::stats::{Method, Rejection, TurnStats};
-use crate::together::{Deliver, together, wake_held};
 use crate::wire::{self, Answered, Body, Question, error_out, proto, result_out};
 
 /// How a connection ended.
@@ -74,83 +65,8 @@ enum Room {
     ShortOfMemory,
 }
 
-/// A connection as its task and those who answer share it.
-pub(super) struct Connected<S> {
-    attended: Mutex<Attended<S>>,
-    /// The task found the lock taken: whoever had it wakes the task.
-    is_wanted: AtomicBool,
-    control: Arc<Control>,
-    /// Where the stream and the timer live: a deliverer's clock must be theirs.
-    handle: Handle,
-}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connected<S> {
-    /// A connection after the hello; `inbox` may have read further than that.
-    pub(super) fn open(
-        server: Arc<Server>,
-        control: Arc<Control>,
-        stream: S,
-        inbox: Inbox,
-        watches_max: usize,
-        is_peer: bool,
-    ) -> Arc<Connected<S>> {
-        Arc::new_cyclic(|connection: &Weak<Connected<S>>| {
-            let later = Later::of(connection.clone());
-            let attended = Attended::new(server, Arc::clone(&control), stream, inbox, later, watches_max, is_peer);
-            let is_wanted = AtomicBool::new(false);
-            Connected { attended: Mutex::new(attended), is_wanted, control, handle: Handle::current() }
-        })
-    }
-
-    fn try_lock(&self) -> Option<MutexGuard<'_, Attended<S>>> {
-        match self.attended.try_lock() {
-            Ok(attended) => Some(attended),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// Ready when the connection is to be closed.
-    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<End> {
-        // Before anything else: whoever has the lock wakes us by this.
-        lock(&self.control.state).waker = Some(context.waker().clone());
-        let attended = self.try_lock().or_else(|| {
-            self.is_wanted.swap(true, Ordering::AcqRel);
-            // Either its owner will see the flag, or has let go of it before: then it is free now.
-            self.try_lock()
-        });
-        match attended {
-            Some(mut attended) => attended.poll(context),
-            None => Poll::Pending,
-        }
-    }
-
-    /// Shuts the stream down, once the connection has ended.
-    pub(super) fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A deliverer may still have it, for as long as a write takes.
-        let mut attended = self.attended.lock().unwrap_or_else(PoisonError::into_inner);
-        Pin::new(&mut attended.stream).poll_shutdown(context)
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Deliver for Connected<S> {
-    fn deliver(&self, task: Waker) {
-        let is_done = self.try_lock().is_some_and(|mut attended| {
-            let _inside = self.handle.enter();
-            attended.deliver(&mut Context::from_waker(&task))
-        });
-        if !is_done {
-            task.wake();
-        }
-        // After the lock was let go of.
-        if self.is_wanted.swap(false, Ordering::AcqRel) {
-            self.control.wake();
-        }
-    }
-}
-
 /// A connection that has been greeted.
-struct Attended<S> {
+pub(super) struct Attended<S> {
     server: Arc<Server>,
     /// What answers: another one for peers than for clients.
     endpoint: Arc<dyn Endpoint>,
@@ -173,8 +89,6 @@ struct Attended<S> {
     turn: TurnStats,
     stopping: Stopping,
     is_client_done: bool,
-    /// The task waits for requests and answers, and for nothing else but its timer.
-    is_at_rest: bool,
     last_read: Instant,
     /// When the client last took something, or there was nothing to take.
     last_write: Instant,
@@ -186,9 +100,6 @@ struct Attended<S> {
     sign_due: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
-
-/// Whom the questions of one read are for is woken after so many: it works on them, or waits for the disk, while the rest is taken.
-const TOGETHER_MAX: usize = 16;
 
 /// A client takes a server for lost whose pongs do not come; one that does not read pings sends pongs of its own accord. A client waits at
 /// least twice as long.
@@ -207,12 +118,11 @@ impl<S> Drop for Attended<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
     /// A connection after the hello; `inbox` may have read further than that.
-    fn new(
+    pub(super) fn new(
         server: Arc<Server>,
         control: Arc<Control>,
         stream: S,
         inbox: Inbox,
-        later: Later,
         watches_max: usize,
         is_peer: bool,
     ) -> Self {
@@ -233,7 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             inbox,
             outbox: Outbox::default(),
             writer: Writer::default(),
-            later,
+            later: Later::default(),
             held_piece: None,
             watches_max,
             request_share: Share::default(),
@@ -241,7 +151,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             turn: TurnStats::default(),
             stopping: Stopping::No,
             is_client_done: false,
-            is_at_rest: false,
             last_read: now,
             last_write: now,
             frame_began: None,
@@ -252,14 +161,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
         }
     }
 
+    pub(super) fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// Rounds of read, ask and write before other connections get their turn.
     const ROUNDS_PER_TURN: usize = 16;
 
     /// Ready when the connection is to be closed.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<End> {
-        self.is_at_rest = false;
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<End> {
         {
-            let state = lock(&self.control.state);
+            let mut state = lock(&self.control.state);
+            state.waker = Some(context.waker().clone());
             if state.is_stopping && matches!(self.stopping, Stopping::No) {
                 self.stopping = Stopping::Until(Instant::now() + self.server.options.drain_timeout);
                 self.outbox.put(&proto::Reply { id: 0, answer: Some(Body::Goodbye(proto::Empty {})) });
@@ -286,10 +199,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             // The requests that one read brought, as far as there is room; what is left stays in the inbox.
             let mut room = self.room();
             if room == Room::Yes && !self.is_client_done {
-                has_moved |= together(|| self.take_requests(now))?;
+                has_moved |= self.take_requests(now)?;
                 room = self.room();
             }
-            has_moved |= self.collect(context, now).0;
+            while self.reply_bytes() < self.reply_bytes_max() {
+                let Poll::Ready(ready) = self.later.poll_next(context) else { break };
+                self.server.stats.count_later(ready.method, now - ready.since);
+                if let Some(code) = ready.error {
+                    self.server.stats.count_error(ready.method, code);
+                }
+                self.outbox.put(&proto::Reply { id: ready.id, answer: Some(ready.body) });
+                has_moved = true;
+            }
             has_moved |= self.write(context, now)?;
             if self.is_done() {
                 return Ok(Poll::Ready(()));
@@ -318,40 +239,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
                 }
             }
             if !has_moved {
-                self.is_at_rest = room == Room::Yes && !self.is_client_done && self.reply_bytes() == 0;
                 return Ok(Poll::Pending);
             }
         }
         context.waker().wake_by_ref();
         Ok(Poll::Pending)
-    }
-
-    /// Encodes the waiting answers that have come, as far as the client takes replies: whether there was any, and whether those were all.
-    fn collect(&mut self, context: &mut Context<'_>, now: Instant) -> (bool, bool) {
-        let mut has_any = false;
-        while self.reply_bytes() < self.reply_bytes_max() {
-            let Poll::Ready(ready) = self.later.poll_next(context) else { return (has_any, true) };
-            self.server.stats.count_later(ready.method, now - ready.since);
-            if let Some(code) = ready.error {
-                self.server.stats.count_error(ready.method, code);
-            }
-            self.outbox.put(&proto::Reply { id: ready.id, answer: Some(ready.body) });
-            has_any = true;
-        }
-        (has_any, false)
-    }
-
-    /// Writes the answers that have come, on another thread than the task's. False if the task has to be woken.
-    fn deliver(&mut self, context: &mut Context<'_>) -> bool {
-        // Not at rest, it is about to run again, or waits for something that this might give it.
-        if !self.is_at_rest {
-            return false;
-        }
-        let now = Instant::now();
-        let (_, are_all) = self.collect(context, now);
-        let is_written = self.write(context, now).is_ok();
-        self.turn.pour_into(&self.server.stats);
-        are_all && is_written && self.reply_bytes() == 0 && self.room() == Room::Yes
     }
 
     fn is_done(&self) -> bool {
@@ -408,7 +300,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
     /// True if there was any.
     fn take_requests(&mut self, now: Instant) -> Result<bool, End> {
         let mut has_any = false;
-        let mut asked = 0;
         let endpoint = Arc::clone(&self.endpoint);
         let endpoint = endpoint.as_ref();
         loop {
@@ -430,10 +321,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
                 break;
             };
             has_any = true;
-            asked += 1;
-            if asked % TOGETHER_MAX == 0 {
-                wake_held();
-            }
             self.frame_began = None;
             let bytes = frame.len();
             let request: proto::Request = decode(frame)?;
@@ -688,41 +575,4 @@ struct Asked {
     id: u64,
     bytes: usize,
     now: Instant,
-}
-
-#[cfg(test)]
-mod tests {
-    use std::task::Wake;
-
-    use super::*;
-    use crate::options::ServeOptions;
-
-    #[derive(Default)]
-    struct Woken(AtomicBool);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
-    /// A task that finds the lock taken does not wait for it, and is woken once it is free.
-    #[test]
-    fn a_task_that_meets_a_deliverer_is_woken_after_it() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let _inside = runtime.enter();
-        let server = Server::new(crate::tests::puppet(), ServeOptions::default());
-        let (_client, stream) = tokio::io::duplex(1 << 10);
-        let connection = Connected::open(server, Arc::default(), stream, Inbox::new(), 1, false);
-        let woken = Arc::new(Woken::default());
-        let task = Waker::from(Arc::clone(&woken));
-        {
-            let _delivers = connection.try_lock().expect("it is free");
-            assert!(connection.poll(&mut Context::from_waker(&task)).is_pending());
-            assert!(!woken.0.load(Ordering::SeqCst));
-        }
-        connection.deliver(Waker::noop().clone());
-        assert!(woken.0.load(Ordering::SeqCst));
-        assert!(!connection.is_wanted.load(Ordering::SeqCst));
-    }
 }

@@ -4,7 +4,6 @@ use super::*;
 use crate::hello::MAGIC;
 use crate::stats::{Method, Rejection};
 use crate::tests::golden::framed;
-use crate::together::together;
 use crate::wire::{Question, proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -155,72 +154,6 @@ fn questions_in_flight_are_bounded() {
         assert_eq!((inline, later), (0, 12));
         assert_eq!(stage.server.stats().latencies(Method::Get).iter().sum::<u64>(), 12);
         assert_eq!(stage.server.stats().errors()[&(Method::Watch, Code::TooManyWatches)], 1);
-    });
-}
-
-/// What is answered together is written at once by whoever answers, before any other task runs; otherwise by the connection's task.
-#[test]
-fn answers_given_together_are_written_by_who_gives_them() {
-    run(async {
-        let stage = Stage::open(ServeOptions::default());
-        let connection = stage.connect().await;
-        for is_together in [true, false] {
-            let mut held: Vec<_> = (0..20).map(|_| connection.get(get("hold"))).collect();
-            settle().await;
-            let sent = stage.server.stats().bytes_sent();
-            if is_together {
-                together(|| stage.puppet.release());
-            } else {
-                stage.puppet.release();
-            }
-            assert_eq!(stage.server.stats().bytes_sent() > sent, is_together);
-            for answer in &mut held {
-                assert_eq!(answer.await.unwrap().unwrap(), "hold");
-            }
-        }
-        assert_eq!(stage.server.stats().latencies(Method::Get).iter().sum::<u64>(), 40);
-    });
-}
-
-/// What is left to do after a delivery the connection's task does: it reads again where there is room again, and writes the rest when the client has taken
-/// some.
-#[test]
-fn after_a_delivery_the_rest_is_done() {
-    run(async {
-        for (in_flight_max, room) in [(5, 1 << 16), (1 << 10, 64), (5, 64)] {
-            let stage = Stage::with_room(ServeOptions { in_flight_max, ..ServeOptions::default() }, room);
-            let connection = stage.connect().await;
-            let held: Vec<_> =
-                (0..23).map(|_| connection.get(get("hold this key, which is longer than others"))).collect();
-            while stage.puppet.asked() < 23 || stage.puppet.held() > 0 {
-                settle().await;
-                assert!(stage.puppet.held() > 0, "nothing more is asked: {in_flight_max} in flight, {room} bytes");
-                together(|| stage.puppet.release());
-            }
-            for answer in held {
-                answer.await.unwrap();
-            }
-            assert_eq!(stage.server.memory_reserved(), (0, 0));
-        }
-    });
-}
-
-/// Goodbye and the end of a connection are the task's, also if the last answer was delivered by another.
-#[test]
-fn a_connection_ends_after_a_delivery() {
-    run(async {
-        let mut stage = Stage::open(ServeOptions::default());
-        let connection = stage.connect().await;
-        let held = connection.commit(commit("hold"));
-        settle().await;
-        stage.stop();
-        settle().await;
-        together(|| stage.puppet.release());
-        held.await.unwrap();
-        let began = tokio::time::Instant::now();
-        drop(connection);
-        stage.serving.await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     });
 }
 

@@ -39,7 +39,6 @@ use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitId, CommitRequest, Committed, Lease, LeaseRequest, Priority, ResolveRequest,
 };
-use ferrisdb_rpc::together::together;
 
 use crate::counters::Counters;
 use crate::log::{Applied, Entry, Log, Owner};
@@ -402,7 +401,7 @@ impl Coordinator {
         queue.bytes += bytes;
         queue.items.push_back(Item { request, answer, bytes, at });
         drop(queue);
-        shared.bell.ring_together();
+        shared.bell.ring();
         Ok(())
     }
 }
@@ -683,14 +682,11 @@ impl Driver {
         counters.committed.fetch_add(group.transactions, Ordering::Relaxed);
         let requests = group.answers.len() as u64;
         let mut bytes = 0;
-        // Written to their connections by this thread, which the disk has woken already, and with one write for all.
-        together(|| {
-            for (item, response) in group.answers {
-                bytes += item.bytes;
-                counters.commit_latency.record(now.saturating_sub(item.at));
-                item.answer.send(Ok(response));
-            }
-        });
+        for (item, response) in group.answers {
+            bytes += item.bytes;
+            counters.commit_latency.record(now.saturating_sub(item.at));
+            item.answer.send(Ok(response));
+        }
         shared.release(requests, bytes);
     }
 
