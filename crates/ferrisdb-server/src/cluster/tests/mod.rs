@@ -92,6 +92,7 @@ fn a_disk_that_went_back_is_recognised() {
 
 /// Seconds full of faults, for some seeds; then quiet, and everything is checked.
 #[test]
+#[expect(clippy::print_stdout, reason = "figures of a run")]
 fn a_cluster_keeps_its_promises_under_faults() {
     let (first, count) = seeds();
     for seed in first..first + count {
