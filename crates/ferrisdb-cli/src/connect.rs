@@ -152,7 +152,9 @@ fn runtime() -> Result<Runtime, Failure> {
 
 fn open_directory(directory: &Path, missing: Missing) -> Result<Database, Failure> {
     // What cannot be looked into is opened, and that says why not.
-    let is_missing = matches!(directory.join("cluster").try_exists(), Ok(false));
+    let lacks = |name| matches!(directory.join(name).try_exists(), Ok(false));
+    // A process of a cluster has the other file, and opening says what to do with it.
+    let is_missing = lacks("cluster") && lacks("process");
     if missing == Missing::Refuse && is_missing && !is_file(directory) {
         return Err(Failure::failed(
             format!("there is no database in {}", directory.display()),

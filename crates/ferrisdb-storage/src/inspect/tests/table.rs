@@ -176,7 +176,7 @@ fn a_damaged_table() {
     check(
         text.lines().last().unwrap(),
         &expect![
-            "error: corruption in /db/000077.sst at offset 1624: this is table 1, not table 000077: the file was put in its place; restore this file from a replica or a backup"
+            "error: corruption in /db/000077.sst at offset 1622: this is table 1, not table 000077: the file was put in its place; restore this file from a replica or a backup"
         ],
     );
 }
