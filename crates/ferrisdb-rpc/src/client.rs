@@ -16,7 +16,7 @@
 //! # Which server
 //! Any of those whose addresses were given answers everything, and one at a time is asked. A **round** tries each address once, beginning behind that of
 //! the last connection, the very first at one that the seed chooses, so that many clients spread over the servers. The next attempt begins when the one
-//! before has failed, or beside it after half a second ([`race`](crate::race)): an address that swallows everything costs that much once. Waits are between
+//! before has failed, or beside it after half a second (`race.rs`): an address that swallows everything costs that much once. Waits are between
 //! rounds, and so is the judgement that there is no connection.
 //!
 //! Every connection must lead to the cluster that the first one led to: an address may have come to belong to another, or never have belonged there.
