@@ -68,12 +68,13 @@ impl Shared {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            if self.is_closed.load(Ordering::SeqCst) {
-                return Err(Shared::closed());
-            }
-            // Both say that nothing has happened: there was no connection, or nobody who decides.
+            // Both say that nothing has happened: there was no connection, or nobody who decides. Anything else, and above all that nobody
+            // knows, is what the asker must hear.
             if !matches!(error.code(), Code::ConnectionFailed | Code::ProcessBehind) {
                 return Err(error);
+            }
+            if self.is_closed.load(Ordering::SeqCst) {
+                return Err(Shared::closed());
             }
             if self.jobs.now() >= until {
                 let wait = self.options.coordinator_wait;
