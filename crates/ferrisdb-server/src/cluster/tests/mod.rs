@@ -6,6 +6,7 @@ mod world;
 
 use std::time::Duration;
 
+use ferrisdb_core::Code;
 use ferrisdb_storage::fs::sim::CrashMode;
 
 fn seeds() -> (u64, u64) {
@@ -88,6 +89,15 @@ fn a_disk_that_went_back_is_recognised() {
     world.run(5 * SECOND);
     let failure = world.failure(follower).expect("it says so");
     assert!(failure.contains("went back") || failure.contains("log"), "{failure}");
+}
+
+/// Whoever asks through a process that is closing hears what the coordinator said if that is that nobody knows, and not that nothing happened.
+#[test]
+fn a_closing_process_does_not_make_the_unknown_undone() {
+    let world = world::World::new(50);
+    world.grow_to(1);
+    assert_eq!(world.told_while_closing(1, Code::CommitUnknownResult), Code::CommitUnknownResult);
+    assert_eq!(world.told_while_closing(1, Code::ProcessBehind), Code::OperationCancelled);
 }
 
 /// Seconds full of faults, for some seeds; then quiet, and everything is checked.

@@ -507,6 +507,21 @@ impl World {
         panic!("process {process} does not close");
     }
 
+    /// What a question hears at a process that is closing, if the coordinator answers with `code`.
+    pub(super) fn told_while_closing(&self, process: ProcessId, code: Code) -> Code {
+        let node = self.node(process).expect("it lives");
+        node.shared.is_closed.store(true, Ordering::SeqCst);
+        let told = Arc::new(Mutex::new(None));
+        let tell = Arc::clone(&told);
+        let asking = async move {
+            let answer = node.shared.at_coordinator(|_| Answer::<()>::from(Error::new(code))).await;
+            *lock(&tell) = answer.err();
+        };
+        self.outside.spawn("ask", Box::pin(asking));
+        self.run(Duration::from_secs(1));
+        lock(&told).take().expect("it is told").code()
+    }
+
     fn start_clients(&self) {
         for client in 0..CLIENTS {
             let world = self.me.upgrade().expect("it is alive");
