@@ -78,7 +78,6 @@ const TABLE: &[(&str, Catcher)] = &[
     ("cut-forgotten", Group(LOG, 100)),
     ("snapshot-too-new", Group(LOG, 100)),
     ("new-tag-forgotten", Group(CLUSTER, 100)),
-    ("serves-while-filled", Group(CLUSTER, 100)),
     ("pop-before-flush", Group(CLUSTER, 100)),
     ("answered-before-durable", World("counters", 100)),
     ("log-skips-sync", World("counters", 100)),

@@ -10,7 +10,6 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
@@ -122,8 +121,7 @@ impl Direct {
 impl Shared {
     /// True if storage here has everything that there is at `version`.
     pub(super) fn reads_at(&self, version: Version) -> bool {
-        let is_complete = self.is_complete.load(Ordering::Acquire) || planted(Bug::ServesWhileFilled);
-        is_complete && version.get() >= self.readable_from.load(Ordering::Acquire)
+        self.is_complete.load(Ordering::Acquire) && version.get() >= self.readable_from.load(Ordering::Acquire)
     }
 
     fn description(&self) -> Description {
