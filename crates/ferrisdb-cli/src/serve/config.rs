@@ -117,7 +117,10 @@ impl Config {
                 "write HOST:PORT, or several with commas between them",
                 parse_addresses,
             )?,
-            advertise: pick.one("advertise", a.advertise, file.advertise),
+            advertise: pick
+                .one("advertise", a.advertise, file.advertise)
+                .map(|advertise| advertise.parsed("advertise", "write HOST:PORT", parse_address))
+                .transpose()?,
             zone: pick.or("zone", a.zone, file.zone, String::new()),
             insecure: pick.or("insecure", a.insecure, file.insecure, false),
             exit_on_failure: pick.or("exit_on_failure", a.exit_on_failure, file.exit_on_failure, false),
@@ -281,6 +284,11 @@ fn parse_level(text: &str) -> Result<Targets, String> {
     }
 }
 
+fn parse_address(text: &str) -> Result<String, String> {
+    ferrisdb_rpc::client::check_address(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
 /// Addresses with commas between them; none at all is none.
 fn parse_addresses(text: &str) -> Result<Vec<String>, String> {
     let addresses: Vec<String> = text.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
@@ -365,6 +373,7 @@ mod tests {
             ("--drain-timeout", "soon"),
             ("--log-level", "loud"),
             ("--join", "nowhere"),
+            ("--advertise", "nonsense"),
         ] {
             let error = config(&["--data", "db", option, value]).unwrap_err();
             assert!(error.contains(value) && error.contains("command line"), "{error}");

@@ -107,6 +107,9 @@ fn a_database_becomes_a_cluster() {
         &alone.address,
     ]);
     assert!(code == 1 && error.contains("--cluster"), "{error}");
+    let half = directory.path().join("2");
+    let (code, _, error) = run(&["serve", "--data", half.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+    assert!(code == 1 && error.contains("has not joined yet") && error.contains("--join"), "{error}");
     alone.stop();
     let grown = Server::start(&path, &["--cluster"]);
     assert_eq!(get(&grown.address, "k"), "1");

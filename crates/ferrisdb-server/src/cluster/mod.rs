@@ -486,6 +486,13 @@ impl Opener<'_> {
         addresses: &[String],
         tasks: &mut Vec<Replied<()>>,
     ) -> Result<Opened> {
+        if addresses.is_empty() {
+            let detail = format!(
+                "{} is to join a cluster and has not joined yet: say whom to ask with --join HOST:PORT",
+                self.dir.display()
+            );
+            return Err(Error::with(Code::ClientInvalidOperation, detail));
+        }
         // Written down first: whoever asks again after a crash is the same.
         let asking = match before {
             Some(identity) => identity,

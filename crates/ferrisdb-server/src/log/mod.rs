@@ -6,8 +6,8 @@
 //!      └───────────────────┘ purges what nobody needs any more
 //! ```
 //!
-//! [`Log`] is what the roles see of it. [`LocalLog`] keeps it in the write-ahead log of one process; a replicated one fits behind
-//! the same trait. [`entry`] has the bytes of an entry, [`state`] what the entries amount to.
+//! [`Log`] is what the roles see of it. [`LocalLog`] keeps it in the write-ahead log of one process,
+//! [`ReplicatedLog`](replicated::ReplicatedLog) on several. [`entry`] has the bytes of an entry, [`state`] what the entries amount to.
 //!
 //! # Invariants
 //! - What an append acknowledged is durable, and was counted by the state machine, in the order of the appends.
