@@ -63,6 +63,7 @@ impl BlobReader {
             let what = format!("the file has {len} bytes, not the {} that the manifest says", meta.file_bytes);
             return Err(Error::corruption(path, len.min(meta.file_bytes), what));
         }
+        file.expect_random_reads();
         let reader = BlobReader { file, path: path.to_path_buf(), meta, engine, cache: Arc::clone(cache), cache_id };
         reader.check_header()?;
         Ok(reader)

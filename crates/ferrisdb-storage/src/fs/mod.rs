@@ -117,6 +117,10 @@ pub trait File: fmt::Debug + Send + Sync {
     /// The length in bytes.
     fn len(&self) -> io::Result<u64>;
 
+    /// Says that the file will be read here and there: what lies behind a piece that is read is not worth reading with it. Advice about speed, which cannot
+    /// fail; by default it is ignored.
+    fn expect_random_reads(&self) {}
+
     /// True for a file of length zero.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)

@@ -184,6 +184,12 @@ impl File for RealFile {
     fn len(&self) -> io::Result<u64> {
         Ok(uninterrupted(|| self.file.metadata())?.len())
     }
+
+    fn expect_random_reads(&self) {
+        // A file system that knows no advice does as it always does.
+        #[cfg(target_os = "linux")]
+        drop(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::Random));
+    }
 }
 
 /// The lock lives as long as the descriptor. The file stays: to remove it would let a third process lock a new file of

@@ -4,8 +4,8 @@
 //! holds asks no cache. Its key buffer is kept, so moving allocates nothing unless a block comes from the disk.
 //!
 //! # Reading ahead
-//! The first two blocks in a row that the cache does not hold are read one by one: short scans end in them, and copying a block that nobody asks for costs
-//! about what a read does, also where the file is in memory. From the third on a piece of the file is read that holds the blocks behind it, too; each
+//! The first three blocks in a row that the cache does not hold are read one by one: short scans end in them, copying a block that nobody asks for costs
+//! about what a read does, also where the file is in memory, and where it is not, its pages take the place of others. From the fourth on a piece of the file is read that holds the blocks behind it, too; each
 //! further piece is twice as long. The cache is asked first for every block, and gets those that are used.
 
 use std::cell::Cell;
@@ -27,7 +27,7 @@ const READAHEAD_BYTES: u64 = 256 << 10;
 const SCAN_READAHEAD_BYTES_MIN: u64 = 8 << 10;
 
 /// Blocks in a row that a scan reads one by one first.
-const BLOCKS_READ_ALONE: u32 = 2;
+const BLOCKS_READ_ALONE: u32 = 3;
 
 /// The longest: what each iterator may hold beside its blocks.
 const SCAN_READAHEAD_BYTES_MAX: u64 = 64 << 10;

@@ -181,6 +181,8 @@ impl TableReader {
             let what = format!("the file has {len} bytes, not the {file_bytes} that the manifest says");
             return Err(Error::corruption(path, len.min(file_bytes), what));
         }
+        // Scans and compactions read ahead by themselves, as far as they need; the kernel would guess, and push out of its cache what others read.
+        file.expect_random_reads();
         let Rear { footer, index, filter, tombstones, properties } = Rear::load(&*file, path, id, file_bytes)?;
         let pinned = index.memory_bytes()
             + filter.as_ref().map_or(0, Filter::memory_bytes)

@@ -195,14 +195,15 @@ fn table_of_random_values(fs: &MemoryFs, cache: &Arc<BlockCache>, entries: u64) 
     open_with(fs, &summary, cache).unwrap()
 }
 
-/// A seek reads one block; a scan reads two one by one and those behind them in pieces that grow, and each block of them is cached. So a scan over 64 blocks
-/// of 4 KiB takes two alone, then two, four, eight, and sixteen at a time. Where the cache answers nothing is read.
+/// A seek reads one block; a scan reads three one by one and those behind them in pieces that grow, and each block of them is cached. So a scan over 64 blocks
+/// of 4 KiB takes three alone, then two, four, eight, and sixteen at a time. Where the cache answers nothing is read.
 #[test]
 fn a_scan_reads_ahead() {
     let fs = MemoryFs::default();
     let cache = Arc::new(BlockCache::new(4 << 20));
     let reader = table_of_random_values(&fs, &cache, 256);
     let file = fs.file(&path(1));
+    assert!(file.expects_random_reads.load(Ordering::Relaxed), "nobody else is to read ahead as well");
     let reads_of = |run: &mut dyn FnMut()| {
         let before = file.reads.load(Ordering::Relaxed);
         run();
@@ -226,12 +227,12 @@ fn a_scan_reads_ahead() {
         });
         (entries, reads)
     };
-    // 31 blocks from 33 on, of which one is cached: 1, 1, 2, 4, 8, 16.
+    // 31 blocks from 33 on, of which one is cached: 1, 1, 1, 2, 4, 8, 16.
     let (entries, reads) = scan(b"key00132");
-    assert!(entries == 124 && (5..=7).contains(&reads), "{entries} entries with {reads} reads");
+    assert!(entries == 124 && (5..=8).contains(&reads), "{entries} entries with {reads} reads");
     assert_eq!(scan(b"key00132"), (124, 0), "what was used is cached");
     let (entries, reads) = scan(b"");
-    assert!(entries == 256 && (5..=8).contains(&reads), "{entries} entries with {reads} reads");
+    assert!(entries == 256 && (5..=9).contains(&reads), "{entries} entries with {reads} reads");
 }
 
 /// What was read ahead is in memory for whoever may not wait.
@@ -241,7 +242,7 @@ fn what_was_read_ahead_is_in_memory() {
     let reader = table_of_random_values(&fs, &Arc::new(BlockCache::new(4 << 20)), 64);
     let mut iterator = TableIterator::new(reader, ReadMode::Blocking);
     iterator.seek_to_first().unwrap();
-    (0..16).for_each(|_| iterator.next().unwrap());
+    (0..12).for_each(|_| iterator.next().unwrap());
     iterator.set_mode(ReadMode::MemoryOnly);
     let mut more = 0;
     while iterator.next().is_ok() {

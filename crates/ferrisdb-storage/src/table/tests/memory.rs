@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::fs::{File, FileLock, FileSystem, OpenMode};
@@ -22,6 +22,8 @@ pub(super) struct MemoryFile {
     pub(super) synced: AtomicU64,
     /// Reads that reach past this place fail; zero means that none do.
     pub(super) unreadable_from: AtomicU64,
+    /// Was advice given?
+    pub(super) expects_random_reads: AtomicBool,
 }
 
 impl MemoryFs {
@@ -135,5 +137,9 @@ impl File for MemoryFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.bytes.lock().unwrap().len() as u64)
+    }
+
+    fn expect_random_reads(&self) {
+        self.expects_random_reads.store(true, Ordering::Relaxed);
     }
 }
