@@ -186,9 +186,9 @@ impl File for RealFile {
     }
 
     fn expect_random_reads(&self) {
-        // A file system that knows no advice does as it always does.
         #[cfg(target_os = "linux")]
-        drop(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::Random));
+        #[expect(clippy::let_underscore_must_use, reason = "a file system that knows no advice does as it always does")]
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::Random);
     }
 }
 
