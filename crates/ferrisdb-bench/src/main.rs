@@ -19,6 +19,8 @@ mod plot;
 mod report;
 mod resolver;
 mod run;
+#[cfg(feature = "servers")]
+mod scaling;
 mod schedule;
 #[cfg(feature = "servers")]
 mod servers;
@@ -59,6 +61,12 @@ enum Command {
     /// Measure the resolver's conflict window, and the structures that it was chosen from.
     #[command(after_long_help = RESOLVER_EXAMPLES)]
     Resolver(resolver::Arguments),
+    /// Measure and model how far one log and one resolver go, and what several would bring.
+    ///
+    /// The key space is split between real resolvers; syncs of this disk are drawn for several log groups; a model of queues has both. The
+    /// tables go to standard output: those of `docs/scaling.md`.
+    #[cfg(feature = "servers")]
+    Scaling(scaling::Arguments),
     /// Compare served databases: FerrisDB, etcd, Redis, PostgreSQL.
     ///
     /// Starts all that are installed, durable and on loopback, with their data in a temporary directory, and runs the same work on
@@ -177,6 +185,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Engines(arguments) => compare(&arguments),
         Command::Resolver(arguments) => resolver::run(&arguments),
+        #[cfg(feature = "servers")]
+        Command::Scaling(arguments) => scaling::run(&arguments),
         #[cfg(feature = "servers")]
         Command::Servers(arguments) => servers::run(&arguments),
         #[cfg(feature = "servers")]

@@ -276,7 +276,7 @@ fn compare(structure: StructureName, mix: Mix) -> Result<()> {
 }
 
 /// What this thread has computed: a busy machine takes nothing from it.
-fn cpu_seconds() -> f64 {
+pub(crate) fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
