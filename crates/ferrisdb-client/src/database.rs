@@ -91,6 +91,9 @@ impl Database {
     /// Runs a transaction: calls `body` with one, commits it, and tries again from the beginning after a conflict or another error that
     /// passes. What `body` does beside the transaction it may do several times.
     ///
+    /// The future is `Send` where `body` and its futures are, so a runtime with several threads may run it; what `body` takes from around it, it borrows
+    /// (`async |tx|`, not `async move |tx|`, which the compiler refuses here).
+    ///
     /// ```
     /// # async fn example(db: ferrisdb_client::Database) -> ferrisdb_core::Result<()> {
     /// let before = db
@@ -107,7 +110,12 @@ impl Database {
     /// # Errors
     /// Those of `body` and of the commit that `on_error` does not retry. `commit_unknown_result` is one of them: doing it again might
     /// do it twice. With automatic idempotency, the default, it only comes if the database could not be asked for the outcome.
-    pub async fn run<T>(&self, body: impl AsyncFn(Transaction) -> Result<T>) -> Result<T> {
+    // With `AsyncFn`, which says the same, the compiler cannot prove that the future of a body which borrows is `Send`.
+    pub async fn run<T, F, Fut>(&self, body: F) -> Result<T>
+    where
+        F: Fn(Transaction) -> Fut,
+        Fut: Future<Output = Result<T>>,
+    {
         let transaction = self.create_transaction();
         loop {
             let error = match body(transaction.clone()).await {

@@ -297,7 +297,11 @@ impl<'a> Session<'a> {
     }
 
     /// A read: in the transaction under way, or in one of its own.
-    fn read<T>(&self, read: impl AsyncFn(Transaction) -> ferrisdb::Result<T>) -> Result<T, Failure> {
+    fn read<T, F, Fut>(&self, read: F) -> Result<T, Failure>
+    where
+        F: Fn(Transaction) -> Fut,
+        Fut: Future<Output = ferrisdb::Result<T>>,
+    {
         match self.transaction.clone() {
             Some(transaction) => self.wait(async { Ok(read(transaction).await?) }),
             None => self.wait(async { Ok(self.connected.database.run(read).await?) }),

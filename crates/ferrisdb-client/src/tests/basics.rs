@@ -30,6 +30,22 @@ fn a_transaction_reads_writes_and_commits() {
     });
 }
 
+/// A body may borrow what is around it, and the whole still be a task of a runtime with several threads. (With `AsyncFn` in the place of `Fn` this does
+/// not compile.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_may_borrow_in_its_transaction() {
+    let (db, _, _) = database();
+    let keys = vec![b"a".to_vec(), b"b".to_vec()];
+    let task = tokio::spawn(async move {
+        db.run(async |tx| {
+            keys.iter().for_each(|key| tx.set(key, b"v"));
+            tx.get(&keys[1]).await
+        })
+        .await
+    });
+    assert_eq!(task.await.expect("it does not panic").expect("it commits").as_deref(), Some(&b"v"[..]));
+}
+
 /// The same under tokio, with futures that move between threads, and answers that come late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_run_as_tokio_tasks() {
