@@ -10,6 +10,8 @@
 #![expect(clippy::print_stdout, reason = "the results are this program's output")]
 
 mod clients;
+#[cfg(feature = "servers")]
+mod cluster;
 mod engine;
 mod engines;
 mod keys;
@@ -74,6 +76,25 @@ enum Command {
     #[cfg(feature = "servers")]
     #[command(after_long_help = SERVERS_EXAMPLES)]
     Servers(servers::Arguments),
+    /// Compare clusters of three processes: FerrisDB and etcd.
+    ///
+    /// Starts both on loopback, durable, with their data in a temporary directory, and runs the same work on them in turns; then stops a
+    /// follower, kills the leader again and again, and adds a process. Progress goes to standard error, the tables to standard output. Only
+    /// ratios within one run count.
+    #[cfg(feature = "servers")]
+    #[command(after_long_help = CLUSTER_EXAMPLES)]
+    Cluster(cluster::Arguments),
+    /// Serve a process of a cluster until standard input ends (`cluster` calls this).
+    #[cfg(feature = "servers")]
+    #[command(hide = true)]
+    ServeMemberChild {
+        /// The process's directory.
+        directory: PathBuf,
+        /// Where it listens.
+        listen: String,
+        /// A process of the cluster; none founds one.
+        join: Option<String>,
+    },
     /// Serve FerrisDB until interrupted (`servers` calls this).
     #[cfg(feature = "servers")]
     #[command(hide = true)]
@@ -114,6 +135,14 @@ Examples:
     ferrisdb-bench servers > servers.md
   On another disk, as JSON lines:
     ferrisdb-bench servers --dir /mnt/disk --json";
+
+#[cfg(feature = "servers")]
+const CLUSTER_EXAMPLES: &str = "\
+Examples:
+  Everything, in about seven minutes:
+    ferrisdb-bench cluster > cluster.md
+  Only the pauses after kills of the leader:
+    ferrisdb-bench cluster --only killed --kills 50";
 
 #[derive(Debug, clap::Args)]
 struct EnginesArguments {
@@ -189,6 +218,10 @@ fn main() -> ExitCode {
         Command::Scaling(arguments) => scaling::run(&arguments),
         #[cfg(feature = "servers")]
         Command::Servers(arguments) => servers::run(&arguments),
+        #[cfg(feature = "servers")]
+        Command::Cluster(arguments) => cluster::run(&arguments),
+        #[cfg(feature = "servers")]
+        Command::ServeMemberChild { directory, listen, join } => cluster::serve(&directory, &listen, join.as_deref()),
         #[cfg(feature = "servers")]
         Command::ServeChild { directory } => servers::serve(&directory),
         Command::Child { job } => child(&job),

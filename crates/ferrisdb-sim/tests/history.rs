@@ -267,3 +267,31 @@ fn served_clients_are_strictly_serializable() {
     assert!(certificate.committed > 100, "a history that tests little: {certificate:?}");
     node.close_blocking().expect("it closes");
 }
+
+/// The same clients, each of one of three processes of a cluster.
+#[test]
+fn clients_of_a_cluster_are_strictly_serializable() {
+    const CLIENTS: u64 = 9;
+    let recorder = Arc::new(Recorder::default());
+    let certificate = served::cluster::served_by_three(async |cluster| {
+        let mut clients = Vec::new();
+        for (number, address) in (0..CLIENTS).zip(cluster.addresses.iter().cycle()) {
+            let (endpoint, runtime) = served::connect(address).await;
+            let way = Unreliable::new(Arc::new(endpoint), Arc::clone(&runtime), number, 20);
+            let db = Database::new(Arc::new(way), Arc::clone(&runtime), DatabaseOptions::default());
+            clients.push(tokio::spawn(client(db, runtime, Arc::clone(&recorder), number, 100)));
+        }
+        for client in clients {
+            client.await.expect("a client does not panic");
+        }
+        let mut certificate = None;
+        for address in &cluster.addresses {
+            let (endpoint, runtime) = served::connect(address).await;
+            let end = everything(&Database::new(Arc::new(endpoint), runtime, DatabaseOptions::default())).await;
+            certificate = Some(certified(&format!("a cluster, at {address}"), &recorder, &end.expect("it reads")));
+        }
+        certificate.expect("there are three")
+    });
+    println!("{certificate:?}");
+    assert!(certificate.committed > 100, "a history that tests little: {certificate:?}");
+}

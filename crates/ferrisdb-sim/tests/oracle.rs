@@ -1,8 +1,8 @@
 //! Random programs of the whole API on the real client, compared with the model step by step: over a node in this process, in a simulation;
-//! and over a connection to a server.
+//! over a connection to a server; and over connections to the processes of a cluster.
 //!
-//! `FERRISDB_ORACLE_SEED` replays one seed of the simulation; `FERRISDB_ORACLE_STEPS` and `FERRISDB_ORACLE_SERVED_STEPS` set how many steps there are
-//! in all.
+//! `FERRISDB_ORACLE_SEED` replays one seed of the simulation; `FERRISDB_ORACLE_STEPS`, `FERRISDB_ORACLE_SERVED_STEPS` and
+//! `FERRISDB_ORACLE_CLUSTER_STEPS` set how many steps there are in all.
 
 #![expect(
     clippy::print_stdout,
@@ -101,6 +101,21 @@ fn the_served_client_is_as_the_contract_says() {
         });
         node.close_blocking().expect("it closes");
         report
+    });
+}
+
+/// Three processes, and a client of each in turn: two of three clients read what the leader has told another process.
+#[test]
+fn the_client_of_a_cluster_is_as_the_contract_says() {
+    let steps = number("FERRISDB_ORACLE_CLUSTER_STEPS").unwrap_or(45_000);
+    run_all(steps, |seed| {
+        served::cluster::served_by_three(async |cluster| {
+            let asked = usize::try_from(seed % 3).expect("it is below three");
+            let (endpoint, runtime) = served::connect(&cluster.addresses[asked]).await;
+            let hasty = Arc::new(Hasty(Arc::clone(&runtime)));
+            let db = Database::new(Arc::new(endpoint), hasty, DatabaseOptions::default());
+            oracle::run(&mut ClientSubject::new(db, runtime), seed, STEPS_OF_A_SEED).await
+        })
     });
 }
 

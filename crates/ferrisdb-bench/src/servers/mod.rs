@@ -9,8 +9,8 @@
 //! process and the server's processes together: on a busy machine it says more than rates do.
 
 mod embedded;
-mod peers;
-mod process;
+pub(crate) mod peers;
+pub(crate) mod process;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +24,8 @@ use serde::Serialize;
 use crate::engine::Result;
 use crate::measure::Usage;
 use embedded::Embedded;
-use peers::{Client, Peer};
+use peers::Client;
+use process::Process;
 
 /// Point reads of a transaction.
 const READS: usize = 10;
@@ -73,14 +74,14 @@ impl Arguments {
 
 /// How something is measured.
 pub(crate) struct Settings {
-    keys: u64,
-    value_bytes: usize,
-    measured: Duration,
+    pub(crate) keys: u64,
+    pub(crate) value_bytes: usize,
+    pub(crate) measured: Duration,
 }
 
 /// What clients do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Work {
+pub(crate) enum Work {
     Get,
     Put,
     /// Ten point reads in a transaction; an operation is a read.
@@ -99,17 +100,20 @@ const SERVED: [(&str, Work, usize); 6] = [
 
 /// One measurement.
 pub(crate) struct Done {
-    operations: u64,
+    pub(crate) operations: u64,
     elapsed: Duration,
-    cpu: Duration,
+    /// Of client and servers.
+    pub(crate) cpu: Duration,
+    /// Of the servers alone.
+    pub(crate) server_cpu: Duration,
     /// Nanoseconds; of a transaction where an operation is a part of one.
-    latencies: Histogram<u64>,
+    pub(crate) latencies: Histogram<u64>,
 }
 
 impl Done {
     fn new() -> Done {
         let latencies = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("these bounds are valid");
-        Done { operations: 0, elapsed: Duration::ZERO, cpu: Duration::ZERO, latencies }
+        Done { operations: 0, elapsed: Duration::ZERO, cpu: Duration::ZERO, server_cpu: Duration::ZERO, latencies }
     }
 
     fn record(&mut self, latency: Duration, operations: u64) {
@@ -117,7 +121,7 @@ impl Done {
         self.latencies.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    fn per_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         self.operations as f64 / self.elapsed.as_secs_f64()
     }
 }
@@ -151,7 +155,7 @@ impl Row {
 }
 
 /// The key of row `number`: 16 bytes.
-fn key_of(number: u64) -> Vec<u8> {
+pub(crate) fn key_of(number: u64) -> Vec<u8> {
     format!("key-{number:012}").into_bytes()
 }
 
@@ -209,12 +213,12 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
         servers.extend(more);
     }
     servers.retain(|peer| SERVED.iter().any(|&(workload, ..)| arguments.is_measured(workload, peer.name)));
-    let mut loaded: Vec<*const process::Process> = Vec::new();
+    let mut loaded: Vec<*const Process> = Vec::new();
     for peer in &servers {
         // Two peers may be one server.
         if !loaded.contains(&Arc::as_ptr(&peer.process)) {
             eprintln!("loading {}", peer.name);
-            load(peer, settings).await.map_err(|error| format!("{}: {error}", peer.name))?;
+            load(&peer.clients(), settings).await.map_err(|error| format!("{}: {error}", peer.name))?;
             loaded.push(Arc::as_ptr(&peer.process));
         }
     }
@@ -232,7 +236,8 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
                     continue;
                 }
                 eprintln!("{workload}: {}", peer.name);
-                let done = drive(peer, work, in_flight, settings, u64::from(run));
+                let (clients, processes) = (peer.clients(), [&*peer.process]);
+                let done = drive(&clients, &processes, work, in_flight, settings, u64::from(run));
                 let done = done.await.map_err(|error| format!("{workload}, {}: {error}", peer.name))?;
                 measured[index][peer_index].push(done);
             }
@@ -248,17 +253,17 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
 }
 
 /// The measurement with the median rate.
-fn middle(dones: &mut [Done]) -> Option<&Done> {
+pub(crate) fn middle(dones: &mut [Done]) -> Option<&Done> {
     dones.sort_by(|a, b| a.per_second().total_cmp(&b.per_second()));
     dones.get(dones.len() / 2)
 }
 
-/// Writes every row once.
-async fn load(peer: &Peer, settings: &Settings) -> Result<()> {
+/// Writes every row once. Clients of the same server take turns.
+pub(crate) async fn load(clients: &[Client], settings: &Settings) -> Result<()> {
     let next = Arc::new(Mutex::new(0..settings.keys));
     let clients: Vec<_> = (0..LOADERS)
         .map(|number| {
-            let (mut client, next) = (peer.client.clone(), Arc::clone(&next));
+            let (mut client, next) = (clients[number % clients.len()].clone(), Arc::clone(&next));
             let value = vec![b'v'; settings.value_bytes];
             tokio::task::spawn_local(async move {
                 loop {
@@ -276,14 +281,21 @@ async fn load(peer: &Peer, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Runs clients on one server for as long as is measured.
-async fn drive(peer: &Peer, work: Work, in_flight: usize, settings: &Settings, seed: u64) -> Result<Done> {
+/// Runs clients, which take turns with the `clients` given, on what these `processes` are, for as long as is measured.
+pub(crate) async fn drive(
+    clients: &[Client],
+    processes: &[&Process],
+    work: Work,
+    in_flight: usize,
+    settings: &Settings,
+    seed: u64,
+) -> Result<Done> {
     let done = Arc::new(Mutex::new(Done::new()));
     let begin = Instant::now() + settings.measured / 5;
     let end = begin + settings.measured;
     let clients: Vec<_> = (0..in_flight)
         .map(|number| {
-            let (mut client, done) = (peer.client.clone(), Arc::clone(&done));
+            let (mut client, done) = (clients[number % clients.len()].clone(), Arc::clone(&done));
             let mut random = SplitMix64::new((seed << 32) + number as u64);
             let (keys, value_bytes) = (settings.keys, settings.value_bytes);
             tokio::task::spawn_local(async move {
@@ -319,17 +331,20 @@ async fn drive(peer: &Peer, work: Work, in_flight: usize, settings: &Settings, s
         })
         .collect();
     tokio::time::sleep_until(begin.into()).await;
-    let before = Usage::now()?.cpu + peer.process.cpu()?;
+    let of_servers = || processes.iter().map(|process| process.cpu()).sum::<Result<Duration>>();
+    let (client_before, servers_before) = (Usage::now()?.cpu, of_servers()?);
     let began = Instant::now();
     for client in clients {
         let ended: Result<()> = client.await?;
         ended?;
     }
-    let cpu = Usage::now()?.cpu + peer.process.cpu()? - before;
+    let (client_cpu, server_cpu) = (Usage::now()?.cpu - client_before, of_servers()? - servers_before);
     let mut done = Arc::try_unwrap(done).map_err(|_| "the clients have ended")?.into_inner()?;
     // The rate is over the time in which operations counted, CPU over that in which it was looked at: both nearly the same.
     done.elapsed = settings.measured;
-    done.cpu = cpu.mul_f64(settings.measured.as_secs_f64() / began.elapsed().as_secs_f64());
+    let share = settings.measured.as_secs_f64() / began.elapsed().as_secs_f64();
+    done.server_cpu = server_cpu.mul_f64(share);
+    done.cpu = done.server_cpu + client_cpu.mul_f64(share);
     Ok(done)
 }
 

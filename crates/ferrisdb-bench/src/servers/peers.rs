@@ -41,6 +41,13 @@ pub(crate) struct Peer {
     pub(crate) process: Arc<Process>,
 }
 
+impl Peer {
+    /// The one client, for whoever takes several.
+    pub(crate) fn clients(&self) -> [Client; 1] {
+        [self.client.clone()]
+    }
+}
+
 /// A client of one of the servers.
 #[derive(Clone)]
 pub(crate) enum Client {
@@ -66,11 +73,8 @@ impl Client {
                 Ok(value.map(|value| value.to_vec()))
             }
             Client::Etcd(grpc) => {
-                grpc.ready().await?;
-                let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Range");
-                let question = tonic::Request::new(etcd::RangeRequest { key: key.to_vec() });
-                let codec: ProstCodec<etcd::RangeRequest, etcd::RangeResponse> = ProstCodec::default();
-                let answer = grpc.unary(question, path, codec).await?.into_inner();
+                let question = etcd::RangeRequest { key: key.to_vec() };
+                let answer: etcd::RangeResponse = ask_etcd(grpc, "/etcdserverpb.KV/Range", question).await?;
                 Ok(answer.kvs.into_iter().next().map(|pair| pair.value))
             }
             Client::Redis(redis) => redis.ask(&[b"GET", key]).await,
@@ -94,11 +98,8 @@ impl Client {
                     .await?;
             }
             Client::Etcd(grpc) => {
-                grpc.ready().await?;
-                let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Put");
-                let question = tonic::Request::new(etcd::PutRequest { key: key.to_vec(), value: value.to_vec() });
-                let codec: ProstCodec<etcd::PutRequest, etcd::PutResponse> = ProstCodec::default();
-                grpc.unary(question, path, codec).await?;
+                let question = etcd::PutRequest { key: key.to_vec(), value: value.to_vec() };
+                let _: etcd::PutResponse = ask_etcd(grpc, "/etcdserverpb.KV/Put", question).await?;
             }
             Client::Redis(redis) => {
                 redis.ask(&[b"SET", key, value]).await?;
@@ -113,7 +114,10 @@ impl Client {
 }
 
 /// Tries until it works or the server has had its time.
-async fn patiently<T, F: Future<Output = Result<T>>>(name: &str, mut attempt: impl FnMut() -> F) -> Result<T> {
+pub(crate) async fn patiently<T, F: Future<Output = Result<T>>>(
+    name: &str,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T> {
     let began = Instant::now();
     loop {
         match attempt().await {
@@ -172,8 +176,24 @@ pub(crate) async fn etcd(directory: &Path) -> Result<Vec<Peer>> {
     Ok(vec![Peer { name: "etcd", client, process: Arc::new(process) }])
 }
 
+/// A call of etcd's interface.
+pub(crate) async fn ask_etcd<Q, A>(
+    grpc: &mut tonic::client::Grpc<Channel>,
+    path: &'static str,
+    question: Q,
+) -> Result<A>
+where
+    Q: prost::Message + Send + Sync + 'static,
+    A: prost::Message + Default + Send + Sync + 'static,
+{
+    grpc.ready().await?;
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+    let codec: ProstCodec<Q, A> = ProstCodec::default();
+    Ok(grpc.unary(tonic::Request::new(question), path, codec).await?.into_inner())
+}
+
 /// The messages of etcd's interface, as far as they are used here. Fields that are left out are skipped when they come.
-mod etcd {
+pub(crate) mod etcd {
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct RangeRequest {
         #[prost(bytes = "vec", tag = "1")]
@@ -202,6 +222,25 @@ mod etcd {
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct PutResponse {}
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct StatusRequest {}
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct StatusResponse {
+        #[prost(message, optional, tag = "1")]
+        pub(crate) header: Option<ResponseHeader>,
+        #[prost(uint64, tag = "4")]
+        pub(crate) leader: u64,
+        #[prost(uint64, tag = "7")]
+        pub(crate) raft_applied_index: u64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(crate) struct ResponseHeader {
+        #[prost(uint64, tag = "2")]
+        pub(crate) member_id: u64,
+    }
 }
 
 /// Redis, if it is installed.

@@ -17,21 +17,35 @@ const TICKS_PER_SECOND: u64 = 100;
 
 /// A server in a process of its own, ended when dropped.
 pub(crate) struct Process {
-    name: &'static str,
+    name: String,
     child: Child,
 }
 
 impl Process {
     /// Starts `command`; what it says goes to a file in `directory`.
-    pub(crate) fn start(name: &'static str, command: &mut Command, directory: &Path) -> Result<Process> {
-        let log = fs::File::create(directory.join(format!("{name}.log")))?;
+    pub(crate) fn start(name: &str, command: &mut Command, directory: &Path) -> Result<Process> {
+        // One that is started again goes on in the same file.
+        let log = fs::File::options().create(true).append(true).open(directory.join(format!("{name}.log")))?;
         // A process group of its own: an interrupt from the terminal is for us, and we end it.
         let child = command
             .stderr(log)
             .process_group(0)
             .spawn()
             .map_err(|error| format!("cannot start {name} ({:?}): {error}", command.get_program()))?;
-        Ok(Process { name, child })
+        Ok(Process { name: name.to_owned(), child })
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)?;
+        Ok(())
+    }
+
+    /// Ends it at once (SIGKILL), and waits until it is gone.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// The standard output, if it was piped; once.
@@ -71,8 +85,11 @@ fn parent_and_ticks(stat: &str) -> Option<(u32, u64)> {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // PostgreSQL would wait for its clients on SIGTERM; the others may have been started with SIGINT ignored, as a shell does in the background.
-        let signal = match self.name {
+        let signal = match self.name.as_str() {
             "postgres" => rustix::process::Signal::INT,
             _ => rustix::process::Signal::TERM,
         };

@@ -83,7 +83,7 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 /// How a process of a cluster is opened.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
-    /// The replica of the log. Its tags are the cluster's business. Default: elections after 0.6 s, otherwise its own.
+    /// The replica of the log. Its tags are the cluster's business. Default: elections after 0.75 to 1 s, otherwise its own.
     pub log: ReplicatedLogOptions,
     /// The storage server. Its limit of values is set from the coordinator's limits.
     pub storage: StorageOptions,
@@ -96,9 +96,9 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> ClusterOptions {
         ClusterOptions {
-            // A process that leads and dies is missed after 0.6 to 1.2 s: long beside a sync, short beside what people notice.
+            // A leader that dies is missed after 3 to 4 times so long, 0.75 to 1 s (decision 0020): six heartbeats, long beside a sync.
             log: ReplicatedLogOptions {
-                election_timeout: Duration::from_millis(600),
+                election_timeout: Duration::from_millis(250),
                 heartbeat_interval: Duration::from_millis(120),
                 ..ReplicatedLogOptions::default()
             },

@@ -1,5 +1,7 @@
 //! A node served over a socket, all within this process: the second deployment of the same tests.
 
+pub(crate) mod cluster;
+
 use std::sync::Arc;
 
 use ferrisdb_core::Runtime;

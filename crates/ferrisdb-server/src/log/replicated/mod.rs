@@ -71,7 +71,8 @@ pub struct ReplicatedLogOptions {
     pub store: LogStoreOptions,
     /// Bytes of batches kept in memory for storage servers; what does not fit is read from the store. Default: 32 MiB.
     pub hot_bytes: u64,
-    /// A follower that hears nothing for between once and twice so long stands for election. At least five times the worst sync. Default: 1 s.
+    /// A follower that hears nothing for three to four times so long stands for election: the lease of a leader is twice that, and the rest, between
+    /// once and twice, is another one for each. A vote is given up after three quarters of it. At least five times the worst sync. Default: 1 s.
     pub election_timeout: Duration,
     /// How often a leader that has nothing to say is heard of. Default: 200 ms.
     pub heartbeat_interval: Duration,
@@ -105,8 +106,8 @@ impl ReplicatedLogOptions {
             election_timeout_min: millis(self.election_timeout),
             election_timeout_max: millis(self.election_timeout * 2),
             heartbeat_interval: millis(self.heartbeat_interval),
-            // A message waits for the receiver's sync, so its deadline is an election's, not a heartbeat's.
-            install_snapshot_timeout: millis(self.election_timeout * 10),
+            // It is as large as the log's state, and has nothing to do with how soon a silent leader is missed.
+            install_snapshot_timeout: millis(self.append_timeout),
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
             enable_pre_vote: Some(true),
