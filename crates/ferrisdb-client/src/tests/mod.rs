@@ -5,6 +5,7 @@ mod commits;
 mod conflicts;
 mod dropping;
 mod limits;
+mod mapped;
 mod own_writes;
 mod random;
 mod ranges;
