@@ -11,7 +11,7 @@
 //! begin         read versions, many in one question  commit        at most once
 //! retry         on_error's decisions                 options, settings
 //! watch         keys that change                     snapshot      long reads at one version
-//! special       keys that the client answers
+//! special       keys that the client answers         lock          who may use the database
 //! mapped        an index and what it leads to, at once promise, read futures
 //! layers        tuples, subspaces, directories
 //! ```
@@ -25,6 +25,7 @@ mod conflicts;
 mod database;
 mod heard;
 pub mod layers;
+mod lock;
 mod mapped;
 mod options;
 mod overlay;
@@ -48,6 +49,7 @@ mod writes;
 
 pub use commit::Commit;
 pub use database::{Database, DatabaseOptions};
+pub use lock::LockId;
 pub use mapped::{Mapped, MappedChunk, MappedRow};
 pub use options::{DatabaseOption, TransactionOption};
 pub use range::{RangeChunk, RangeOptions, RangeStream, StreamingMode};
