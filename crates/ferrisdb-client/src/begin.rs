@@ -9,21 +9,48 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Result, Runtime, Version};
+use ferrisdb_core::{Code, Result, Runtime, Version};
 use ferrisdb_rpc::Endpoint;
-use ferrisdb_rpc::api::{BeginRequest, Priority};
+use ferrisdb_rpc::api::{BeginRequest, Begun, Priority};
 use futures_util::FutureExt as _;
 use futures_util::future::Shared;
 
 use crate::heard::Heard;
 
-type Question = Shared<BoxFuture<Result<Version>>>;
+type Question = Shared<BoxFuture<Result<Begun>>>;
 
-/// A read version, now or later.
-pub(crate) enum Begin {
-    Now(Result<Version>),
-    Later(BoxFuture<Result<Version>>),
+/// A read version, now or later: as the database tells it, or for a transaction that may have it.
+pub(crate) enum Begin<T = Version> {
+    Now(Result<T>),
+    Later(BoxFuture<Result<T>>),
+}
+
+impl Begin<Begun> {
+    /// The read version for a transaction that is `lock_aware` or is not: then a locked database has none for it.
+    pub(crate) fn admitted(self, lock_aware: bool) -> Begin {
+        let admit = move |begun: Result<Begun>| match begun? {
+            Begun { is_locked: true, .. } if !lock_aware && !planted(Bug::LockNotToldToReaders) => {
+                Err(Code::DatabaseLocked.into())
+            }
+            Begun { version, .. } => Ok(version),
+        };
+        match self {
+            Begin::Now(begun) => Begin::Now(admit(begun)),
+            Begin::Later(begun) => Begin::Later(begun.map(admit).boxed()),
+        }
+    }
+}
+
+impl<T> Begin<T> {
+    /// Waits for it.
+    pub(crate) async fn wait(self) -> Result<T> {
+        match self {
+            Begin::Now(result) => result,
+            Begin::Later(answer) => answer.await,
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -44,11 +71,11 @@ struct Lane {
     /// The number of the question that is under way, and its answer to come.
     under_way: Option<(u64, Question)>,
     /// The number of the last question that was answered, and its answer.
-    answered: Option<(u64, Result<Version>)>,
+    answered: Option<(u64, Result<Begun>)>,
 }
 
 enum Step {
-    Done(Result<Version>),
+    Done(Result<Begun>),
     Wait(u64, Question),
 }
 
@@ -58,7 +85,7 @@ impl Beginnings {
     }
 
     /// A read version for a transaction that asks for it now.
-    pub(crate) fn begin(self: &Arc<Self>, priority: Priority) -> Begin {
+    pub(crate) fn begin(self: &Arc<Self>, priority: Priority) -> Begin<Begun> {
         let mut lane = self.lane(priority);
         // Questions with greater numbers than this one were put after now.
         let asked_before = lane.asked;
@@ -72,7 +99,7 @@ impl Beginnings {
         Begin::Later(Arc::clone(self).wait(priority, asked_before).boxed())
     }
 
-    async fn wait(self: Arc<Self>, priority: Priority, asked_before: u64) -> Result<Version> {
+    async fn wait(self: Arc<Self>, priority: Priority, asked_before: u64) -> Result<Begun> {
         loop {
             let (number, question) = match self.step(priority, asked_before) {
                 Step::Done(result) => return result,
@@ -84,8 +111,8 @@ impl Beginnings {
                 lane.under_way = None;
                 lane.answered = Some((number, result.clone()));
                 // One that is answered at once is not worth being remembered: asking costs nothing there.
-                if let Ok(version) = result {
-                    self.heard.note(version, self.runtime.now());
+                if let Ok(begun) = result {
+                    self.heard.note(begun.version, self.runtime.now());
                 }
             }
             if number > asked_before {
@@ -110,12 +137,11 @@ impl Beginnings {
         let transactions = std::mem::take(&mut lane.waiting).max(1);
         match self.endpoint.begin(BeginRequest { transactions, priority }).try_now() {
             Ok(result) => {
-                let result = result.map(|begun| begun.version);
                 lane.answered = Some((number, result.clone()));
                 Step::Done(result)
             }
             Err(answer) => {
-                let question = answer.map(|result| result.map(|begun| begun.version)).boxed().shared();
+                let question = answer.boxed().shared();
                 lane.under_way = Some((number, question.clone()));
                 Step::Wait(number, question)
             }

@@ -10,6 +10,10 @@
 //! The request is never sent twice. It carries an id; if its answer is lost, the client asks by that id what became of it, and the
 //! database answers with the outcome, or sees to it that there will be none. So `commit` returns what happened.
 //!
+//! Without an id nobody can say, and `commit_unknown_result` is told. But not before the request is out of the way, so that whoever looks afterwards sees
+//! what will stay: the transaction conflicts with itself, if need be by a random system key that it claims to have read and written, and the client commits
+//! a write of that key, a **fence**. Once that is there the request has been carried out, or will find a conflict.
+//!
 //! # If the future is dropped
 //! The commit goes on, driven by a task of the database's runtime, and so does the transaction's state: it is "in commit" until the end.
 //! The same holds if the transaction is cancelled, times out or is reset meanwhile, once the request is sent: the caller hears of that
@@ -24,7 +28,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ferrisdb_core::planted::{Bug, planted};
-use ferrisdb_core::{Code, Error, KeyRange, Result, Version, Versionstamp};
+use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Version, Versionstamp};
 use ferrisdb_rpc::api::{CommitRequest, Committed, Priority, ResolveRequest};
 use futures_util::future::join_all;
 
@@ -38,6 +42,9 @@ const RESOLVE_DELAY_INITIAL: Duration = Duration::from_millis(5);
 const RESOLVE_DELAY_MAX: Duration = Duration::from_secs(1);
 /// For so long an outcome is asked for on behalf of nobody, so that watches and the transaction's state learn of it.
 const ABANDONED_RESOLVE_MAX: Duration = Duration::from_secs(30);
+
+/// Begins the keys by which transactions conflict with themselves. They are never written.
+const SELF_CONFLICT_PREFIX: &[u8] = b"\xff/SC/";
 
 /// A commit under way: ready when its outcome is known. Dropping it does not stop it: see the module's documentation.
 #[must_use = "only its result says whether the transaction committed"]
@@ -200,11 +207,11 @@ async fn steps(inner: &Arc<Inner>, epoch: u64, is_abandoned: &AtomicBool) -> Res
             return Ok(None);
         };
         let begins = Some(state.settings.priority);
-        request(inner, state, version, begins).map(Some)
+        outgoing(inner, state, version, begins).map(Some)
     })?;
-    if let Some(request) = blind {
-        let version = request.read_version;
-        match send(inner, request, is_abandoned).await {
+    if let Some(outgoing) = blind {
+        let version = outgoing.request.read_version;
+        match send(inner, outgoing, is_abandoned).await {
             // It did not happen and will not, for a reason that the program has no part in.
             Err(error) if matches!(error.code(), Code::TransactionTooOld | Code::FutureVersion) => {
                 database.heard.forget(version);
@@ -213,12 +220,13 @@ async fn steps(inner: &Arc<Inner>, epoch: u64, is_abandoned: &AtomicBool) -> Res
         }
     }
     let read_version = inner.version(epoch).await?;
-    let request = inner.with(|state| {
+    let outgoing = inner.with(|state| {
         still(inner, state, epoch)?;
-        request(inner, state, read_version, None)
+        outgoing(inner, state, read_version, None)
     })?;
+    let request = &outgoing.request;
     let reported = if request.report_conflicting_keys { request.read_conflicts.clone() } else { Vec::new() };
-    let committed = send(inner, request, is_abandoned).await?;
+    let committed = send(inner, outgoing, is_abandoned).await?;
     outcome(inner, epoch, committed, &reported)
 }
 
@@ -250,15 +258,38 @@ fn still(inner: &Inner, state: &mut crate::state::State, epoch: u64) -> Result<(
     inner.check_poison(state)
 }
 
-fn request(
+/// A request, and what it takes to have it out of the way.
+struct Outgoing {
+    request: CommitRequest,
+    /// A key that it reads and writes; `None` if it has an id, or may be left under way.
+    fence: Option<Bytes>,
+}
+
+fn outgoing(
     inner: &Inner,
     state: &mut crate::state::State,
     read_version: Version,
     begins: Option<Priority>,
-) -> Result<CommitRequest> {
+) -> Result<Outgoing> {
     let mutations = state.overlay.mutations();
-    let write_conflicts = state.overlay.write_conflicts();
-    let read_conflicts = state.read_conflicts.ranges().to_vec();
+    let mut write_conflicts = state.overlay.write_conflicts();
+    let mut read_conflicts = state.read_conflicts.ranges().to_vec();
+    let mut fence = None;
+    if !state.settings.is_idempotent && !state.settings.causal_write_risky {
+        fence = first_in_both(&read_conflicts, &write_conflicts);
+        if fence.is_none() && !planted(Bug::NotSelfConflicting) {
+            let (high, low) = (inner.runtime().random(), inner.runtime().random());
+            let key = [SELF_CONFLICT_PREFIX, &high.to_be_bytes(), &low.to_be_bytes()].concat();
+            for ranges in [&mut read_conflicts, &mut write_conflicts] {
+                // Unless a range of the list covers it already.
+                let at = ranges.partition_point(|range| *range.begin <= *key);
+                if at == 0 || *ranges[at - 1].end <= *key {
+                    ranges.insert(at, KeyRange::single(&key));
+                }
+            }
+            fence = Some(key.into());
+        }
+    }
     let mutation_bytes: usize = mutations.iter().map(ferrisdb_core::Mutation::bytes).sum();
     let conflicts = read_conflicts.iter().chain(&write_conflicts);
     let conflict_bytes: usize = conflicts.map(|range| range.begin.len() + range.end.len()).sum();
@@ -272,7 +303,7 @@ fn request(
     }
     let ids = &inner.database.commit_ids;
     let id = state.settings.is_idempotent.then(|| ids.open());
-    Ok(CommitRequest {
+    let request = CommitRequest {
         read_version,
         read_conflicts,
         write_conflicts,
@@ -281,14 +312,40 @@ fn request(
         lowest_unanswered: ids.lowest_open(),
         report_conflicting_keys: state.settings.report_conflicting_keys,
         begins,
-    })
+        lock_aware: state.settings.is_lock_aware,
+    };
+    Ok(Outgoing { request, fence })
 }
 
-/// Sends a request, once, and finds out what became of it.
-async fn send(inner: &Inner, request: CommitRequest, is_abandoned: &AtomicBool) -> Result<Committed> {
+/// The first key that lies in a range of both. The ranges of each are sorted and do not overlap.
+fn first_in_both(some: &[KeyRange], others: &[KeyRange]) -> Option<Bytes> {
+    let (mut some, mut others) = (some.iter().peekable(), others.iter().peekable());
+    loop {
+        let (one, other) = (some.peek()?, others.peek()?);
+        if one.intersects(other) {
+            return Some(one.begin.clone().max(other.begin.clone()));
+        }
+        let behind = if one.end <= other.end { &mut some } else { &mut others };
+        behind.next();
+    }
+}
+
+/// Sends a request, once, and finds out what became of it, or sees to it that nothing more will.
+async fn send(inner: &Inner, outgoing: Outgoing, is_abandoned: &AtomicBool) -> Result<Committed> {
     let database = &inner.database;
+    let Outgoing { request, fence } = outgoing;
+    let mut pauses = Pauses { inner, is_abandoned, delay: RESOLVE_DELAY_INITIAL, since: None };
     let Some(id) = request.id else {
-        return database.endpoint.commit(request).await;
+        let lost = match database.endpoint.commit(request).await {
+            Err(error) if error.code() == Code::CommitUnknownResult => error,
+            known => return known,
+        };
+        let Some(key) = fence.filter(|_| !planted(Bug::UnknownNotFenced)) else { return Err(lost) };
+        let detail = match put_fence(inner, key, &mut pauses).await {
+            Ok(()) => "the answer to the commit was lost; it has happened, or never will".to_owned(),
+            Err(error) => format!("the answer to the commit was lost, and it may happen yet: {error}"),
+        };
+        return Err(Error::with(Code::CommitUnknownResult, detail));
     };
     let question = ResolveRequest { id, read_version: request.read_version };
     // The id is closed however this ends, be it that the future is dropped with its runtime.
@@ -300,8 +357,6 @@ async fn send(inner: &Inner, request: CommitRequest, is_abandoned: &AtomicBool) 
     if planted(Bug::LostAnswerIsNo) {
         return Err(Code::NotCommitted.into());
     }
-    let mut delay = RESOLVE_DELAY_INITIAL;
-    let begun = database.runtime.now();
     loop {
         match database.endpoint.resolve(question).await {
             Ok(Some(committed)) => return Ok(committed),
@@ -311,13 +366,9 @@ async fn send(inner: &Inner, request: CommitRequest, is_abandoned: &AtomicBool) 
                 return Err(Error::with(Code::NotCommitted, detail));
             }
             Err(error) if error.is_retryable() || error.code() == Code::ConnectionFailed => {
-                let waited = database.runtime.now().saturating_sub(begun);
-                if is_abandoned.load(Ordering::Relaxed) && waited > ABANDONED_RESOLVE_MAX {
+                if !pauses.next().await {
                     return Err(lost);
                 }
-                let jitter = fraction_of(delay / 2, database.runtime.random());
-                database.runtime.sleep(delay / 2 + jitter).await;
-                delay = (delay * 2).min(RESOLVE_DELAY_MAX);
             }
             Err(error) if error.code() == Code::CommitUnknownResultFatal => return Err(error),
             Err(error) => {
@@ -325,6 +376,63 @@ async fn send(inner: &Inner, request: CommitRequest, is_abandoned: &AtomicBool) 
                 return Err(Error::with(Code::CommitUnknownResult, detail));
             }
         }
+    }
+}
+
+/// Commits a write of `key`: whatever had read it before, and has not committed by then, never will.
+async fn put_fence(inner: &Inner, key: Bytes, pauses: &mut Pauses<'_>) -> Result<()> {
+    let database = &inner.database;
+    let range = KeyRange::single(&key);
+    loop {
+        let put = async {
+            let read_version = database.beginnings.begin(Priority::Default).wait().await?.version;
+            let request = CommitRequest {
+                read_version,
+                read_conflicts: Vec::new(),
+                write_conflicts: vec![range.clone()],
+                mutations: Vec::new(),
+                id: None,
+                lowest_unanswered: database.commit_ids.lowest_open(),
+                report_conflicting_keys: false,
+                begins: None,
+                lock_aware: true,
+            };
+            database.endpoint.commit(request).await
+        };
+        match put.await {
+            Ok(_) => return Ok(()),
+            // Whether this one has happened nobody knows either: another one will tell.
+            Err(error) if error.is_retryable() || error.code() == Code::ConnectionFailed => {
+                if !pauses.next().await {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The pauses between two attempts to learn what became of a commit.
+struct Pauses<'a> {
+    inner: &'a Inner,
+    is_abandoned: &'a AtomicBool,
+    delay: Duration,
+    /// When the first began.
+    since: Option<Duration>,
+}
+
+impl Pauses<'_> {
+    /// Pauses, about twice as long each time. False at once if nobody wants to know any more and it has been long.
+    async fn next(&mut self) -> bool {
+        let runtime = &self.inner.database.runtime;
+        let waited = runtime.now().saturating_sub(*self.since.get_or_insert_with(|| runtime.now()));
+        if self.is_abandoned.load(Ordering::Relaxed) && waited > ABANDONED_RESOLVE_MAX {
+            return false;
+        }
+        let jitter = fraction_of(self.delay / 2, runtime.random());
+        runtime.sleep(self.delay / 2 + jitter).await;
+        self.delay = (self.delay * 2).min(RESOLVE_DELAY_MAX);
+        true
     }
 }
 

@@ -11,7 +11,8 @@
 //! begin         read versions, many in one question  commit        at most once
 //! retry         on_error's decisions                 options, settings
 //! watch         keys that change                     snapshot      long reads at one version
-//! special       keys that the client answers         promise, read futures
+//! special       keys that the client answers         lock          who may use the database
+//! mapped        an index and what it leads to, at once promise, read futures
 //! layers        tuples, subspaces, directories
 //! ```
 
@@ -24,6 +25,8 @@ mod conflicts;
 mod database;
 mod heard;
 pub mod layers;
+mod lock;
+mod mapped;
 mod options;
 mod overlay;
 mod promise;
@@ -46,6 +49,8 @@ mod writes;
 
 pub use commit::Commit;
 pub use database::{Database, DatabaseOptions};
+pub use lock::LockId;
+pub use mapped::{Mapped, MappedChunk, MappedRow};
 pub use options::{DatabaseOption, TransactionOption};
 pub use range::{RangeChunk, RangeOptions, RangeStream, StreamingMode};
 pub use read::ReadFuture;

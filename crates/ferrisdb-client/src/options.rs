@@ -85,7 +85,7 @@ pub(crate) fn invalid_value(number: i32, what: &str) -> Error {
 options! {
     /// An option of a transaction. Where the documentation says "accepted", it changes nothing.
     TransactionOption {
-        /// Accepted: commit ids make a commit whose answer was lost safe without a self-conflict.
+        /// Without a commit id: `commit_unknown_result` may be told while the commit is still under way. Otherwise no effect.
         CausalWriteRisky = 10,
         /// Accepted: read versions are always causally safe.
         CausalReadRisky = 20,
@@ -115,7 +115,7 @@ options! {
         AccessSystemKeys = 301,
         /// System keys (`\xff`...) may be read.
         ReadSystemKeys = 302,
-        /// As [`AccessSystemKeys`](Self::AccessSystemKeys).
+        /// Accepted: there are no tenants, so that every transaction sees all keys.
         RawAccess = 303,
         /// Accepted.
         BypassStorageQuota = 304,
@@ -161,11 +161,11 @@ options! {
         SnapshotRywEnable = 600,
         /// Counts one down: see [`SnapshotRywEnable`](Self::SnapshotRywEnable).
         SnapshotRywDisable = 601,
-        /// May use a locked database.
+        /// May read and write a locked database: see [`Database::lock`](crate::Database::lock).
         LockAware = 700,
         /// An operation during a commit fails, but does not make the transaction unusable.
         UsedDuringCommitProtectionDisable = 701,
-        /// May read a locked database, and cannot write.
+        /// May read a locked database, and cannot write (`transaction_read_only`), unless it is [`LockAware`](Self::LockAware) too.
         ReadLockAware = 702,
         /// Accepted.
         FirstInBatch = 710,

@@ -173,16 +173,21 @@ impl RangeOptions {
     }
 
     /// The rest of the read after `chunk`; `None` if there is none.
-    pub fn after(mut self, chunk: &RangeChunk) -> Option<RangeOptions> {
+    pub fn after(self, chunk: &RangeChunk) -> Option<RangeOptions> {
         let last = chunk.rows.last().filter(|_| chunk.more)?;
+        self.after_row(&last.key, chunk.rows.len())
+    }
+
+    /// The rest of the read after `rows` rows, the last of which has the key `last`.
+    pub(crate) fn after_row(mut self, last: &Bytes, rows: usize) -> Option<RangeOptions> {
         if self.reverse {
-            self.end = KeySelector::first_greater_or_equal(last.key.clone());
+            self.end = KeySelector::first_greater_or_equal(last.clone());
         } else {
-            self.begin = KeySelector::first_greater_than(last.key.clone());
+            self.begin = KeySelector::first_greater_than(last.clone());
         }
         self.iteration = self.iteration.saturating_add(1);
         if self.limit > 0 {
-            self.limit -= i32::try_from(chunk.rows.len()).unwrap_or(self.limit).min(self.limit);
+            self.limit -= i32::try_from(rows).unwrap_or(self.limit).min(self.limit);
             if self.limit == 0 {
                 return None;
             }

@@ -299,7 +299,7 @@ impl Inner {
         })
     }
 
-    fn begin_view(self: &Arc<Self>, state: &mut State, is_snapshot: bool) -> (View, u64) {
+    pub(crate) fn begin_view(self: &Arc<Self>, state: &mut State, is_snapshot: bool) -> (View, u64) {
         state.note_read_begun();
         let overlay: &Arc<Overlay> =
             if state.sees_own_writes(is_snapshot) { &state.overlay } else { &self.database.empty_overlay };

@@ -40,7 +40,9 @@ pub(crate) struct Settings {
     pub(crate) special_writes: bool,
     pub(crate) is_idempotent: bool,
     pub(crate) is_read_only: bool,
+    /// May begin, and unless it is read-only commit, while the database is locked.
     pub(crate) is_lock_aware: bool,
+    pub(crate) causal_write_risky: bool,
     pub(crate) priority: Priority,
     has_identifier: bool,
     tags: u8,
@@ -65,6 +67,7 @@ impl Settings {
             is_idempotent,
             is_read_only: false,
             is_lock_aware: false,
+            causal_write_risky: false,
             priority: Priority::Default,
             has_identifier: false,
             tags: 0,
@@ -86,7 +89,7 @@ impl Settings {
             T::ReadYourWritesDisable => self.is_ryw_disabled = true,
             T::PrioritySystemImmediate => self.priority = Priority::Immediate,
             T::PriorityBatch => self.priority = Priority::Batch,
-            T::AccessSystemKeys | T::RawAccess => (self.reads_system, self.writes_system) = (true, true),
+            T::AccessSystemKeys => (self.reads_system, self.writes_system) = (true, true),
             T::ReadSystemKeys => self.reads_system = true,
             T::DebugTransactionIdentifier(name) => {
                 if name.len() > IDENTIFIER_BYTES_MAX {
@@ -121,8 +124,10 @@ impl Settings {
             T::IdempotencyId(_) | T::AutomaticIdempotency => self.is_idempotent = true,
             T::SnapshotRywEnable => self.snapshot_ryw += 1,
             T::SnapshotRywDisable => self.snapshot_ryw -= 1,
+            T::CausalWriteRisky => self.causal_write_risky = true,
             T::LockAware => (self.is_lock_aware, self.is_read_only) = (true, false),
-            T::ReadLockAware => self.is_read_only = !self.is_lock_aware,
+            // Whoever may write already need not be told that it may read.
+            T::ReadLockAware if !self.is_lock_aware => (self.is_lock_aware, self.is_read_only) = (true, true),
             T::UsedDuringCommitProtectionDisable => self.protection_disabled = true,
             T::ReportConflictingKeys => self.report_conflicting_keys = true,
             T::SpecialKeySpaceRelaxed => self.special_relaxed = true,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 
 use ferrisdb_core::key::{SYSTEM_END, USER_END};
 use ferrisdb_core::{Bytes, Code, KeyRange, KeySelector, Result, Version};
-use ferrisdb_rpc::api::{GetRequest, Lease, LeaseRequest};
+use ferrisdb_rpc::api::{GetRequest, Lease, LeaseRequest, Priority};
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 
@@ -27,6 +27,8 @@ pub struct SnapshotOptions {
     pub version: Option<Version>,
     /// System keys (`\xff`...) may be read.
     pub read_system_keys: bool,
+    /// Is taken also while the database is locked; otherwise that is `database_locked`.
+    pub lock_aware: bool,
 }
 
 /// See the module's documentation. Cheap to clone; the lease ends with the last clone.
@@ -50,6 +52,9 @@ impl Drop for SnapshotInner {
 
 impl Snapshot {
     pub(crate) async fn take(database: &Arc<DatabaseInner>, options: SnapshotOptions) -> Result<Snapshot> {
+        if !options.lock_aware {
+            database.beginnings.begin(Priority::Default).admitted(false).wait().await?;
+        }
         let grant = Grant { database: Arc::clone(database), answer: None };
         let lease = grant.take(options.version).await?;
         let dropped = Promise::new();

@@ -213,7 +213,8 @@ impl Inner {
             state.version = ReadVersion::Known(version);
         }
         if matches!(state.version, ReadVersion::Unasked) {
-            state.version = match self.database.beginnings.begin(state.settings.priority) {
+            let begun = self.database.beginnings.begin(state.settings.priority);
+            state.version = match begun.admitted(state.settings.is_lock_aware) {
                 Begin::Now(Ok(version)) => ReadVersion::Known(version),
                 Begin::Now(Err(error)) => ReadVersion::Failed(error),
                 Begin::Later(answer) => ReadVersion::Asked(answer.shared()),

@@ -8,6 +8,7 @@ use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, MutationKind, Res
 
 use crate::commit::Commit;
 use crate::database::{Database, DatabaseInner};
+use crate::mapped::MappedChunk;
 use crate::options::TransactionOption;
 use crate::promise::Promise;
 use crate::range::{RangeChunk, RangeOptions, RangeStream};
@@ -81,6 +82,33 @@ impl Transaction {
     /// As of [`get`](Self::get); `exact_mode_without_limits`, `range_limits_invalid`.
     pub fn get_range(&self, options: impl Into<RangeOptions>) -> ReadFuture<RangeChunk> {
         self.inner.get_range(options.into(), false)
+    }
+
+    /// A chunk of a mapped range: the entries of an index, and for each what `mapper` says that it leads to.
+    ///
+    /// ```
+    /// # async fn example(tx: ferrisdb_client::Transaction) -> ferrisdb_core::Result<()> {
+    /// use ferrisdb_client::layers::Tuple;
+    ///
+    /// // Of the entries ("city", <city>, <person>) those of one city, and with each all that is kept below ("person", <person>).
+    /// let mapper = Tuple::from(("person", "{K[2]}", "{...}")).pack();
+    /// let chunk = tx.get_mapped_range(Tuple::from(("city", "Oslo")).range(), mapper).await?;
+    /// # let _ = chunk; Ok(())
+    /// # }
+    /// ```
+    ///
+    /// It reads and conflicts with both. [`MappedChunk::rest_of`] makes of its options and the chunk those for the next one.
+    ///
+    /// # Errors
+    /// As of [`get_range`](Self::get_range); `mapper_not_tuple`, `mapper_bad_range_decriptor`, `mapper_bad_index`, `key_not_tuple`,
+    /// `value_not_tuple`; `get_mapped_range_reads_your_writes` where the transaction itself has written; `quick_get_key_values_has_more` if one entry
+    /// leads to more than 2,000 rows; `unsupported_operation` in reverse or without read-your-writes.
+    pub fn get_mapped_range(
+        &self,
+        options: impl Into<RangeOptions>,
+        mapper: impl AsRef<[u8]>,
+    ) -> ReadFuture<MappedChunk> {
+        self.inner.get_mapped_range(options.into(), mapper.as_ref(), false)
     }
 
     /// All rows of a range, one by one.
@@ -393,6 +421,18 @@ impl SnapshotReads {
     /// See [`Transaction::get_range`].
     pub fn get_range(&self, options: impl Into<RangeOptions>) -> ReadFuture<RangeChunk> {
         self.inner.get_range(options.into(), true)
+    }
+
+    /// There is no such read without conflicts.
+    ///
+    /// # Errors
+    /// `unsupported_operation`, unless the call is wrong in another way.
+    pub fn get_mapped_range(
+        &self,
+        options: impl Into<RangeOptions>,
+        mapper: impl AsRef<[u8]>,
+    ) -> ReadFuture<MappedChunk> {
+        self.inner.get_mapped_range(options.into(), mapper.as_ref(), true)
     }
 
     /// See [`Transaction::get_ranges`].

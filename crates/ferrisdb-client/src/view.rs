@@ -238,7 +238,7 @@ impl View {
         self.endpoint.get_range(request).await
     }
 
-    async fn version(&self) -> Result<Version> {
+    pub(crate) async fn version(&self) -> Result<Version> {
         match &self.at {
             At::Version(version) => Ok(*version),
             At::Transaction { inner, epoch } => inner.version(*epoch).await,

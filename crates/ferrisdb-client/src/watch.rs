@@ -20,7 +20,6 @@ use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Version};
 use ferrisdb_rpc::api::{GetRequest, Priority, WatchRequest};
 use futures_util::FutureExt as _;
 
-use crate::begin::Begin;
 use crate::database::{DatabaseInner, WatchPermit};
 use crate::promise::Promise;
 use crate::read::ReadFuture;
@@ -210,10 +209,8 @@ fn passes(error: &Error) -> bool {
 
 /// The key's value now.
 async fn look(database: &Arc<DatabaseInner>, key: &Bytes) -> Result<(Version, Option<Bytes>)> {
-    let version = match database.beginnings.begin(Priority::Default) {
-        Begin::Now(version) => version?,
-        Begin::Later(version) => version.await?,
-    };
+    // Its transaction was admitted before: a lock of the database does not end a watch.
+    let version = database.beginnings.begin(Priority::Default).wait().await?.version;
     let value = database.endpoint.get(GetRequest { key: key.clone(), version }).await?;
     Ok((version, value))
 }

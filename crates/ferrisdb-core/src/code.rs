@@ -233,6 +233,30 @@ codes! {
     BlockedFromNetworkThread = 2026 "blocked_from_network_thread" Fatal
         "Detected a deadlock in a callback called from the network thread"
         "Do not block in a callback.";
+    MapperBadIndex = 2030 "mapper_bad_index" Fatal
+        "The index in K[] or V[] is not a valid number or out of range"
+        "The detail names the element of the mapper and how many elements the row's tuple has.";
+    MapperNoSuchKey = 2031 "mapper_no_such_key" Fatal
+        "A mapped key is not set in database"
+        "FerrisDB does not tell it: a mapped key that is not set has no value in the result.";
+    MapperBadRangeDescriptor = 2032 "mapper_bad_range_decriptor" Fatal
+        "\"{...}\" must be the last element of the mapper tuple"
+        "`{...}` may only be the last element of a mapper.";
+    QuickGetKeyValuesHasMore = 2033 "quick_get_key_values_has_more" Fatal
+        "One of the mapped range queries is too large"
+        "Map to ranges of fewer rows, or read them one by one.";
+    GetMappedRangeReadsYourWrites = 2039 "get_mapped_range_reads_your_writes" Fatal
+        "getMappedRange tries to read data that were previously written in the transaction"
+        "Read in a transaction that has not written there, or commit first.";
+    KeyNotTuple = 2041 "key_not_tuple" Fatal
+        "The key cannot be parsed as a tuple"
+        "A mapper with `{K[...]}` reads only keys that are tuples.";
+    ValueNotTuple = 2042 "value_not_tuple" Fatal
+        "The value cannot be parsed as a tuple"
+        "A mapper with `{V[...]}` reads only values that are tuples.";
+    MapperNotTuple = 2043 "mapper_not_tuple" Fatal
+        "The mapper cannot be parsed as a tuple"
+        "A mapper is a packed tuple.";
     IncompatibleProtocolVersion = 2100 "incompatible_protocol_version" Fatal
         "Incompatible protocol version"
         "Use a client and a server of versions that fit together; the detail names both.";

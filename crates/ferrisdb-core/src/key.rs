@@ -12,6 +12,9 @@ use bytes::Bytes;
 
 /// Where the user's keys end and the system's begin.
 pub const USER_END: &[u8] = b"\xff";
+/// While this system key has a value the database is locked: only transactions that say that they know of it may begin or commit. Its
+/// value is the versionstamp of the commit that locked it, then whatever that chose to be known by.
+pub const DATABASE_LOCK_KEY: &[u8] = b"\xff/dbLocked";
 /// Where stored keys end and special ones begin.
 pub const SYSTEM_END: &[u8] = b"\xff\xff";
 

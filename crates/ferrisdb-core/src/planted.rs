@@ -150,6 +150,20 @@ planted_bugs! {
     ReadNotConfirmed = "read-not-confirmed",
     /// A replica of the log forgets at a restart that it has cut off what another leader replaced.
     CutForgotten = "cut-forgotten",
+    /// A locked database takes the commits of everybody.
+    LockNotCheckedAtCommit = "lock-not-checked-at-commit",
+    /// Transactions begin on a locked database as on any other.
+    LockNotToldToReaders = "lock-not-told-to-readers",
+    /// An epoch begins with an unlocked database, whatever it was.
+    LockNotRecovered = "lock-not-recovered",
+    /// A commit without an id, of which nobody knows whether it happened, is told so while it may still be under way.
+    UnknownNotFenced = "unknown-not-fenced",
+    /// Blind writes without an id do not conflict with themselves.
+    NotSelfConflicting = "not-self-conflicting",
+    /// A mapped range read does not conflict with what it was mapped to.
+    MappedReadNoConflict = "mapped-read-no-conflict",
+    /// A mapped range read does not look whether the transaction has written what it is mapped to.
+    MappedReadsOwnWrites = "mapped-reads-own-writes",
     /// A snapshot of the log is newer than what all storage servers have.
     SnapshotTooNew = "snapshot-too-new",
 }

@@ -31,7 +31,7 @@ impl Endpoint for Memory {
     }
 
     fn begin(&self, _: BeginRequest) -> Answer<Begun> {
-        Answer::now(Ok(Begun { version: Version::from_u64(1) }))
+        Answer::now(Ok(Begun { version: Version::from_u64(1), is_locked: false }))
     }
 
     fn get(&self, _: GetRequest) -> Answer<Option<Bytes>> {
@@ -112,6 +112,7 @@ async fn one(client: &Client, work: Work, number: u64) {
                 lowest_unanswered: number,
                 report_conflicting_keys: false,
                 begins: None,
+                lock_aware: false,
             };
             client.commit(request).await.expect("a commit is answered");
         }

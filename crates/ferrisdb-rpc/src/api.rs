@@ -6,7 +6,7 @@
 //!
 //! # Which errors
 //! Those of the contract: `transaction_too_old`, `future_version`, `process_behind`, `not_committed` (as [`Committed::Conflict`]),
-//! `commit_unknown_result`, the throttling ones, and `io_error`, `internal_error`, `connection_failed` with a detail. Read-only
+//! `commit_unknown_result`, `database_locked` (of a commit; who begins is told by [`Begun`]), the throttling ones, and `io_error`, `internal_error`, `connection_failed` with a detail. Read-only
 //! questions may be asked again after any of them; for a commit see [`Endpoint::commit`].
 
 use std::sync::Arc;
@@ -41,6 +41,8 @@ pub struct BeginRequest {
 pub struct Begun {
     /// At or above every version that was acknowledged before the question was asked.
     pub version: Version,
+    /// The database is locked as of that version: only a transaction that says that it knows of it may go on.
+    pub is_locked: bool,
 }
 
 /// Asks for one key's value.
@@ -120,6 +122,8 @@ pub struct CommitRequest {
     /// Set if no read version was asked for on behalf of this transaction: `read_version` is one that the client had heard of before. The
     /// transaction begins with its commit then, and counts as one that begins, with this priority. Only for one that has read nothing.
     pub begins: Option<Priority>,
+    /// Commits also while the database is locked.
+    pub lock_aware: bool,
 }
 
 /// What became of a commit that was decided.

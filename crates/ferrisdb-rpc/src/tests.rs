@@ -104,7 +104,7 @@ impl Endpoint for Puppet {
 
     fn begin(&self, request: BeginRequest) -> Answer<Begun> {
         self.ask();
-        Answer::now(Ok(Begun { version: Version::from_u64(100 + u64::from(request.transactions)) }))
+        Answer::now(Ok(Begun { version: Version::from_u64(100 + u64::from(request.transactions)), is_locked: false }))
     }
 
     /// `hold…` waits to be released, `none` has no value, `big N` has `N` bytes, anything else its key for a value.
@@ -328,6 +328,7 @@ fn commit(key: &'static str) -> CommitRequest {
         lowest_unanswered: 1,
         report_conflicting_keys: true,
         begins: None,
+        lock_aware: false,
     }
 }
 

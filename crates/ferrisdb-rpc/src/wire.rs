@@ -160,6 +160,7 @@ pub(crate) fn commit_out(request: CommitRequest) -> Question {
         lowest_unanswered: request.lowest_unanswered,
         report_conflicting_keys: request.report_conflicting_keys,
         begins: request.begins.map(priority_out),
+        lock_aware: request.lock_aware,
     })
 }
 
@@ -178,6 +179,7 @@ pub(crate) fn commit_in(commit: proto::Commit) -> Checked<CommitRequest> {
         lowest_unanswered: commit.lowest_unanswered,
         report_conflicting_keys: commit.report_conflicting_keys,
         begins: commit.begins.map(|priority| priority_in(priority, "commit: an unknown priority")).transpose()?,
+        lock_aware: commit.lock_aware,
     })
 }
 
@@ -317,18 +319,18 @@ pub(crate) fn error_in(error: proto::Error) -> Checked<Error> {
 
 impl Answered for Begun {
     fn out(self) -> Body {
-        Body::Version(proto::Version { version: self.version.get() })
+        Body::Version(proto::Version { version: self.version.get(), is_locked: self.is_locked })
     }
 
     fn from_body(body: Body) -> Checked<Begun> {
         let Body::Version(begun) = body else { return Err(OTHER_KIND) };
-        Ok(Begun { version: version(begun.version)? })
+        Ok(Begun { version: version(begun.version)?, is_locked: begun.is_locked })
     }
 }
 
 impl Answered for Version {
     fn out(self) -> Body {
-        Body::Version(proto::Version { version: self.get() })
+        Body::Version(proto::Version { version: self.get(), is_locked: false })
     }
 
     fn from_body(body: Body) -> Checked<Version> {

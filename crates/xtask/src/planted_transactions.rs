@@ -19,18 +19,22 @@ enum Catcher {
     Oracle(u32),
     /// Histories of so many seeds at most.
     History(&'static str, u32),
+    /// What is final and what holds, of so many seeds at most.
+    Settled(&'static str, u32),
     /// Simulated groups of processes, of so many seeds at most.
     Group(&'static str, u32),
     /// The simulator of whole processes with this workload, so many seeds at most.
     World(&'static str, u32),
 }
 
-use Catcher::{Group, History, Oracle, World};
+use Catcher::{Group, History, Oracle, Settled, World};
 
 const LOG: &str = "log::replicated::tests::a_group_of_three_keeps_its_promises_under_faults";
 const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
+const FINAL: &str = "an_unknown_outcome_is_final";
+const LOCK: &str = "a_lock_outlives_the_process";
 const POWER: &str = "power_failures_lose_nothing_acknowledged";
 
 /// The table. A bug may have several lines; each must catch it.
@@ -79,6 +83,14 @@ const TABLE: &[(&str, Catcher)] = &[
     ("snapshot-too-new", Group(LOG, 100)),
     ("new-tag-forgotten", Group(CLUSTER, 100)),
     ("pop-before-flush", Group(CLUSTER, 100)),
+    ("lock-not-checked-at-commit", Oracle(200_000)),
+    ("lock-not-checked-at-commit", Settled(LOCK, 30)),
+    ("lock-not-told-to-readers", Oracle(200_000)),
+    ("lock-not-recovered", Settled(LOCK, 30)),
+    ("unknown-not-fenced", Settled(FINAL, 30)),
+    ("not-self-conflicting", Settled(FINAL, 30)),
+    ("mapped-read-no-conflict", Oracle(200_000)),
+    ("mapped-reads-own-writes", Oracle(200_000)),
     ("answered-before-durable", World("counters", 100)),
     ("log-skips-sync", World("counters", 100)),
     ("lost-answer-is-no", World("counters", 100)),
@@ -111,7 +123,8 @@ pub(crate) fn bug_names() -> Vec<&'static str> {
 /// Runs the table, or only one bug of it, prints it, and fails if a bug was missed or has no test.
 pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
     let package = "ferrisdb-sim";
-    let mut executables = build_tests(package, &["--test", "oracle", "--test", "history", "--test", "simulation"])?;
+    let mut executables =
+        build_tests(package, &["--test", "oracle", "--test", "history", "--test", "settled", "--test", "simulation"])?;
     executables.extend(build_tests("ferrisdb-server", &["--lib"])?);
     let mut clean: BTreeMap<Catcher, Run> = BTreeMap::new();
     let mut report = String::from("\n");
@@ -130,6 +143,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
             let target = match catcher {
                 Oracle(_) => "oracle",
                 History(..) => "history",
+                Settled(..) => "settled",
                 Group(..) => "lib",
                 World(..) => "simulation",
             };
@@ -148,6 +162,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
             let verdict = verdict.unwrap_or_else(|wrong| wrong);
             let test = match catcher {
                 Oracle(steps) => format!("oracle, {steps} steps at most"),
+                Settled(test, seeds) => format!("settled::{test}, {seeds} seeds at most"),
                 History(test, seeds) => format!("history::{test}, {seeds} seeds at most"),
                 Group(test, seeds) => format!("{test}, {seeds} seeds at most"),
                 World(workload, seeds) => format!("simulation of {workload}, {seeds} seeds at most"),
@@ -169,7 +184,9 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
     let mut command = Command::new(executable);
     match catcher {
         Oracle(steps) => command.arg("the_client_is_as").env("FERRISDB_ORACLE_STEPS", steps.to_string()),
-        History(test, seeds) => command.arg(test).env("FERRISDB_HISTORY_SEEDS", seeds.to_string()),
+        History(test, seeds) | Settled(test, seeds) => {
+            command.arg(test).env("FERRISDB_HISTORY_SEEDS", seeds.to_string())
+        }
         // Without the bug a few seeds are enough to see that the test passes.
         Group(test, seeds) => {
             let seeds = if bug.is_some() { seeds } else { seeds / 10 };
@@ -189,7 +206,7 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
                 Oracle(_) => {
                     output.lines().find_map(|line| line.strip_prefix("found after ")).unwrap_or_default().to_owned()
                 }
-                History(..) => {
+                History(..) | Settled(..) => {
                     let seeds = output.lines().rev().find_map(|line| line.strip_prefix("history "));
                     seeds.map_or_else(String::new, |seeds| format!("{seeds} seeds"))
                 }

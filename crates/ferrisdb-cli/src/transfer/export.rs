@@ -132,7 +132,8 @@ impl Export<'_> {
     }
 
     fn snapshot(&self, version: Option<Version>) -> Result<Snapshot, Failure> {
-        let options = SnapshotOptions { version, read_system_keys: self.arguments.transfer.system };
+        let options =
+            SnapshotOptions { version, read_system_keys: self.arguments.transfer.system, ..SnapshotOptions::default() };
         self.connected.run(async { Ok(self.connected.database.snapshot(options).await?) })
     }
 
@@ -225,7 +226,11 @@ impl Export<'_> {
             Ok(self
                 .connected
                 .database
-                .snapshot(SnapshotOptions { version: Some(version), read_system_keys: self.arguments.transfer.system })
+                .snapshot(SnapshotOptions {
+                    version: Some(version),
+                    read_system_keys: self.arguments.transfer.system,
+                    ..SnapshotOptions::default()
+                })
                 .await)
         })? {
             Ok(snapshot) => Ok((snapshot, begin)),

@@ -287,6 +287,12 @@ impl Overlay {
         }
     }
 
+    /// True if anything in `range` was written, or may turn out to have been.
+    pub(crate) fn has_writes_in(&self, range: &KeyRange) -> bool {
+        let is_in = |set: &RangeSet| !set.parts_in(range).is_empty();
+        self.entries_in(&range.begin, &range.end).next().is_some() || is_in(&self.cleared) || is_in(&self.unreadable)
+    }
+
     /// True if a read of `key` can conflict.
     pub(crate) fn conflicts_at(&self, key: &[u8]) -> bool {
         match self.entries.get(key) {

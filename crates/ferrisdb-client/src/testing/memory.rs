@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
+use ferrisdb_core::key::DATABASE_LOCK_KEY;
 use ferrisdb_core::mutation::apply;
 use ferrisdb_core::{
     Bytes, Code, KeyRange, KeyValue, Limits, Mutation, MutationKind, Result, Version, Versionstamp, versionstamp,
@@ -45,6 +46,8 @@ struct State {
     lost: VecDeque<Option<Lost>>,
     /// Errors that the next resolves return.
     resolve_errors: VecDeque<Code>,
+    /// Errors with which the next commits that are not lost fail.
+    commit_errors: VecDeque<Code>,
     /// Errors that the next reads return.
     read_errors: VecDeque<Code>,
     watch_errors: VecDeque<Code>,
@@ -88,6 +91,7 @@ impl MemoryEndpoint {
             late: Vec::new(),
             lost: VecDeque::new(),
             resolve_errors: VecDeque::new(),
+            commit_errors: VecDeque::new(),
             read_errors: VecDeque::new(),
             watch_errors: VecDeque::new(),
             watch_wakers: Vec::new(),
@@ -130,6 +134,11 @@ impl MemoryEndpoint {
     /// The answer to the commit after those already said is lost (`None`: is not).
     pub(crate) fn lose_commit(&self, lost: Option<Lost>) {
         self.lock().lost.push_back(lost);
+    }
+
+    /// A commit after those that are lost fails, and does not happen.
+    pub(crate) fn fail_commit(&self, code: Code) {
+        self.lock().commit_errors.push_back(code);
     }
 
     pub(crate) fn fail_resolve(&self, code: Code) {
@@ -196,6 +205,7 @@ impl MemoryEndpoint {
             lowest_unanswered: 0,
             report_conflicting_keys: false,
             begins: None,
+            lock_aware: true,
         };
         let committed = self.lock().decide(request).expect("it is new enough");
         let wakers = std::mem::take(&mut self.lock().watch_wakers);
@@ -283,6 +293,9 @@ impl State {
         if request.read_version < self.oldest {
             return Err(Code::TransactionTooOld.into());
         }
+        if self.is_locked() && !request.lock_aware {
+            return Err(Code::DatabaseLocked.into());
+        }
         let conflicting: Vec<u32> = (0..)
             .zip(&request.read_conflicts)
             .filter(|(_, range)| {
@@ -338,6 +351,10 @@ impl State {
         }
     }
 
+    fn is_locked(&self) -> bool {
+        self.rows.get(DATABASE_LOCK_KEY).is_some_and(|row| at(row, self.version).is_some())
+    }
+
     fn keys(&self, version: Version) -> Vec<Bytes> {
         self.rows.iter().filter(|(_, row)| at(row, version).is_some()).map(|(key, _)| key.clone()).collect()
     }
@@ -349,12 +366,12 @@ impl Endpoint for MemoryEndpoint {
     }
 
     fn begin(&self, request: BeginRequest) -> Answer<Begun> {
-        let version = {
+        let begun = {
             let mut state = self.lock();
             state.log.begins.push(request.transactions);
-            state.version
+            Begun { version: state.version, is_locked: state.is_locked() }
         };
-        self.answer(Ok(Begun { version }))
+        self.answer(Ok(begun))
     }
 
     fn get_here(&self, key: &[u8], version: Version) -> Option<Option<Bytes>> {
@@ -437,7 +454,10 @@ impl Endpoint for MemoryEndpoint {
             let mut state = self.lock();
             state.log.commits.push(request.clone());
             match state.lost.pop_front().flatten() {
-                None => state.decide(request),
+                None => match state.commit_errors.pop_front() {
+                    Some(code) => Err(code.into()),
+                    None => state.decide(request),
+                },
                 Some(lost) => {
                     match lost {
                         Lost::Done => drop(state.decide(request)),

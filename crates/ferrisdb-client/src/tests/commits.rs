@@ -413,3 +413,122 @@ fn a_commit_that_ends_after_a_reset_changes_nothing() {
     rt.block_on(tx.commit()).expect("the transaction is as new");
     assert_eq!(endpoint.rows().len(), 2);
 }
+
+/// 1021 without a commit id: not before the commit is out of the way, by a fence that it would conflict with.
+#[test]
+fn an_unknown_outcome_is_final_when_it_is_told() {
+    for lost in [Lost::Done, Lost::Never, Lost::Late] {
+        for reads in [false, true] {
+            let (db, endpoint, rt) =
+                database_with(DatabaseOptions { automatic_idempotency: false, ..Default::default() });
+            let tx = db.create_transaction();
+            if reads {
+                rt.block_on(tx.get("k")).expect("it reads");
+            }
+            tx.set("k", "1");
+            endpoint.lose_commit(Some(lost));
+            // Of the first fence nobody knows either what became of it, and it never arrived.
+            endpoint.lose_commit(Some(Lost::Never));
+            let error = rt.block_on(tx.commit()).expect_err("the answer was lost");
+            assert_eq!(error.code(), Code::CommitUnknownResult);
+            assert!(error.to_string().contains("it has happened, or never will"), "{error}");
+            let told = endpoint.rows();
+            assert_eq!(told.len(), usize::from(lost == Lost::Done), "the fence writes nothing");
+            endpoint.deliver_late();
+            assert_eq!(endpoint.rows(), told, "{lost:?}, {reads}: what is told to be unknown does not happen any more");
+            assert_eq!(endpoint.log().commits.len(), 3);
+            assert_eq!(endpoint.log().resolves, 0, "there is no id to ask by");
+        }
+    }
+}
+
+/// What has neither an id nor a key that it both reads and writes gets one, of the system's and at random; whoever calls that risky does not.
+#[test]
+fn a_commit_without_an_id_conflicts_with_itself() {
+    let (db, endpoint, rt) = database_with(DatabaseOptions { automatic_idempotency: false, ..Default::default() });
+    let commit = |prepare: &dyn Fn(&crate::Transaction)| {
+        let tx = db.create_transaction();
+        prepare(&tx);
+        rt.block_on(tx.commit()).expect("nobody has written");
+        let request = endpoint.log().commits.last().expect("it committed").clone();
+        let is_own = |range: &&ferrisdb_core::KeyRange| range.begin.starts_with(b"\xff/SC/");
+        let own: Vec<_> = request.read_conflicts.iter().filter(is_own).cloned().collect();
+        assert_eq!(own, request.write_conflicts.iter().filter(is_own).cloned().collect::<Vec<_>>());
+        for ranges in [&request.read_conflicts, &request.write_conflicts] {
+            assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].begin), "{ranges:?}");
+        }
+        (own.len(), own.first().map(|range| range.begin.clone()))
+    };
+    let (count, first) = commit(&|tx| tx.set("k", "1"));
+    let (_, second) = commit(&|tx| tx.set("k", "1"));
+    assert_eq!(count, 1);
+    assert!(first != second, "{first:?} twice");
+    assert_eq!(
+        commit(&|tx| {
+            rt.block_on(tx.get("l")).expect("it reads");
+            tx.set_option(&TransactionOption::AccessSystemKeys);
+            tx.set("k", "1");
+            tx.set(b"\xff/z", "");
+        })
+        .0,
+        1,
+        "it reads one key and writes others"
+    );
+    assert_eq!(
+        commit(&|tx| {
+            rt.block_on(tx.get_range(range("a", "z"))).expect("it reads");
+            tx.set("k", "1");
+        })
+        .0,
+        0,
+        "it reads what it writes"
+    );
+    assert_eq!(
+        commit(&|tx| {
+            tx.set_option(&TransactionOption::CausalWriteRisky);
+            tx.set("k", "1");
+        })
+        .0,
+        0
+    );
+    assert_eq!(
+        commit(&|tx| {
+            tx.set_option(&TransactionOption::AutomaticIdempotency);
+            tx.set("k", "1");
+        })
+        .0,
+        0,
+        "its id does better"
+    );
+    // And then its outcome is told at once, while it is still under way.
+    let tx = db.create_transaction();
+    tx.set_option(&TransactionOption::CausalWriteRisky);
+    tx.set("late", "");
+    endpoint.lose_commit(Some(Lost::Late));
+    assert_eq!(code(rt.block_on(tx.commit())), 1021);
+    endpoint.deliver_late();
+    assert!(endpoint.rows().iter().any(|(key, _)| key == "late"));
+}
+
+/// The fence is put up also while the database cannot be asked for some time, and a timeout ends the wait for it.
+#[test]
+fn a_fence_waits_for_the_database() {
+    let (db, endpoint, rt) = database_with(DatabaseOptions { automatic_idempotency: false, ..Default::default() });
+    let tx = db.create_transaction();
+    tx.set("k", "1");
+    endpoint.lose_commit(Some(Lost::Late));
+    for code in [Code::ConnectionFailed, Code::ProcessBehind, Code::CommitUnknownResult] {
+        endpoint.fail_commit(code);
+    }
+    assert_eq!(code(rt.block_on(tx.commit())), 1021);
+    endpoint.deliver_late();
+    assert!(endpoint.rows().is_empty());
+    // What does not pass is told.
+    let tx = db.create_transaction();
+    tx.set("k", "1");
+    endpoint.lose_commit(Some(Lost::Late));
+    endpoint.fail_commit(Code::IoError);
+    let error = rt.block_on(tx.commit()).expect_err("the answer was lost");
+    assert_eq!(error.code(), Code::CommitUnknownResult);
+    assert!(error.to_string().contains("it may happen yet"), "{error}");
+}

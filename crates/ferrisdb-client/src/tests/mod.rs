@@ -5,6 +5,8 @@ mod commits;
 mod conflicts;
 mod dropping;
 mod limits;
+mod locks;
+mod mapped;
 mod own_writes;
 mod random;
 mod ranges;

@@ -23,6 +23,7 @@ pub(super) fn questions() -> Vec<(&'static str, Question)> {
         lowest_unanswered: 299,
         report_conflicting_keys: true,
         begins: None,
+        lock_aware: false,
     };
     vec![
         ("begin", wire::begin_out(BeginRequest { transactions: 3, priority: Priority::Batch })),
@@ -39,7 +40,8 @@ pub(super) fn questions() -> Vec<(&'static str, Question)> {
             }),
         ),
         ("commit", wire::commit_out(commit.clone())),
-        ("commit blind", wire::commit_out(CommitRequest { begins: Some(Priority::Batch), ..commit })),
+        ("commit blind", wire::commit_out(CommitRequest { begins: Some(Priority::Batch), ..commit.clone() })),
+        ("commit lock aware", wire::commit_out(CommitRequest { lock_aware: true, ..commit })),
         ("resolve", wire::resolve_out(ResolveRequest { id, read_version: version })),
         ("watch", wire::watch_out(WatchRequest { key: "k".into(), value: Some("".into()), version })),
         ("watch absent", wire::watch_out(WatchRequest { key: "k".into(), value: None, version })),
@@ -66,7 +68,8 @@ pub(super) fn answers() -> Vec<(&'static str, Body)> {
     let row = KeyValue { key: "k".into(), value: "v".into() };
     vec![
         ("error", result_out::<u64>(Err(Error::with(Code::TransactionTooOld, "detail")))),
-        ("begun", result_out(Ok(Begun { version }))),
+        ("begun", result_out(Ok(Begun { version, is_locked: false }))),
+        ("begun locked", result_out(Ok(Begun { version, is_locked: true }))),
         ("value", result_out(Ok(Some(Bytes::from("value"))))),
         ("value empty", result_out(Ok(Some(Bytes::new())))),
         ("value absent", result_out(Ok(None::<Bytes>))),

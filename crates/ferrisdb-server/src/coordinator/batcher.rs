@@ -9,14 +9,17 @@
 //!   neither. (The driver takes it out only after the log has said that it is durable.)
 //! - `previous` is the version of the last batch that was appended. A batch that the log refused leaves only a gap in the versions.
 //! - `horizon` never goes down.
+//! - `lock` is what the database will be locked with once everything that was appended is durable. Where a transaction changes it, the metadata of the
+//!   batch says so: the lock is the log's, and is there after a restart, whoever coordinates then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ferrisdb_core::key::{SYSTEM_END, printable};
+use ferrisdb_core::key::{DATABASE_LOCK_KEY, SYSTEM_END, printable};
+use ferrisdb_core::mutation::apply;
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::versionstamp::{OFFSET_BYTES, fill, stamp_offset};
-use ferrisdb_core::{Code, Error, KeyRange, Limits, Mutation, MutationKind, Result, Version, Versionstamp};
+use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Mutation, MutationKind, Result, Version, Versionstamp};
 use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Lease, LeaseRequest, ResolveRequest};
 
 use super::lease::{LeaseOptions, Leases};
@@ -84,6 +87,8 @@ pub struct Group {
     /// The leases that it grants and ends.
     granted: Vec<u64>,
     ended: Vec<Entry>,
+    /// What the database was locked with before.
+    lock_before: Option<Bytes>,
 }
 
 /// What the log has to say about an id: what is known, and the id floor.
@@ -107,6 +112,8 @@ pub struct Batcher {
     ended: Vec<Entry>,
     /// The storage servers: each has everything.
     tags: BTreeSet<Tag>,
+    /// What the database is locked with, if it is.
+    lock: Option<Bytes>,
     /// A batch was refused after its writes went into the window: an empty one above it lets readers get past them.
     needs_batch: bool,
 }
@@ -136,6 +143,7 @@ impl Batcher {
             leases: Leases::new(leases, &recovered.leases, recovered.next_lease, now),
             ended: Vec::new(),
             tags: recovered.popped.keys().copied().collect(),
+            lock: recovered.lock.clone(),
             needs_batch: false,
         };
         (start, batcher)
@@ -146,6 +154,7 @@ impl Batcher {
         self.horizon = recovered.horizon;
         self.leases = Leases::new(leases, &recovered.leases, recovered.next_lease, now);
         self.tags = recovered.popped.keys().copied().collect();
+        self.lock = if planted(Bug::LockNotRecovered) { None } else { recovered.lock.clone() };
     }
 
     /// Whose batches these are.
@@ -193,6 +202,7 @@ impl Batcher {
             ids: Vec::new(),
             granted: Vec::new(),
             ended: std::mem::take(&mut self.ended),
+            lock_before: self.lock.clone(),
         };
         group.ended.extend(self.leases.expire(now));
         let mut grants = Vec::new();
@@ -270,6 +280,7 @@ impl Batcher {
         }
         group.granted.into_iter().for_each(|id| self.leases.take_back(id));
         self.ended.extend(group.ended);
+        self.lock = group.lock_before;
         self.needs_batch |= group.transactions > 0;
     }
 
@@ -313,6 +324,9 @@ impl Batcher {
             let detail = format!("the read version {} was not given out yet", request.read_version);
             return Decision::Now(Err(Error::with(Code::FutureVersion, detail)));
         }
+        if self.lock.is_some() && !request.lock_aware && !planted(Bug::LockNotCheckedAtCommit) {
+            return Decision::Now(Err(Error::new(Code::DatabaseLocked)));
+        }
         match self.window.check(request.read_version, &request.read_conflicts) {
             Checked::Ok => {}
             Checked::Conflict(_) if planted(Bug::BatchMatesNotChecked) && group.transactions > 0 => {}
@@ -342,6 +356,7 @@ impl Batcher {
                 }
                 _ => {}
             }
+            self.note_lock(&mutation, group);
             group.bytes += mutation.bytes() as u64;
             mutations.push(mutation);
         }
@@ -353,6 +368,27 @@ impl Batcher {
             group.ids.push(id);
         }
         Decision::WhenDurable(version, Response::Commit(committed(version, outcome)))
+    }
+
+    /// If this locks or unlocks the database: so it is from here on.
+    fn note_lock(&mut self, mutation: &Mutation, group: &mut Group) {
+        let Mutation { kind, key, value } = mutation;
+        if *key > DATABASE_LOCK_KEY || *kind != MutationKind::ClearRange && *key < DATABASE_LOCK_KEY {
+            return;
+        }
+        self.lock = match kind {
+            MutationKind::ClearRange if *value <= DATABASE_LOCK_KEY => return,
+            MutationKind::ClearRange => None,
+            MutationKind::Set => Some(value.clone()),
+            kind => apply(*kind, self.lock.as_ref(), value, self.limits.value_bytes),
+        };
+        group.metadata.push(match &self.lock {
+            Some(value) => Mutation::set(DATABASE_LOCK_KEY, value.clone()),
+            None => {
+                let KeyRange { begin, end } = KeyRange::single(DATABASE_LOCK_KEY);
+                Mutation::clear_range(begin, end)
+            }
+        });
     }
 
     fn resolve(

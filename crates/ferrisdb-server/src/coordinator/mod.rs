@@ -41,7 +41,7 @@ use ferrisdb_rpc::api::{
 };
 
 use crate::counters::Counters;
-use crate::log::{Applied, Entry, Log, Owner};
+use crate::log::{Applied, Confirmed, Entry, Log, Owner};
 use crate::runtime::JobRuntime;
 use crate::signal::{Bell, Reply, lock, reply};
 use batcher::{Batcher, Decision, Request, Response};
@@ -457,11 +457,11 @@ impl Shared {
         let owner = self.owner;
         // Below the first commit of an epoch nothing can be read.
         let has_committed = planted(Bug::ReadVersionNotNewest) && self.counters.committed.load(Ordering::Relaxed) > 0;
-        let begun = move |confirmed: Result<(Owner, Version)>| match confirmed {
-            Ok((now, version)) if now == owner && has_committed => {
-                Ok(Begun { version: Version::from_u64(version.get().saturating_sub(1)) })
+        let begun = move |confirmed: Result<Confirmed>| match confirmed {
+            Ok(Confirmed { owner: now, version, is_locked }) if now == owner => {
+                let version = Version::from_u64(version.get().saturating_sub(u64::from(has_committed)));
+                Ok(Begun { version, is_locked })
             }
-            Ok((now, version)) if now == owner => Ok(Begun { version }),
             Ok(_) => Err(Error::with(Code::ProcessBehind, "another coordinator has taken over")),
             Err(error) => Err(error),
         };

@@ -42,9 +42,9 @@ use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Wal, WalOptions, WalPosition, WalReader, WalState};
 
 use super::appending::{Maintained, RingMaintenance, append_records, space_for};
-use super::entry::{Entry, Owner, Pop, Tag};
+use super::entry::{Entry, Pop, Tag};
 use super::state::{Applied, Known, State};
-use super::{Delivery, Log, Recovered, Subscription};
+use super::{Confirmed, Delivery, Log, Recovered, Subscription};
 use crate::failure::from_storage;
 use crate::runtime::JobRuntime;
 use crate::signal::{Bell, Reply, lock, reply};
@@ -710,6 +710,7 @@ impl Log for LocalLog {
             leases: state.leases().clone(),
             next_lease: state.next_lease(),
             popped: popped.collect(),
+            lock: state.lock().cloned(),
         }
     }
 
@@ -718,9 +719,8 @@ impl Log for LocalLog {
         self.last()
     }
 
-    fn read_index(&self) -> Answer<(Owner, Version)> {
-        let core = lock(&self.shared.core);
-        Answer::now(Ok((core.state.owner(), core.state.last())))
+    fn read_index(&self) -> Answer<Confirmed> {
+        Answer::now(Ok(lock(&self.shared.core).state.confirmed()))
     }
 
     fn known(&self, id: CommitId) -> (Known, Version) {

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Mutation, Result, Version};
+use ferrisdb_core::{Bytes, Mutation, Result, Version};
 use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::CommitId;
 
@@ -50,6 +50,19 @@ pub struct Recovered {
     pub next_lease: u64,
     /// How far every tag has come.
     pub popped: BTreeMap<Tag, Version>,
+    /// What the database is locked with, if it is.
+    pub lock: Option<Bytes>,
+}
+
+/// Where the log's state machine stands, confirmed: see [`Log::read_index`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Confirmed {
+    /// The coordinator of the current epoch.
+    pub owner: Owner,
+    /// The last version.
+    pub version: Version,
+    /// The database is locked as of that version.
+    pub is_locked: bool,
 }
 
 /// A batch as one subscriber gets it.
@@ -120,9 +133,9 @@ pub trait Log: Send + Sync + 'static {
     /// The last version that this process knows to be durable and counted; of a newer one it may not have heard yet.
     fn last_known(&self) -> Version;
 
-    /// Confirms that no newer epoch has begun, and tells owner and last version as the log's state machine has them after that: the read version
+    /// Confirms that no newer epoch has begun, and tells owner, last version and lock as the log's state machine has them after that: the read version
     /// for whoever asked before. No coordinator may answer from its own memory.
-    fn read_index(&self) -> Answer<(Owner, Version)>;
+    fn read_index(&self) -> Answer<Confirmed>;
 
     /// What is known of a commit id, and the id floor: below that, nothing known says nothing.
     fn known(&self, id: CommitId) -> (Known, Version);

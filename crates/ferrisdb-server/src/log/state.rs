@@ -19,9 +19,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_u64, put_varint};
+use ferrisdb_core::key::DATABASE_LOCK_KEY;
 use ferrisdb_core::{Bytes, Mutation, MutationKind, Version};
 use ferrisdb_rpc::api::CommitId;
 
+use super::Confirmed;
 use super::entry::{
     Batch, Entry, EpochStart, LeaseChange, Outcome, Owner, Pop, Tag, count, outcome, owner, put_outcome, put_version,
     tag, version,
@@ -167,9 +169,19 @@ impl State {
         self.tags.values().copied().min().unwrap_or(self.last)
     }
 
-    /// The cluster's own data: who belongs to it, and who stores what.
+    /// The cluster's own data: who belongs to it, who stores what, and whether the database is locked.
     pub fn metadata(&self) -> &BTreeMap<Bytes, Bytes> {
         &self.metadata
+    }
+
+    /// What the database is locked with, if it is.
+    pub fn lock(&self) -> Option<&Bytes> {
+        self.metadata.get(DATABASE_LOCK_KEY)
+    }
+
+    /// Where it stands, for whoever has confirmed that it is the newest.
+    pub(crate) fn confirmed(&self) -> Confirmed {
+        Confirmed { owner: self.owner, version: self.last, is_locked: self.lock().is_some() }
     }
 
     /// Changes the metadata of a log that is about to be founded.

@@ -7,16 +7,19 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ferrisdb_client::{
-    ConflictRangeType, Database, RangeOptions, StreamingMode, Transaction, TransactionOption, WatchFuture,
+    ConflictRangeType, Database, Mapped, RangeOptions, StreamingMode, Transaction, TransactionOption, WatchFuture,
 };
-use ferrisdb_core::{Code, Error, KeyRange, Result, Runtime};
+use ferrisdb_core::{Code, Error, KeyRange, KeyValue, Result, Runtime};
 use futures_util::future::{Either, select};
 
 use super::Subject;
-use super::program::{Mode, Observed, RangeQuestion, SLOTS, Step};
+use super::program::{MappedRow, Mode, Observed, RangeQuestion, SLOTS, Step};
 
 /// How long a watch whose key has changed may take to fire.
 const WATCH_PATIENCE: Duration = Duration::from_secs(30);
+
+/// By what programs lock the database.
+const LOCK: [u8; 16] = *b"the oracle's one";
 
 /// Runs programs on a [`Database`].
 pub struct ClientSubject {
@@ -88,6 +91,28 @@ impl ClientSubject {
                     tx.add_conflict_range(range, ConflictRangeType::Write)?;
                     Observed::Done
                 }
+            }
+            Step::GetMapped { question, mapper, snapshot, .. } => {
+                let options = range_options(question);
+                let reading = if *snapshot {
+                    tx.snapshot().get_mapped_range(options, mapper)
+                } else {
+                    tx.get_mapped_range(options, mapper)
+                };
+                let chunk = reading.await?;
+                Observed::Mapped { rows: chunk.rows.into_iter().map(mapped_row).collect(), more: chunk.more }
+            }
+            Step::SetLock { locked } => {
+                if *locked { self.db.lock(LOCK).await } else { self.db.unlock(LOCK).await }?;
+                Observed::Done
+            }
+            Step::LockAware { read_only, .. } => {
+                tx.set_option(if *read_only {
+                    &TransactionOption::ReadLockAware
+                } else {
+                    &TransactionOption::LockAware
+                });
+                Observed::Done
             }
             Step::NextWriteNoConflict { .. } => {
                 tx.set_option(&TransactionOption::NextWriteNoWriteConflictRange);
@@ -195,6 +220,17 @@ fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         Poll::Ready(output) => Some(output),
         Poll::Pending => None,
     }
+}
+
+fn mapped_row(row: ferrisdb_client::MappedRow) -> MappedRow {
+    let (range, rows) = match row.mapped {
+        Mapped::Value { key, value } => {
+            let rows = value.into_iter().map(|value| KeyValue { key: key.clone(), value }).collect();
+            (KeyRange::single(&key), rows)
+        }
+        Mapped::Range { range, rows } => (range, rows),
+    };
+    MappedRow { entry: row.entry, range, rows }
 }
 
 fn range_options(question: &RangeQuestion) -> RangeOptions {

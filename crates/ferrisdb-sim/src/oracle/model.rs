@@ -1,5 +1,6 @@
 //! [`Model`]: what every call must return, from the contract.
 
+mod mapped;
 mod reads;
 mod writes;
 
@@ -35,6 +36,7 @@ pub struct Model {
     commits: Vec<Ranges>,
     slots: [Option<Transaction>; SLOTS],
     watches: Vec<Watch>,
+    is_locked: bool,
 }
 
 /// Ranges by whether the contract demands or only allows them.
@@ -88,6 +90,12 @@ struct Transaction {
     has_grown: bool,
     retry_limit: i32,
     retries: i32,
+    /// Option 700 or 702.
+    lock_aware: bool,
+    /// Option 702 without 700.
+    read_only: bool,
+    /// It asked for a read version of a locked database.
+    is_locked_out: bool,
 }
 
 #[derive(Debug)]
@@ -152,6 +160,9 @@ impl Transaction {
             has_grown: false,
             retry_limit: -1,
             retries: 0,
+            lock_aware: false,
+            read_only: false,
+            is_locked_out: false,
         }
     }
 
@@ -168,6 +179,9 @@ impl Transaction {
             (Phase::Ended, poison, _) => poison.into_iter().chain([Code::UsedDuringCommit]).collect(),
             // Which of them is told first is not the contract's.
             (_, Some(poison), deferred) => [poison, Code::UsedDuringCommit].into_iter().chain(deferred).collect(),
+            (Phase::Failed(_), None, deferred) if self.is_locked_out => {
+                deferred.into_iter().chain([Code::DatabaseLocked]).collect()
+            }
             // A commit that a deferred error refused may count as not begun.
             (Phase::Failed(_), None, deferred) => deferred.into_iter().chain([Code::UsedDuringCommit]).collect(),
             (_, None, deferred) => deferred.into_iter().collect(),
@@ -176,7 +190,8 @@ impl Transaction {
 
     /// A call came after the commit: it failed, and so will all others until the reset.
     fn note_misuse(&mut self, observed: &Observed) {
-        let is_misuse = !matches!(observed, Observed::Failed(code) if Some(*code) == self.deferred);
+        let is_told = matches!(observed, Observed::Failed(code) if Some(*code) == self.deferred);
+        let is_misuse = !is_told && !self.is_locked_out;
         if is_misuse && matches!(self.phase, Phase::Ended | Phase::Failed(_)) && self.poison.is_none() {
             self.poison = Some(Code::UsedDuringCommit);
             self.phase = Phase::Failed(Code::UsedDuringCommit);
@@ -241,6 +256,11 @@ impl Model {
         self.slots[slot].as_ref().is_some_and(|transaction| transaction.is_used == transaction.is_touched)
     }
 
+    /// True while the database is locked.
+    pub fn is_locked(&self) -> bool {
+        self.is_locked
+    }
+
     /// Watches that were set.
     pub fn watches(&self) -> usize {
         self.watches.len()
@@ -278,6 +298,8 @@ impl Model {
                     | Step::ReadVersion { .. }
                     | Step::NextWriteNoConflict { .. }
                     | Step::ReadYourWritesDisable { .. }
+                    | Step::SetLock { .. }
+                    | Step::LockAware { .. }
                     | Step::SnapshotReadYourWrites { .. }
                     | Step::RetryLimit { .. }
                     | Step::WatchFired { .. }
@@ -316,6 +338,19 @@ impl Model {
             Step::Get { slot, key, snapshot } => self.of(*slot).get(key, *snapshot, observed),
             Step::GetKey { slot, selector, snapshot } => self.of(*slot).get_key(selector, *snapshot, observed),
             Step::GetRange { slot, question, snapshot } => self.of(*slot).get_range(question, *snapshot, observed),
+            Step::GetMapped { slot, question, mapper, snapshot } => {
+                self.of(*slot).get_mapped(question, mapper, *snapshot, observed)
+            }
+            Step::SetLock { locked } => {
+                self.is_locked = *locked;
+                if *locked {
+                    // Nobody who has read anything before commits after.
+                    let mut all = Ranges::default();
+                    all.add(&KeyRange::new("", END));
+                    self.commits.push(all);
+                }
+                equal("lock", observed, &Observed::Done)
+            }
             Step::Watch { slot, key } => self.watch(*slot, key, observed),
             Step::CommittedVersion { slot } => match (self.of(*slot).committed, observed) {
                 (Some(version), Observed::Version(found)) => equal("committed version", found, &version),
@@ -355,9 +390,15 @@ impl Model {
 
     fn read_version(&mut self, slot: usize, observed: &Observed) -> Checked {
         let (newest, state, commits) = (self.newest, self.state.clone(), self.commits.len());
+        let is_locked = self.is_locked;
         let transaction = self.of(slot);
         let version = match observed {
             Observed::Failed(code) if transaction.failing().contains(code) => return Ok(()),
+            _ if is_locked && transaction.reads_at.is_none() && !transaction.lock_aware => {
+                transaction.is_locked_out = true;
+                transaction.phase = Phase::Failed(Code::DatabaseLocked);
+                return equal("read version of a locked database", observed, &Observed::Failed(Code::DatabaseLocked));
+            }
             Observed::Version(version) => u64::try_from(*version).map_err(|_| format!("found version {version}"))?,
             _ => return unexpected(observed),
         };
@@ -440,6 +481,16 @@ impl Model {
             self.of(slot).phase = Phase::Ended;
             self.of(slot).committed = Some(-1);
             return equal("commit of a transaction that wrote nothing", observed, &expected);
+        }
+        let refusal = match transaction {
+            Transaction { read_only: true, .. } => Some(Code::TransactionReadOnly),
+            Transaction { lock_aware: false, .. } if self.is_locked => Some(Code::DatabaseLocked),
+            _ => None,
+        };
+        if let Some(code) = refusal {
+            self.end_watches(slot, WatchState::Dead);
+            self.of(slot).phase = Phase::Failed(code);
+            return equal("commit", observed, &Observed::Failed(code));
         }
         // A transaction that never asked for a version reads at one that contains everything.
         let seen = transaction.reads_at.as_ref().map_or(self.commits.len(), |(_, _, seen)| *seen);

@@ -1,6 +1,6 @@
 //! What programs are made of, and the dice.
 
-use ferrisdb_core::{Bytes, Code, KeySelector, KeyValue, MutationKind, Random, SplitMix64};
+use ferrisdb_core::{Bytes, Code, KeyRange, KeySelector, KeyValue, MutationKind, Random, SplitMix64};
 
 use super::model::{Model, Phase};
 
@@ -101,6 +101,22 @@ pub enum Step {
         begin: Bytes,
         end: Bytes,
     },
+    /// A chunk of a mapped range.
+    GetMapped {
+        slot: usize,
+        question: RangeQuestion,
+        mapper: Bytes,
+        snapshot: bool,
+    },
+    /// Locks the database, or unlocks it, beside all transactions.
+    SetLock {
+        locked: bool,
+    },
+    /// Options 700, and 702 if `read_only`.
+    LockAware {
+        slot: usize,
+        read_only: bool,
+    },
     /// Option 30.
     NextWriteNoConflict {
         slot: usize,
@@ -186,6 +202,8 @@ impl Step {
             | Step::Atomic { slot, .. }
             | Step::ReadConflict { slot, .. }
             | Step::WriteConflict { slot, .. }
+            | Step::GetMapped { slot, .. }
+            | Step::LockAware { slot, .. }
             | Step::NextWriteNoConflict { slot }
             | Step::ReadYourWritesDisable { slot }
             | Step::SnapshotReadYourWrites { slot, .. }
@@ -199,8 +217,21 @@ impl Step {
             | Step::OnError { slot, .. }
             | Step::Reset { slot }
             | Step::Cancel { slot } => slot,
+            // It is nobody's.
+            Step::SetLock { .. } => 0,
         }
     }
+}
+
+/// What an entry of a mapped range leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedRow {
+    /// The entry.
+    pub entry: KeyValue,
+    /// Where what it leads to may be: one key, or all that begin with one.
+    pub range: KeyRange,
+    /// What is there.
+    pub rows: Vec<KeyValue>,
 }
 
 /// What came of a step.
@@ -216,6 +247,13 @@ pub enum Observed {
     Rows {
         /// In the order asked for.
         rows: Vec<KeyValue>,
+        /// The flag.
+        more: bool,
+    },
+    /// Rows of one chunk of a mapped range.
+    Mapped {
+        /// In order.
+        rows: Vec<MappedRow>,
         /// The flag.
         more: bool,
     },
@@ -242,6 +280,10 @@ pub enum Observed {
 /// The next step: what makes sense in the model's state, and now and then what does not.
 pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
     let slot = index(random, SLOTS);
+    // Nobody gets far while it is locked: mostly it is not.
+    if random.one_in(if model.is_locked() { 6 } else { 1_000 }) {
+        return Step::SetLock { locked: !model.is_locked() };
+    }
     match model.phase(slot) {
         Phase::New => return Step::Begin { slot },
         Phase::Failed(code) => {
@@ -277,7 +319,8 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
         0..48 if needs_version => Step::ReadVersion { slot },
         0..14 => Step::Get { slot, key: read_key(random), snapshot: random.one_in(4) },
         14..24 => Step::GetKey { slot, selector: selector(random), snapshot: random.one_in(4) },
-        24..46 => Step::GetRange { slot, question: question(random), snapshot: random.one_in(4) },
+        24..27 => mapped(random, slot),
+        27..46 => Step::GetRange { slot, question: question(random), snapshot: random.one_in(4) },
         46..48 => Step::Watch { slot, key: key(random) },
         48..60 => Step::Set { slot, key: write_key(random), value: value(random) },
         60..64 => Step::Clear { slot, key: write_key(random) },
@@ -294,6 +337,7 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
             let (begin, end) = range(random);
             Step::WriteConflict { slot, begin, end }
         }
+        83 if random.one_in(3) => Step::LockAware { slot, read_only: random.one_in(3) },
         83 => match random.below(5) {
             0 if model.is_use_certain(slot) => Step::ReadYourWritesDisable { slot },
             1 => Step::RetryLimit { slot, limit: small(random, 4) - 1 },
@@ -333,8 +377,58 @@ fn offset_of(place: usize) -> i32 {
 
 /// Few different keys, so that programs meet: up to three bytes, with the bytes that make trouble among them.
 fn key(random: &mut SplitMix64) -> Bytes {
+    if random.one_in(8) {
+        return tuple_key(random);
+    }
     let len = [0, 1, 1, 2, 2, 3][index(random, 6)];
     (0..len).map(|_| [0, b'a', b'b', b'c', 0xFE][index(random, 5)]).collect()
+}
+
+/// A packed tuple `("t", n...)` with one or two small numbers: what mapped reads find and lead to.
+fn tuple_key(random: &mut SplitMix64) -> Bytes {
+    let mut key = vec![0x02, b't', 0x00];
+    for _ in 0..=index(random, 2) {
+        key.extend([0x15, 1 + [0, 1, 2][index(random, 3)]]);
+    }
+    key.into()
+}
+
+/// A read of an index, which is mostly one: the tuples that begin with "t".
+fn mapped(random: &mut SplitMix64, slot: usize) -> Step {
+    let mut question = question(random);
+    question.reverse = random.one_in(20);
+    if !random.one_in(4) {
+        question.begin = KeySelector::first_greater_or_equal(Bytes::from_static(b"\x02t\x00"));
+        question.end = KeySelector::first_greater_or_equal(Bytes::from_static(b"\x02t\x01"));
+    }
+    let mut mapper = Vec::new();
+    if !random.one_in(4) {
+        mapper.extend_from_slice(b"\x02t\x00");
+    }
+    for _ in 0..index(random, 4) {
+        let elements: [&[u8]; 10] = [
+            b"\x02{K[1]}\x00",
+            b"\x02{K[1]}\x00",
+            b"\x01{K[0]}\x00",
+            b"\x02{K[2]}\x00",
+            b"\x02{V[0]}\x00",
+            b"\x15\x01",
+            b"\x00",
+            b"\x02{{a}}\x00",
+            b"\x02{K[x]}\x00",
+            b"\x02{...}\x00",
+        ];
+        // The last two are wrong, where they stand.
+        let last = if random.one_in(10) { 10 } else { 8 };
+        mapper.extend_from_slice(elements[index(random, last)]);
+    }
+    if random.one_in(2) {
+        mapper.extend_from_slice(b"\x02{...}\x00");
+    }
+    if random.one_in(40) {
+        mapper.push(0xFE);
+    }
+    Step::GetMapped { slot, question, mapper: mapper.into(), snapshot: random.one_in(20) }
 }
 
 /// Now and then one that may not be read.
@@ -360,6 +454,9 @@ fn value(random: &mut SplitMix64) -> Bytes {
 }
 
 fn operand(random: &mut SplitMix64) -> Bytes {
+    if random.one_in(8) {
+        return vec![0x15, 1 + [0, 1, 2][index(random, 3)]].into();
+    }
     let len = index(random, 5);
     (0..len).map(|_| [0, 1, 0x7F, 0xFF][index(random, 4)]).collect()
 }

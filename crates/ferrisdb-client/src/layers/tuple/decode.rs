@@ -21,6 +21,17 @@ pub(super) fn elements(bytes: &[u8]) -> Result<Vec<Element>> {
     Ok(elements)
 }
 
+pub(super) fn split(bytes: &[u8]) -> Result<Vec<&[u8]>> {
+    let mut reader = Reader { bytes, place: 0 };
+    let mut parts = Vec::new();
+    while let Some(code) = reader.peek() {
+        let begin = reader.place;
+        reader.element(code, 0)?;
+        parts.push(&bytes[begin..reader.place]);
+    }
+    Ok(parts)
+}
+
 struct Reader<'a> {
     bytes: &'a [u8],
     place: usize,

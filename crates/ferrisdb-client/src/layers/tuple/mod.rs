@@ -134,6 +134,14 @@ impl Tuple {
     }
 }
 
+/// The packed bytes of each element of a packed tuple.
+///
+/// # Errors
+/// `invalid_tuple_data_type`, as [`Tuple::unpack`].
+pub(crate) fn split(bytes: &[u8]) -> Result<Vec<&[u8]>> {
+    decode::split(bytes)
+}
+
 impl FromIterator<Element> for Tuple {
     fn from_iter<I: IntoIterator<Item = Element>>(elements: I) -> Tuple {
         Tuple { elements: elements.into_iter().collect() }

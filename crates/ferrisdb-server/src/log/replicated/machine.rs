@@ -29,9 +29,9 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta};
 use openraft::{EntryPayload, OptionalSend};
 
-use super::super::entry::{Batch, Entry, Owner, Tag};
+use super::super::entry::{Batch, Entry, Tag};
 use super::super::state::{Applied, Known, State};
-use super::super::{Delivery, Recovered, Subscription};
+use super::super::{Confirmed, Delivery, Recovered, Subscription};
 use super::store::{LogStore, StoredSnapshot};
 use super::types::{LogId, Members, Outcome, Proposal, RaftLogEntry, Types};
 use crate::signal::{Bell, lock};
@@ -215,10 +215,9 @@ impl Machine {
         self.shared.purge_bell.ring();
     }
 
-    /// Who owns the current epoch, and the last version.
-    pub(super) fn newest(&self) -> (Owner, Version) {
-        let core = lock(&self.shared.core);
-        (core.now.state.owner(), core.now.state.last())
+    /// Where the state stands here.
+    pub(super) fn newest(&self) -> Confirmed {
+        lock(&self.shared.core).now.state.confirmed()
     }
 
     /// Looks at the state, under the lock.
@@ -244,6 +243,7 @@ impl Machine {
             leases: state.leases().clone(),
             next_lease: state.next_lease(),
             popped: state.tags().clone(),
+            lock: state.lock().cloned(),
         }
     }
 

@@ -58,9 +58,9 @@ use self::network::Network;
 use self::runtime::scope;
 use self::store::LogStore;
 use self::types::{Proposal, Types};
-use super::entry::{Entry, Owner, Pop, Tag};
+use super::entry::{Entry, Pop, Tag};
 use super::state::{Applied, Known, State};
-use super::{Log, Recovered, Subscription};
+use super::{Confirmed, Log, Recovered, Subscription};
 use crate::runtime::JobRuntime;
 use crate::signal::{Bell, Latch, Reply, lock, reply};
 
@@ -159,7 +159,7 @@ struct Queue {
     /// Popped, and not known to be applied: they ride with the next entries, again and again, because a proposal may be lost. Twice does no harm.
     pops: BTreeMap<Tag, Version>,
     /// Who waits for the next round of confirmation.
-    reads: Vec<Reply<(Owner, Version)>>,
+    reads: Vec<Reply<Confirmed>>,
 }
 
 /// What a replica knows of its group.
@@ -499,10 +499,10 @@ impl Log for ReplicatedLog {
     }
 
     fn last_known(&self) -> Version {
-        self.shared.machine.newest().1
+        self.shared.machine.newest().version
     }
 
-    fn read_index(&self) -> Answer<(Owner, Version)> {
+    fn read_index(&self) -> Answer<Confirmed> {
         if planted(Bug::ReadNotConfirmed) {
             return Answer::now(Ok(self.shared.machine.newest()));
         }

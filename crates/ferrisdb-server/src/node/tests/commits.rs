@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::log::{Known, Outcome};
+use ferrisdb_core::key::DATABASE_LOCK_KEY;
 
 #[test]
 fn what_is_committed_is_read() {
@@ -278,4 +279,56 @@ fn a_run_is_decided_by_its_seed() {
     };
     assert_eq!(run(3), run(3));
     assert_ne!(run(3).1, run(4).1);
+}
+
+/// What locks, what unlocks, and what does neither: in the order of the commits, within a group too, and kept over restarts.
+#[test]
+fn a_lock_holds_from_its_commit_on() {
+    let lock = || Mutation::set(DATABASE_LOCK_KEY, &b"mine"[..]);
+    let cleared = |begin: &'static str, end: &[u8]| Mutation::clear_range(begin, end.to_vec());
+    let at = DATABASE_LOCK_KEY;
+    let stamped = [&[0; 10][..], b"mine", &0u32.to_le_bytes()].concat();
+    let changes: Vec<(Mutation, bool)> = vec![
+        (Mutation::set([DATABASE_LOCK_KEY, b"x"].concat(), &b"beside"[..]), false),
+        (lock(), true),
+        (cleared("a", at), true),
+        (cleared("a", b"\xff/e"), false),
+        (Mutation::new(MutationKind::SetVersionstampedValue, at, stamped), true),
+        (Mutation::new(MutationKind::CompareAndClear, at, &b"other"[..]), true),
+        (Mutation::new(MutationKind::ByteMin, at, &b""[..]), true),
+        (Mutation::new(MutationKind::CompareAndClear, at, &b""[..]), false),
+        (Mutation::new(MutationKind::CompareAndClear, at, &b""[..]), false),
+        (Mutation::new(MutationKind::Add, at, &b"1"[..]), true),
+    ];
+    let mut machine = Machine::new(SimFileSystem::new(), 1);
+    let mut node = machine.open().expect("it opens");
+    for (number, (mutation, is_locked)) in changes.into_iter().enumerate() {
+        // All in the queue before anything is decided: the second is checked against the first.
+        let version = machine.begin(&node);
+        let changed = node.commit(Transaction::at(version).mutate(mutation.clone()).lock_aware().build());
+        let other = node.commit(Transaction::at(version).set("k", "1").build());
+        assert!(matches!(machine.wait(changed), Ok(Committed::At { .. })), "{mutation:?}");
+        let refused = machine.wait(other).map_err(|error| error.code());
+        let expected = if is_locked { Err(Code::DatabaseLocked) } else { refused.clone() };
+        assert_eq!(refused, expected, "{mutation:?}");
+        assert_eq!(refused.is_err(), is_locked, "{mutation:?}");
+        for crash in [false, true] {
+            if crash {
+                drop(node);
+                machine = machine.crash(CrashMode::UnsyncedLost, number as u64);
+                node = machine.open().expect("it opens again");
+            }
+            let begun = machine.wait(node.begin(BeginRequest::default())).expect("it is told, not refused");
+            assert_eq!(begun.is_locked, is_locked, "{mutation:?}, after a crash: {crash}");
+            let blind = Transaction::at(begun.version).set("k", "2");
+            assert_eq!(machine.commit(&node, blind.clone().build()).is_err(), is_locked, "{mutation:?}");
+            assert!(machine.commit(&node, blind.lock_aware().build()).is_ok(), "who knows commits");
+        }
+        if number % 3 == 0 {
+            // Everything is in tables, and the log is purged: the lock is in the state that is kept with the tables.
+            machine.wait(node.close()).expect("it closes");
+            node = machine.open().expect("it opens again");
+            assert_eq!(machine.wait(node.begin(BeginRequest::default())).expect("it begins").is_locked, is_locked);
+        }
+    }
 }

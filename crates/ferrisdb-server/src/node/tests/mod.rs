@@ -139,6 +139,7 @@ impl Transaction {
             lowest_unanswered: 0,
             report_conflicting_keys: false,
             begins: None,
+            lock_aware: false,
         })
     }
 
@@ -158,6 +159,11 @@ impl Transaction {
     fn mutate(mut self, mutation: Mutation) -> Transaction {
         self.0.write_conflicts.push(KeyRange::single(&mutation.key));
         self.0.mutations.push(mutation);
+        self
+    }
+
+    fn lock_aware(mut self) -> Transaction {
+        self.0.lock_aware = true;
         self
     }
 

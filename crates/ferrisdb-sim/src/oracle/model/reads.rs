@@ -124,11 +124,26 @@ impl Transaction {
         &mut self,
         begin: &KeySelector,
         end: &KeySelector,
-        (from, to): (&Resolved, &Resolved),
+        places: (&Resolved, &Resolved),
         rows: &[KeyValue],
         more: bool,
         reverse: bool,
     ) {
+        let (must, may) = Transaction::range_conflicts(begin, end, places, rows, more, reverse);
+        let view = self.view(false);
+        let (must, may) = (view.depends_on(&must), view.depends_on(&may));
+        self.read_conflicts.add_all(must, may);
+    }
+
+    /// What a range read must conflict with, and what it may, as far as own writes do not hide it.
+    pub(super) fn range_conflicts(
+        begin: &KeySelector,
+        end: &KeySelector,
+        (from, to): (&Resolved, &Resolved),
+        rows: &[KeyValue],
+        more: bool,
+        reverse: bool,
+    ) -> (KeyRange, KeyRange) {
         let in_order = begin.key < end.key;
         let (mut low, mut high) =
             if in_order { (begin.key.clone(), end.key.clone()) } else { (end.key.clone(), begin.key.clone()) };
@@ -167,14 +182,12 @@ impl Transaction {
         let high = if off_end { Bytes::from_static(END) } else { high.max(key_after(greatest)) };
         let is_plain = begin.offset == 1 && end.offset == 1;
         let may = if is_plain { must.clone() } else { KeyRange::new(low, high) };
-        let view = self.view(false);
-        let (must, may) = (view.depends_on(&must), view.depends_on(&may));
-        self.read_conflicts.add_all(must, may);
+        (must, may)
     }
 }
 
 /// Errors of a question that is wrong in itself.
-fn question_errors(question: &RangeQuestion) -> Vec<Code> {
+pub(super) fn question_errors(question: &RangeQuestion) -> Vec<Code> {
     let mut errors = Vec::new();
     if question.begin.key.as_ref() > END || question.end.key.as_ref() > END {
         errors.push(Code::KeyOutsideLegalRange);
@@ -211,7 +224,7 @@ fn cost(row: &KeyValue) -> usize {
 }
 
 /// True if a chunk of these rows is complete by its limits.
-fn is_full(rows: &[KeyValue], question: &RangeQuestion) -> bool {
+pub(super) fn is_full(rows: &[KeyValue], question: &RangeQuestion) -> bool {
     let limit = usize::try_from(question.limit).expect("programs have no negative limits");
     let bytes: usize = rows.iter().map(cost).sum();
     (limit > 0 && rows.len() >= limit)
@@ -219,7 +232,7 @@ fn is_full(rows: &[KeyValue], question: &RangeQuestion) -> bool {
 }
 
 /// A chunk is the beginning of what there is; it ends at a limit or early, never late; `more` is false only at the end.
-fn check_chunk(
+pub(super) fn check_chunk(
     rows: &[KeyValue],
     more: bool,
     all: &[KeyValue],

@@ -92,6 +92,12 @@ impl Transaction {
             }
             Step::SnapshotReadYourWrites { enable, .. } => self.snapshot_ryw += if *enable { 1 } else { -1 },
             Step::RetryLimit { limit, .. } => self.retry_limit = *limit,
+            Step::LockAware { read_only: false, .. } => (self.lock_aware, self.read_only) = (true, false),
+            // Section 4 of the C API: 702 after 700 takes nothing away.
+            Step::LockAware { .. } => {
+                self.read_only |= !self.lock_aware;
+                self.lock_aware = true;
+            }
             _ => unreachable!("the other steps are checked elsewhere"),
         }
         Ok(())

@@ -391,8 +391,9 @@ impl World {
                 // A read version is at least whatever was acknowledged before it was asked for.
                 (owner, truth.acknowledged.last_key_value().map_or(0, |(&version, _)| version))
             };
-            let Ok((confirmed_owner, version)) = log.read_index().await else { continue };
-            if confirmed_owner == owner {
+            let Ok(confirmed) = log.read_index().await else { continue };
+            let version = confirmed.version;
+            if confirmed.owner == owner {
                 let mut truth = lock(&self.truth);
                 truth.confirmed += 1;
                 if version.get() < least {
