@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::bench::BenchArguments;
+use crate::cluster::ClusterArguments;
 use crate::sim::{SimArguments, SimSeedArguments};
 use crate::text::Typed;
 use crate::transfer::export::ExportArguments;
@@ -123,6 +124,14 @@ pub(crate) enum Command {
     #[command(after_help = example("ferrisdb status --connect localhost:4700\n  ferrisdb status --data db --json"))]
     Status(StatusArguments),
 
+    /// Show the processes of a cluster, and change who belongs to it
+    ///
+    /// Each change can be tried with --dry-run, is refused with the reason if it would lose data or a majority, and is waited for, with progress on standard error.
+    #[command(after_help = example(
+        "ferrisdb cluster members --connect localhost:4700\n  ferrisdb cluster exclude 3 --connect localhost:4700"
+    ))]
+    Cluster(ClusterArguments),
+
     /// Explain an error's number or name, or list all of them
     #[command(after_help = example("ferrisdb explain 1020\n  ferrisdb explain commit_unknown_result"))]
     Explain(ExplainArguments),
@@ -175,7 +184,7 @@ pub(crate) enum Command {
 }
 
 /// Examples and exit codes.
-fn example(lines: &str) -> String {
+pub(crate) fn example(lines: &str) -> String {
     format!("Example:\n  {lines}\n\n{EXIT_CODES}")
 }
 
@@ -491,6 +500,10 @@ pub(crate) struct ServeArguments {
     /// How long a stop waits for what is under way [default: 10s]
     #[arg(long, value_name = "TIME", env = "FERRISDB_DRAIN_TIMEOUT", hide_env_values = true)]
     pub(crate) drain_timeout: Option<String>,
+
+    /// In a cluster: a process that is silent for so long is gone, and others take its place [default: 60s]
+    #[arg(long, value_name = "TIME", env = "FERRISDB_GONE_AFTER", hide_env_values = true)]
+    pub(crate) gone_after: Option<String>,
 }
 
 /// How log lines look.

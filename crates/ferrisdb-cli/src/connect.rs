@@ -107,6 +107,17 @@ pub(crate) async fn open_if_named(
     }
 }
 
+/// The servers that the arguments, or else the environment, name.
+pub(crate) fn servers(arguments: &ConnectArguments) -> Result<String, Failure> {
+    match named(arguments)? {
+        Some(Place::Server(addresses)) => Ok(addresses),
+        _ => Err(Failure::usage(
+            "which cluster?",
+            format!("give --connect HOST:PORT, the address of one of its processes, or set {CONNECT_VARIABLE}"),
+        )),
+    }
+}
+
 /// What the arguments name, or else the environment.
 fn named(arguments: &ConnectArguments) -> Result<Option<Place>, Failure> {
     let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());

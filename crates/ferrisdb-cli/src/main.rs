@@ -7,13 +7,14 @@
 //! serve      a database and its port               connect    where a client command finds its database
 //! shell      commands typed or piped               text       keys and values as text
 //! oneshot    get, set, clear, range                transfer   import, export
-//! status, explain, demo, bench, sim, inspect, manual
+//! cluster, status, explain, demo, bench, sim, inspect, manual
 //! ```
 
 #![forbid(unsafe_code)]
 
 mod arguments;
 mod bench;
+mod cluster;
 mod connect;
 mod dataset;
 mod demo;
@@ -66,6 +67,7 @@ fn run(command: Command, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Range(arguments) => oneshot::range(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Import(arguments) => transfer::import::import(&arguments, io::stdout().lock()),
         Command::Export(arguments) => transfer::export::export(&arguments, io::stdout().lock()),
+        Command::Cluster(arguments) => cluster::cluster(&arguments, io::stdout().lock()),
         Command::Status(arguments) => status::status(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Explain(arguments) => explain::explain(&arguments, BufWriter::new(io::stdout().lock())),
         Command::Bench(arguments) => bench::run(&arguments, &mut io::stdout().lock()),

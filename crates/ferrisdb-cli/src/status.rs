@@ -10,6 +10,7 @@ use ferrisdb_storage::inspect::{Cell, Sink as _};
 use serde_json::Value;
 
 use crate::arguments::{Output, StatusArguments};
+use crate::cluster;
 use crate::connect::{self, Connected, Missing};
 use crate::failure::Failure;
 use crate::printer::Printer;
@@ -110,12 +111,25 @@ fn tell(document: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage
     };
     printer.field("database", state.as_str().into())?;
     printer.field("cluster_id", text(&cluster["cluster_id"]).as_str().into())?;
-    printer.field("directory", text(&cluster["processes"]["0"]["directory"]).as_str().into())?;
-    printer.field("address", text(&cluster["processes"]["0"]["address"]).as_str().into())?;
+    let own = &cluster["process"];
+    let here = match own["number"].as_u64() {
+        None => &cluster["processes"]["0"],
+        Some(number) => {
+            printer.field("epoch", text(&cluster["generation"]).as_str().into())?;
+            printer.field("asked_process", number.into())?;
+            &cluster["processes"][number.to_string()]
+        }
+    };
+    let directory = if own.is_null() { &here["directory"] } else { &own["directory"] };
+    printer.field("directory", text(directory).as_str().into())?;
+    printer.field("address", text(&here["address"]).as_str().into())?;
     for message in cluster["messages"].as_array().into_iter().flatten() {
         printer.field("WARNING", text(&message["description"]).as_str().into())?;
     }
     printer.field("limited_by", text(&cluster["qos"]["performance_limited_by"]["description"]).as_str().into())?;
+    if !own.is_null() {
+        cluster::tell_members(document, printer)?;
+    }
     for section in ["versions", "workload", "qos", "log", "storage"] {
         let Value::Object(members) = &cluster[section] else { continue };
         // Names of tables live as long as the program; these are few.
@@ -183,7 +197,7 @@ fn tell_engine(engine: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_st
 }
 
 /// A value without quotes; nothing is a dash.
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) if text.is_empty() => "-".to_owned(),

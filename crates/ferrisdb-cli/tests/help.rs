@@ -8,9 +8,10 @@ use std::process::{Command, Output, Stdio};
 use expect_test::{Expect, expect, expect_file};
 
 /// All but the hidden ones.
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "bench",
     "clear",
+    "cluster",
     "completions",
     "demo",
     "explain",
@@ -52,6 +53,16 @@ fn help_texts() {
         let help = stdout(&[command, "--help"]);
         expect_file![format!("help/{command}.txt")].assert_eq(&help);
         assert!(help.contains("Example:\n  ferrisdb ") && help.contains("Exit codes:"), "{help}");
+    }
+}
+
+/// The commands of `cluster`.
+#[test]
+fn help_texts_of_cluster() {
+    for command in ["members", "exclude", "include", "configure", "transfer"] {
+        let help = stdout(&["cluster", command, "--help"]);
+        expect_file![format!("help/cluster-{command}.txt")].assert_eq(&help);
+        assert!(help.contains("Example:\n  ferrisdb cluster ") && help.contains("Exit codes:"), "{help}");
     }
 }
 

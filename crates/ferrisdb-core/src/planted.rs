@@ -166,4 +166,10 @@ planted_bugs! {
     MappedReadsOwnWrites = "mapped-reads-own-writes",
     /// A snapshot of the log is newer than what all storage servers have.
     SnapshotTooNew = "snapshot-too-new",
+    /// A storage server whose tag was taken goes on with what the log has for it: nothing.
+    DroppedTagServes = "dropped-tag-serves",
+    /// A process whose disk went back takes part in the log as before.
+    WentBackVotes = "went-back-votes",
+    /// A tag is taken though no other process has everything.
+    RemovedWithoutReplica = "removed-without-replica",
 }

@@ -37,6 +37,11 @@ impl Life {
         self.is_paused.store(is_paused, Ordering::SeqCst);
     }
 
+    /// True while it stands still.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::SeqCst)
+    }
+
     /// Its jobs take no step any more.
     pub(crate) fn end(&self) {
         self.is_alive.store(false, Ordering::SeqCst);

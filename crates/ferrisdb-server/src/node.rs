@@ -147,7 +147,7 @@ impl Node {
             Box::new(move |appended: u64| {
                 let backlog_bytes = appended.saturating_sub(applied.bytes.load(Ordering::Relaxed));
                 // The engine's statistics take locks: not on the way of every commit.
-                Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.lag().is_stalled }
+                Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.lag().is_stalled, process: 0 }
             })
         };
         let (coordinator, starting) =

@@ -7,6 +7,10 @@
 //! A disk that lies about syncs, loses writes, or is put back, takes what was acknowledged with it when there is no replica. So bits are
 //! flipped only in tables, which are checked when read and never rewritten, and flipped back before the end: until then the answer is the right one or an
 //! error.
+//!
+//! # What is done to one of many
+//! Its disk is lost, and a new process comes in its place; or the disk goes back to how it was. Both only while every other one has everything: a cluster of three survives
+//! one such loss at a time.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,12 +19,15 @@ use std::time::Duration;
 use ferrisdb_core::{Random, SplitMix64};
 use ferrisdb_storage::fs::sim::{CrashMode, DiskError, Injection, OpKind, Verdict};
 
+use crate::programs::Members;
 use crate::world::clock::RATE_RIGHT;
 use crate::world::disk::Speed;
 use crate::world::{Death, World};
 
 /// A space that no disk of a run fills.
 const ENDLESS_BYTES: u64 = 1 << 40;
+/// An image is so old before it is put back that the others know what it lacks, and have written that down.
+const IMAGE_OLD: Duration = Duration::from_secs(10);
 
 /// A kind of fault, with the name under which it is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +70,10 @@ pub enum Kind {
     ClockFreeze,
     /// A clock goes too fast or too slowly.
     ClockRate,
+    /// A process of a cluster is lost with its disk, and a new one comes in its place.
+    LostForGood,
+    /// The disk of a process of a cluster goes back to how it was.
+    WentBack,
 }
 
 impl Kind {
@@ -87,8 +98,13 @@ impl Kind {
         (Kind::ClockJump, "clock-jump"),
         (Kind::ClockFreeze, "clock-freeze"),
         (Kind::ClockRate, "clock-rate"),
+        (Kind::LostForGood, "lost-for-good"),
+        (Kind::WentBack, "went-back"),
     ];
 }
+
+/// The files of a disk.
+type Image = Vec<(PathBuf, Vec<u8>)>;
 
 /// What ends a fault that lasts.
 #[derive(Debug, Clone)]
@@ -119,6 +135,10 @@ pub struct Chaos {
     lasting: Vec<(Duration, Cure)>,
     /// Hosts that are down, and until when; with how many operations their recovery is to last.
     down: BTreeMap<String, (Duration, Option<u64>)>,
+    /// How the processes of a cluster stand.
+    members: Members,
+    /// Of one host, how its disk was, and when: old enough, it may be put back.
+    image: Option<(Duration, String, Image)>,
     /// Clients that died since this was asked for.
     felled: Vec<String>,
     /// How often what happened.
@@ -127,7 +147,14 @@ pub struct Chaos {
 
 impl Chaos {
     /// For these hosts. `latency_max` and `speed` are what the network and the disks are like when nothing is wrong with them.
-    pub fn new(seed: u64, servers: Vec<String>, clients: Vec<String>, latency_max: Duration, speed: Speed) -> Chaos {
+    pub fn new(
+        seed: u64,
+        servers: Vec<String>,
+        clients: Vec<String>,
+        latency_max: Duration,
+        speed: Speed,
+        members: Members,
+    ) -> Chaos {
         let mut random = SplitMix64::new(seed);
         let mut urn = Vec::new();
         while urn.is_empty() {
@@ -148,6 +175,8 @@ impl Chaos {
             next: Duration::ZERO,
             lasting: Vec::new(),
             down: BTreeMap::new(),
+            members,
+            image: None,
             felled: Vec::new(),
             happened: BTreeMap::new(),
         }
@@ -202,6 +231,7 @@ impl Chaos {
             return;
         }
         self.next = now + Duration::from_millis(200 + self.random.below(self.pause_max));
+        self.take_image(world);
         let (kind, name) = self.urn[usize::try_from(self.random.below(self.urn.len() as u64)).expect("an index")];
         if self.befall(world, kind) {
             *self.happened.entry(name).or_default() += 1;
@@ -259,6 +289,13 @@ impl Chaos {
                     self.down.get_mut(&server).expect("it was just felled").1 = Some(operations);
                 }
                 return true;
+            }
+            Kind::LostForGood => return self.change_disk(world, &server, &[]),
+            Kind::WentBack => {
+                let Some((taken, server, image)) = self.image.clone() else { return false };
+                let has_changed = now > taken + IMAGE_OLD && self.change_disk(world, &server, &image);
+                self.image = self.image.take().filter(|_| !has_changed);
+                return has_changed;
             }
             _ => {}
         }
@@ -354,10 +391,41 @@ impl Chaos {
                 host.clock().set_rate(RATE_RIGHT / 2 + self.random.below(RATE_RIGHT * 3));
                 self.lasting.push((now + lasts, Cure::Rate(server)));
             }
-            Kind::Kill | Kind::PowerLoss | Kind::PowerLossInRecovery | Kind::ClientKill => {
+            Kind::Kill
+            | Kind::PowerLoss
+            | Kind::PowerLossInRecovery
+            | Kind::ClientKill
+            | Kind::LostForGood
+            | Kind::WentBack => {
                 unreachable!("done above")
             }
         }
+        true
+    }
+
+    /// True if any process may be lost with its disk: nothing else is wrong that could cost a second one.
+    fn may_lose_one(&self) -> bool {
+        self.servers.len() > 1 && self.down.is_empty() && self.members.may_lose_one(&self.servers)
+    }
+
+    /// Remembers how a disk is.
+    fn take_image(&mut self, world: &World) {
+        let now = world.now();
+        let is_old = self.image.as_ref().is_none_or(|(taken, _, _)| now > *taken + 3 * IMAGE_OLD);
+        if is_old && self.may_lose_one() {
+            let server = self.one_of(&self.servers.clone());
+            let image = world.host(&server).disk().image();
+            self.image = Some((now, server, image));
+        }
+    }
+
+    /// A machine dies, and starts with other files on its disk.
+    fn change_disk(&mut self, world: &mut World, server: &str, files: &[(PathBuf, Vec<u8>)]) -> bool {
+        if !self.may_lose_one() || world.host(server).disk().is_gone() {
+            return false;
+        }
+        self.fell(world, server, Death::Killed);
+        world.host(server).disk().replace(files);
         true
     }
 
@@ -388,6 +456,7 @@ impl Chaos {
     /// A host dies and will start again.
     fn fell(&mut self, world: &mut World, name: &str, death: Death) {
         world.kill(name, death);
+        self.members.forget(name);
         self.felled.push(name.to_owned());
         let until = world.now() + Duration::from_millis(50 + self.random.below(1_500));
         self.down.insert(name.to_owned(), (until, None));

@@ -1,9 +1,12 @@
 //! What runs on the hosts of a simulation: a [database](one_process) in one process, or [one of the processes](one_of_many) of a cluster.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::{pending, poll_fn};
 use std::path::Path;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -54,22 +57,66 @@ async fn serve_node(doors: Doors, options: NodeOptions) -> Ended {
     .await
 }
 
-/// One of the processes of a cluster: the first one founds it, the others join. It ends when it has failed, as [`one_process`] does.
-pub fn one_of_many(options: ClusterOptions, others: Vec<String>, is_first: bool) -> impl Process {
-    move |doors: Doors| serve_cluster_node(doors, options.clone(), others.clone(), is_first)
+/// How the processes of a cluster stand, as each says itself: what someone sees who looks after them.
+#[derive(Debug, Clone, Default)]
+pub struct Members(Rc<RefCell<BTreeMap<String, Member>>>);
+
+/// How one process stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Member {
+    process: u64,
+    is_complete: bool,
+    voters: BTreeSet<u64>,
 }
 
-async fn serve_cluster_node(doors: Doors, options: ClusterOptions, others: Vec<String>, is_first: bool) -> Ended {
+impl Members {
+    /// True if each host's process has everything, and exactly these processes vote: any one of them may be lost for good.
+    pub fn may_lose_one(&self, hosts: &[String]) -> bool {
+        let members = self.0.borrow();
+        let processes: BTreeSet<u64> = members.values().map(|member| member.process).collect();
+        let is_whole = |member: &Member| member.is_complete && member.voters == processes;
+        processes.len() == hosts.len() && hosts.iter().all(|host| members.get(host).is_some_and(is_whole))
+    }
+
+    /// The process of a host has died, and says nothing any more.
+    pub fn forget(&self, host: &str) {
+        self.0.borrow_mut().remove(host);
+    }
+
+    fn note(&self, host: &str, node: &ClusterNode) {
+        let member = Member { process: node.process(), is_complete: node.is_complete(), voters: node.group().voters };
+        self.0.borrow_mut().insert(host.to_owned(), member);
+    }
+}
+
+/// One of the processes of a cluster: the first one founds it, the others join. It ends when it has failed, as [`one_process`] does.
+pub fn one_of_many(options: ClusterOptions, others: Vec<String>, is_first: bool, members: Members) -> impl Process {
+    let is_founded = Rc::new(std::cell::Cell::new(!is_first));
+    move |doors: Doors| {
+        serve_cluster_node(doors, options.clone(), others.clone(), Rc::clone(&is_founded), members.clone())
+    }
+}
+
+async fn serve_cluster_node(
+    doors: Doors,
+    options: ClusterOptions,
+    others: Vec<String>,
+    is_founded: Rc<std::cell::Cell<bool>>,
+    members: Members,
+) -> Ended {
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::new(Handle::current(), doors.seed));
     let network = Arc::new(PeerNetwork { doors_network: doors.network.clone(), seed: AtomicU64::new(doors.seed) });
     let of_node = cluster::Doors { env: doors.env.clone(), runtime, network };
     let here = Peer { address: format!("{}:{PORT}", doors.address), zone: String::new() };
     let addresses = || others.iter().map(|other| format!("{other}:{PORT}")).collect();
     let node = loop {
-        let beginning = if is_first { Beginning::Found } else { Beginning::Join(addresses()) };
+        let beginning = if !is_founded.get() { Beginning::Found } else { Beginning::Join(addresses()) };
         let opening = ClusterNode::open(of_node.clone(), &doors.directory, options.clone(), here.clone(), beginning);
         match opening.await {
-            Ok(node) => break node,
+            Ok(node) => {
+                is_founded.set(true);
+                break node;
+            }
             // Nobody to join is there yet.
             Err(error) if error.code() == Code::ConnectionFailed => {}
             Err(error) => return Err(error.to_string()),
@@ -80,6 +127,7 @@ async fn serve_cluster_node(doors: Doors, options: ClusterOptions, others: Vec<S
     let mut serving = pin!(ferrisdb_rpc::serve(listener, node.endpoint(), ServeOptions::default(), pending()));
     let mut failing = pin!(async {
         loop {
+            members.note(&doors.address, &node);
             if let Some(failure) = node.failure() {
                 break failure;
             }

@@ -27,7 +27,7 @@ use ferrisdb_server::log::replicated::LogStoreOptions;
 use futures_util::future::join_all;
 
 use crate::faults::{Chaos, Kind};
-use crate::programs::{self, PORT, one_of_many, one_process};
+use crate::programs::{self, Members, PORT, one_of_many, one_process};
 use crate::workloads::{self, Client, Shared, Verdict, Workload, client_name};
 use crate::world::clock::{HostClock, RATE_RIGHT};
 use crate::world::disk::Speed;
@@ -121,6 +121,8 @@ struct Knobs {
     is_power_lost_at_the_end: bool,
     /// One: a database in one process. More: a cluster of so many.
     processes: u64,
+    /// A process that is silent for so long is gone for good, as far as the others can tell.
+    gone_after: Duration,
 }
 
 /// How much the database keeps in memory.
@@ -144,12 +146,14 @@ impl Knobs {
             memory: [Memory::Tiny, Memory::Small, Memory::Default][usize::try_from(of(&[0, 0, 1, 2])).expect("small")],
             is_power_lost_at_the_end: of(&[0, 1]) == 1,
             processes: of(&[1, 3]),
+            gone_after: Duration::from_secs(of(&[4, 10, 60])),
         }
     }
 
     fn cluster_options(&self) -> ClusterOptions {
         let NodeOptions { storage, coordinator, .. } = self.node_options();
         let mut options = ClusterOptions { storage, coordinator, ..ClusterOptions::default() };
+        options.members.gone_after = self.gone_after;
         if self.memory != Memory::Default {
             options.log.store = LogStoreOptions { segment_bytes: 64 << 10, hot_bytes: 16 << 10 };
             options.log.hot_bytes = 8 << 10;
@@ -228,13 +232,14 @@ impl Run {
             HostClock::new(offset, RATE_RIGHT - knobs.skew + random.below(2 * knobs.skew + 1))
         };
         let servers: Vec<String> = (1..=knobs.processes).map(server_name).collect();
+        let members = Members::default();
         for server in &servers {
             if knobs.processes == 1 {
                 world.add(server, clock(), one_process(knobs.node_options()));
             } else {
                 let others = servers.iter().filter(|other| *other != server).cloned().collect();
                 let is_first = server == &servers[0];
-                world.add(server, clock(), one_of_many(knobs.cluster_options(), others, is_first));
+                world.add(server, clock(), one_of_many(knobs.cluster_options(), others, is_first, members.clone()));
             }
             world.host(server).disk().set_speed(knobs.speed);
         }
@@ -248,7 +253,7 @@ impl Run {
         }
         let of_judge = Rc::clone(&stage);
         world.add(JUDGE, clock(), move |doors| judge(doors, Rc::clone(&of_judge), Rc::clone(&addresses)));
-        let chaos = Chaos::new(random.next_u64(), servers.clone(), clients, knobs.latency_max, knobs.speed);
+        let chaos = Chaos::new(random.next_u64(), servers.clone(), clients, knobs.latency_max, knobs.speed, members);
         Run { world, chaos, stage, random, trace, servers, is_power_lost_at_the_end: knobs.is_power_lost_at_the_end }
     }
 

@@ -31,6 +31,9 @@ use Catcher::{Group, History, Oracle, Settled, World};
 
 const LOG: &str = "log::replicated::tests::a_group_of_three_keeps_its_promises_under_faults";
 const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults";
+const GONE: &str = "cluster::tests::membership::a_process_that_was_gone_copies_everything_anew";
+const WENT_BACK: &str = "cluster::tests::membership::a_disk_that_went_back_does_not_vote";
+const LAST_REPLICA: &str = "cluster::control::tests::the_last_replica_is_kept";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
 const FINAL: &str = "an_unknown_outcome_is_final";
@@ -91,6 +94,9 @@ const TABLE: &[(&str, Catcher)] = &[
     ("not-self-conflicting", Settled(FINAL, 30)),
     ("mapped-read-no-conflict", Oracle(200_000)),
     ("mapped-reads-own-writes", Oracle(200_000)),
+    ("dropped-tag-serves", Group(GONE, 10)),
+    ("went-back-votes", Group(WENT_BACK, 10)),
+    ("removed-without-replica", Group(LAST_REPLICA, 10)),
     ("answered-before-durable", World("counters", 100)),
     ("log-skips-sync", World("counters", 100)),
     ("lost-answer-is-no", World("counters", 100)),

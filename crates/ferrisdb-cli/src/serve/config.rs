@@ -69,6 +69,7 @@ struct File {
     block_cache: Option<String>,
     read_threads: Option<usize>,
     drain_timeout: Option<String>,
+    gone_after: Option<String>,
 }
 
 /// How a server is run.
@@ -93,6 +94,7 @@ pub(crate) struct Config {
     pub(crate) block_cache: Setting<usize>,
     pub(crate) read_threads: Setting<usize>,
     pub(crate) drain_timeout: Setting<Duration>,
+    pub(crate) gone_after: Setting<Duration>,
 }
 
 impl Config {
@@ -150,6 +152,11 @@ impl Config {
                 "write it as 500ms, 10s or 2m",
                 parse_duration,
             )?,
+            gone_after: pick.or("gone_after", a.gone_after, file.gone_after, "60s".to_owned()).parsed(
+                "gone_after",
+                "write it as 10s or 2m",
+                parse_duration,
+            )?,
             file: a.config,
         })
     }
@@ -188,6 +195,7 @@ impl fmt::Display for Config {
         }
         line("read_threads", &self.read_threads.value, self.read_threads.source)?;
         line("drain_timeout", &seconds(self.drain_timeout.value), self.drain_timeout.source)?;
+        line("gone_after", &seconds(self.gone_after.value), self.gone_after.source)?;
         match &self.file {
             Some(file) => writeln!(f, "  file: {}", file.display()),
             None => writeln!(f, "  file: none (--config FILE)"),
@@ -393,5 +401,6 @@ mod tests {
         assert_eq!(config.drain_timeout.value, serve.drain_timeout);
         assert_eq!(config.block_cache.value, node.storage.engine.block_cache_bytes);
         assert_eq!(config.read_threads.value, node.storage.read_jobs);
+        assert_eq!(config.gone_after.value, ferrisdb::cluster::MemberOptions::default().gone_after);
     }
 }

@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::ArgMatches;
-use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, Peer, RpcNetwork};
+use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Peer, RpcNetwork};
 use ferrisdb::{Endpoint, Limits, Node, NodeOptions};
 use ferrisdb_rpc::{ServeOptions, Server, TokioRuntime};
 use ferrisdb_storage::Env;
@@ -80,7 +80,10 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     out.flush()?;
     tracing::info!(event = "server.started", %address, data = %config.data.value.display(), "serving");
 
-    let failure = || process.failure();
+    let failure = || {
+        process.log_notices();
+        process.failure()
+    };
     let failure = runtime.block_on(serve(&server, listener, &failure, stop, config.exit_on_failure.value));
     // Connections hold nothing any more; tasks of the transport end with their runtime.
     let closed = process.close(&runtime);
@@ -281,7 +284,8 @@ impl Process {
             address: config.advertise.as_ref().map_or_else(|| address.to_string(), |advertise| advertise.value.clone()),
             zone: config.zone.value.clone(),
         };
-        let cluster_options = ClusterOptions { storage: options.storage, ..ClusterOptions::default() };
+        let members = MemberOptions { gone_after: config.gone_after.value, ..MemberOptions::default() };
+        let cluster_options = ClusterOptions { storage: options.storage, members, ..ClusterOptions::default() };
         let seed = u64::from_le_bytes(env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes"));
         let transport = Arc::new(TokioRuntime::new(runtime.handle().clone(), seed));
         let network = Arc::new(RpcNetwork::new(Arc::clone(&transport)));
@@ -301,6 +305,15 @@ impl Process {
         match self {
             Process::Alone(node) => node.failure(),
             Process::OfMany(node) => node.failure(),
+        }
+    }
+
+    /// What happened to a process of a cluster that whoever runs it should know.
+    fn log_notices(&self) {
+        if let Process::OfMany(node) = self {
+            for notice in node.take_notices() {
+                tracing::warn!(event = "cluster.began_again", process = node.process(), "{notice}");
+            }
         }
     }
 

@@ -89,6 +89,78 @@ fn three_processes_are_one_database() {
     again.stop();
 }
 
+fn three(directory: &Path, more: &[&str]) -> Vec<Server> {
+    let path = |number: usize| directory.join(number.to_string());
+    let mut servers = vec![Server::start(&path(1), &[&["--cluster"], more].concat())];
+    let join = servers[0].address.clone();
+    for number in 2..=3 {
+        servers.push(Server::start(&path(number), &[&["--join", &join], more].concat()));
+    }
+    ok(&["cluster", "members", "--until-complete", "3", "--connect", &join, "--timeout", "2m"]);
+    servers
+}
+
+fn number(address: &str) -> u64 {
+    status(address)["cluster"]["process"]["number"].as_u64().unwrap()
+}
+
+/// One is killed for good; a fresh one takes its place, and the dead one is forgotten. Nothing is lost, and the status says how it is all the time.
+#[test]
+fn a_dead_process_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut servers = three(directory.path(), &["--gone-after", "4s"]);
+    let address = servers[0].address.clone();
+    set(&address, "k", "1");
+    let dead = number(&servers[2].address).to_string();
+    servers.pop().unwrap().kill();
+    let state = || status(&address)["cluster"]["processes"][&dead]["state"].clone();
+    until("it is suspected", || state() == "suspected");
+    until("it is gone", || state() == "gone");
+    let text = ok(&["status", "--connect", &address]);
+    assert!(text.contains(&format!("Process {dead} is gone, and its vote in the log is missing")), "{text}");
+    let fresh = Server::start(&directory.path().join("fresh"), &["--join", &address, "--gone-after", "4s"]);
+    until("it is forgotten", || state().is_null());
+    ok(&["cluster", "members", "--until-complete", "3", "--connect", &address]);
+    assert_eq!(get(&fresh.address, "k"), "1");
+    let members = ok(&["cluster", "members", "--connect", &fresh.address]);
+    assert!(members.contains(&fresh.address) && members.contains("storage log"), "{members}");
+}
+
+/// An order that would cost a vote is refused with the reason; with a fourth process the leader itself is drained, and stopped for good.
+#[test]
+fn a_process_is_excluded() {
+    let directory = tempfile::tempdir().unwrap();
+    let servers = three(directory.path(), &["--gone-after", "4s"]);
+    let address = servers[0].address.clone();
+    let exclude = |named: &str, more: &[&str]| {
+        run(&[&["cluster", "exclude", named, "--connect", &servers[1].address], more].concat())
+    };
+    let (code, out, error) = exclude("2", &[]);
+    assert!(code == 1 && out.is_empty() && error.contains("could take its vote"), "{error}");
+    let (code, _, error) = exclude("77", &[]);
+    assert!(code == 1 && error.contains("has no process 77"), "{error}");
+    let fourth = Server::start(&directory.path().join("4"), &["--join", &address, "--gone-after", "4s"]);
+    ok(&["cluster", "members", "--until-complete", "4", "--connect", &address]);
+    let leader = status(&address)["cluster"]["leader"].as_u64().unwrap();
+    let leads = servers.iter().find(|server| number(&server.address) == leader).unwrap().address.clone();
+    let (code, out, error) = exclude(&leads, &["--dry-run", "--output", "json"]);
+    assert!(code == 0 && error.is_empty() && out.contains("would be done"), "{out}{error}");
+    assert_eq!(status(&address)["cluster"]["excluded"], serde_json::json!([]));
+    let (code, out, error) = exclude(&leads, &[]);
+    assert!(code == 0 && out.contains("stop it for good"), "{out}{error}");
+    set(&fourth.address, "k", "1");
+    let mut servers = servers;
+    let at = servers.iter().position(|server| server.address == leads).unwrap();
+    servers.remove(at).stop();
+    until("it is forgotten", || status(&fourth.address)["cluster"]["processes"][leader.to_string()].is_null());
+    assert_eq!(get(&servers[0].address, "k"), "1");
+    ok(&["cluster", "configure", "replication=2", "--connect", &fourth.address]);
+    let to = number(&fourth.address).to_string();
+    let (code, out, error) = run(&["cluster", "transfer", &to, "--connect", &servers[0].address]);
+    assert!(code == 0, "{out}{error}");
+    assert_eq!(status(&fourth.address)["cluster"]["leader"].to_string(), to);
+}
+
 /// A database in one process becomes a cluster where it is, and stays one.
 #[test]
 fn a_database_becomes_a_cluster() {

@@ -6,15 +6,17 @@
 //! When all that is flushed, the process writes down that it is complete; until then a crash makes it start over. From `w` on the log has the rest.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ferrisdb_core::key::SYSTEM_END;
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, Mutation, Result, Runtime, Version};
-use ferrisdb_rpc::api::{BeginRequest, GetRangeRequest, Lease, LeaseRequest, Priority};
+use ferrisdb_rpc::api::{BeginRequest, GetRangeRequest, Lease, LeaseRequest, Priority, Rows};
 
 use super::identity::Identity;
 use super::messages::Message;
+use super::rejoin::Again;
 use super::{LOOK, Shared};
 use crate::feed::{Feed, pop_flushed};
 use crate::log::Log;
@@ -34,6 +36,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
         match fill(&shared, &mut next_chunk).await {
             Ok(()) => break,
             Err(error) if shared.storage.failure().is_some() => return fail(&shared, &error),
+            // Whoever asks for another tag begins again.
+            Err(_) if shared.has_lost_its_tag() => return,
             Err(error) => {
                 *lock(&shared.filling) = Some(error);
                 shared.jobs.sleep(AGAIN).await;
@@ -55,24 +59,72 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 match feed.run().await {
                     Ok(()) => return,
                     Err(error) if shared.storage.failure().is_some() => return fail(&shared, &error),
+                    Err(_) if shared.has_lost_its_tag() => return shared.stop_serving(),
                     Err(_) => {}
                 }
             }
+            Err(_) if shared.has_lost_its_tag() => return shared.stop_serving(),
             // After a restart the replica has yet to come as far as storage is.
             Err(error) => {
                 let (last, popped) = shared.log.with_state(|state| (state.last(), state.popped(shared.identity.tag)));
                 if popped.is_some_and(|popped| popped > from && popped <= last) {
                     let detail = format!(
                         "{} holds data up to version {from} only, but had told the cluster that it holds version {}: its disk went back to an \
-                         earlier state. Remove the directory and join again: {error}",
+                         earlier state",
                         shared.dir.display(),
                         popped.unwrap_or_default(),
                     );
-                    return fail(&shared, &Error::with(Code::IoError, detail));
+                    shared.stop_serving();
+                    if shared.log.view().peers.len() > 1 {
+                        return shared.begin_again(Again::AsNew(detail));
+                    }
+                    return fail(
+                        &shared,
+                        &Error::with(Code::IoError, format!("{detail}, and nobody else has it: {error}")),
+                    );
                 }
             }
         }
         shared.jobs.sleep(LOOK).await;
+    }
+}
+
+/// How far a copy is.
+#[derive(Debug, Default)]
+pub(super) struct Copied {
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    of_bytes: AtomicU64,
+}
+
+impl Copied {
+    fn begin(&self, of_bytes: u64) {
+        self.rows.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.of_bytes.store(of_bytes, Ordering::Relaxed);
+    }
+
+    fn add(&self, rows: &Rows) {
+        let bytes: usize = rows.rows.iter().map(|row| row.key.len() + row.value.len()).sum();
+        self.rows.fetch_add(rows.rows.len() as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Rows, bytes, and of about how many bytes.
+    pub(super) fn numbers(&self) -> (u64, u64, u64) {
+        (self.rows.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed), self.of_bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Shared {
+    /// True if this replica of the log knows that the storage server's tag was taken.
+    pub(super) fn has_lost_its_tag(&self) -> bool {
+        !planted(Bug::DroppedTagServes) && self.registry().is_ok_and(|registry| registry.is_dropped(self.identity.tag))
+    }
+
+    /// What is stored is worth nothing any more.
+    pub(super) fn stop_serving(&self) {
+        self.is_complete.store(false, Ordering::SeqCst);
     }
 }
 
@@ -93,6 +145,9 @@ pub(super) async fn pop(shared: Arc<Shared>, is_settled: bool) {
 async fn fill(shared: &Arc<Shared>, next_chunk: &mut u64) -> Result<()> {
     // Whatever is committed once this replica knows of the tag is kept for it; so must be all above the version that is read below.
     while shared.log.with_state(|state| state.popped(shared.identity.tag)).is_none() {
+        if shared.has_lost_its_tag() {
+            return Err(Error::with(Code::ProcessBehind, "the tag of this storage server was taken"));
+        }
         shared.jobs.sleep(LOOK).await;
     }
     let request = BeginRequest { transactions: 1, priority: Priority::Immediate };
@@ -126,6 +181,10 @@ async fn copy(shared: &Arc<Shared>, lease: Lease, next_chunk: &mut u64) -> Resul
     let all = Mutation::clear_range(Bytes::new(), Bytes::from_static(SYSTEM_END));
     apply_chunk(shared, vec![all], version, next_chunk).await?;
     let mut begin = Bytes::new();
+    // Only for people: how much there is to copy, about.
+    let everything = KeyRange { begin: Bytes::new(), end: Bytes::from_static(SYSTEM_END) };
+    let estimate = shared.at_coordinator(|endpoint| endpoint.estimated_size(everything.clone())).await;
+    shared.copied.begin(estimate.unwrap_or_default());
     loop {
         if shared.jobs.now().saturating_sub(renewed) >= third {
             shared.at_coordinator(|endpoint| endpoint.lease(LeaseRequest::Renew(lease.id))).await?;
@@ -134,6 +193,7 @@ async fn copy(shared: &Arc<Shared>, lease: Lease, next_chunk: &mut u64) -> Resul
         let range = KeyRange { begin: begin.clone(), end: Bytes::from_static(SYSTEM_END) };
         let request = GetRangeRequest { range, version, limit: 0, target_bytes: CHUNK_BYTES, reverse: false };
         let rows = shared.at_coordinator(|endpoint| endpoint.get_range(request.clone())).await?;
+        shared.copied.add(&rows);
         if let Some(last) = rows.rows.last() {
             begin = [&last.key[..], b"\0"].concat().into();
         }

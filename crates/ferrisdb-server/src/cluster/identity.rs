@@ -49,6 +49,19 @@ pub(super) struct Identity {
 }
 
 impl Identity {
+    /// A directory that is to join a cluster, and has not yet.
+    pub(super) fn nobody(instance: [u8; 16]) -> Identity {
+        Identity {
+            cluster_id: [0; 16],
+            instance,
+            process: 0,
+            tag: Tag::FIRST,
+            generation: 0,
+            readable_from: Version::ZERO,
+            is_complete: false,
+        }
+    }
+
     /// The identity in `dir`; `None` if the directory belongs to no cluster yet.
     pub(super) fn read(fs: &dyn FileSystem, dir: &Path) -> Result<Option<Identity>> {
         let path = dir.join(FILE);

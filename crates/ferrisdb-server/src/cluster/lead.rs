@@ -1,16 +1,19 @@
 //! The coordinator and the controller, which run where the log's leader is: one **epoch** after the other.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ferrisdb_core::{Bytes, Code, Error, Result, Runtime};
+use ferrisdb_core::{Bytes, Clock, Code, Error, Result, Runtime};
 use futures_util::future::select;
 
-use super::control::{Step, next_step};
-use super::messages::{Joined, Message, complete_answer};
+use super::beat;
+use super::control::{Situation, Step};
+use super::members::Detector;
+use super::messages::{Joined, Message, complete_answer, left_answer};
 use super::metadata::{Process, Storage};
-use super::{LOOK, Shared};
+use super::{LOOK, Shared, orders};
 use crate::coordinator::Coordinator;
 use crate::coordinator::rate::Lag;
 use crate::lifetime::{SharedLock, ended, spawn};
@@ -30,9 +33,30 @@ pub(super) struct Leading {
     tasks: Mutex<Vec<Replied<()>>>,
     /// Held by whoever changes who belongs to the cluster.
     registration: async_lock::Mutex<()>,
+    /// Who was heard when, in this epoch.
+    detector: Arc<Mutex<Option<Detector>>>,
+    /// Those that limit nobody, whatever they have yet to apply.
+    excluded: Arc<Mutex<BTreeSet<ProcessId>>>,
+    /// The step that the controller takes, if it takes one.
+    step: Mutex<Option<Step>>,
 }
 
 impl Leading {
+    /// To be held by whoever changes who belongs to the cluster.
+    pub(super) fn registration(&self) -> &async_lock::Mutex<()> {
+        &self.registration
+    }
+
+    /// Looks at the detector of this epoch, if one has begun here.
+    pub(super) fn with_detector<T>(&self, look: impl FnOnce(&mut Detector) -> T) -> Option<T> {
+        lock(&self.detector).as_mut().map(look)
+    }
+
+    /// What the controller is doing.
+    pub(super) fn step(&self) -> Option<Step> {
+        lock(&self.step).clone()
+    }
+
     /// The coordinator, if it runs here.
     pub(super) fn coordinator(&self) -> Option<Coordinator> {
         lock(&self.coordinator).clone()
@@ -78,10 +102,16 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
     let applied_before = shared.progress.bytes.load(Ordering::Relaxed);
     let (progress, storage) = (Arc::clone(&shared.progress), shared.storage.clone());
     let low = shared.options.coordinator.rate.backlog_low_bytes;
+    *lock(&shared.leading.detector) = Some(Detector::new(shared.options.members.clone()));
+    let (detector, jobs, here) = (Arc::clone(&shared.leading.detector), shared.jobs.clone(), shared.identity.process);
+    let excluded = Arc::clone(&shared.leading.excluded);
     let lag = Box::new(move |appended: u64| {
         let applied = progress.bytes.load(Ordering::Relaxed).saturating_sub(applied_before);
         let backlog_bytes = appended.saturating_sub(applied);
-        Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.lag().is_stalled }
+        let own = Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.is_stalled(), process: here };
+        let counts = |process| process != here && !lock(&excluded).contains(&process);
+        let worst = lock(&detector).as_ref().and_then(|detector| detector.worst(jobs.now(), counts));
+        worst.filter(|worst| worst.backlog_bytes > own.backlog_bytes).unwrap_or(own)
     });
     let (coordinator, starting) = Coordinator::new(
         shared.jobs.clone(),
@@ -98,7 +128,7 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
         // Under the lock: whoever closes the process finds the coordinator, or is seen here.
         let mut leading = lock(&shared.leading.coordinator);
         if shared.is_closed.load(Ordering::SeqCst) {
-            return Err(Shared::closed());
+            return Err(shared.closed());
         }
         let mut tasks = lock(&shared.leading.tasks);
         let spawn = |name: &str, task| tasks.push(spawn(&shared.jobs, name, task, Arc::clone(directory)));
@@ -118,18 +148,53 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
 /// Takes one step after the other.
 async fn control(shared: &Arc<Shared>, coordinator: &Coordinator) {
     while coordinator.failure().is_none() {
-        let step = shared.registry().ok().and_then(|registry| next_step(&registry, &shared.log.view()));
+        let step = next_step(shared, coordinator);
+        lock(&shared.leading.step).clone_from(&step);
         if let Some(step) = step {
             let taking = std::pin::pin!(async {
                 match step {
                     Step::AddLearner(process, peer) => shared.log.add_learner(process, peer).await,
+                    Step::RemoveLearner(process) => shared.log.remove_learner(process).await,
                     Step::ChangeVoters(voters) => shared.log.change_voters(voters, true).await,
+                    Step::HandOver(to) => shared.log.transfer_leader(to).await,
+                    Step::DropTag(_) | Step::Forget(_) => take_away(shared, coordinator, &step).await,
                 }
             });
             // What did not go well is looked at again.
             drop(select(taking, shared.jobs.sleep(STEP)).await);
         }
         shared.jobs.sleep(CONTROL).await;
+    }
+}
+
+/// What the controller does next. Also has the detector take note of the time.
+fn next_step(shared: &Shared, coordinator: &Coordinator) -> Option<Step> {
+    let (registry, group, now) = (shared.registry().ok()?, shared.log.view(), shared.jobs.now());
+    lock(&shared.leading.excluded).clone_from(&registry.excluded);
+    let next = shared.leading.with_detector(|detector| {
+        detector.observe(now, registry.processes.keys().copied());
+        detector.mark(shared.log.last_known(), coordinator.appended_bytes());
+        let health = |process| detector.health(now, process);
+        Situation { registry: &registry, group: &group, here: shared.identity.process, health: &health }.next_step()
+    });
+    next.flatten()
+}
+
+/// Takes a tag or a number from a process, if that is still the next step once nobody else changes anything.
+async fn take_away(shared: &Arc<Shared>, coordinator: &Coordinator, step: &Step) -> Result<()> {
+    let _alone = shared.leading.registration.lock().await;
+    if next_step(shared, coordinator).as_ref() != Some(step) {
+        return Ok(());
+    }
+    let registry = shared.registry()?;
+    let mutations = match *step {
+        Step::DropTag(process) => registry.storage_of(process).map(|(tag, _)| registry.drop_tag(tag)),
+        Step::Forget(process) => Some(registry.forget(process)),
+        _ => None,
+    };
+    match mutations {
+        Some(mutations) => coordinator.change_metadata(mutations).await.map(drop),
+        None => Ok(()),
     }
 }
 
@@ -146,6 +211,12 @@ pub(super) async fn answer(shared: Arc<Shared>, message: Bytes) -> Result<Bytes>
             note_complete(&shared, process, tag).await?;
             Ok(complete_answer())
         }
+        Message::Beat(beat) => beat::answer(&shared, beat).await,
+        Message::Left { process, instance } => {
+            note_left(&shared, process, instance).await?;
+            Ok(left_answer())
+        }
+        Message::Order { asked, is_sent_on } => orders::carry_out(&shared, asked, is_sent_on).await,
     }
 }
 
@@ -155,19 +226,49 @@ async fn take_in(shared: &Arc<Shared>, instance: [u8; 16], peer: Peer) -> Result
     let _alone = shared.leading.registration.lock().await;
     let registry = shared.registry()?;
     let joined = |process, tag| Joined { cluster_id: shared.identity.cluster_id, process, tag };
+    let (last_number, last_tag) = registry.used;
+    let new_tag = Tag(last_tag.0 + 1);
     if let Some((number, process)) = registry.of_instance(instance) {
-        if process.peer != peer {
-            let moved = Process { peer, ..process.clone() };
-            coordinator.change_metadata(vec![moved.set(number)]).await?;
+        // Its data was given up meanwhile: it begins with none.
+        let is_without = registry.storage_of(number).is_none() && !registry.excluded.contains(&number);
+        let tag = if is_without { new_tag } else { process.tag };
+        let now = Process { peer, tag, ..process.clone() };
+        let mut mutations = Vec::new();
+        if now != *process {
+            mutations.push(now.set(number));
         }
-        return Ok(joined(number, process.tag));
+        if is_without {
+            mutations.push(Storage { process: number, is_complete: false }.set(tag));
+            mutations.push(registry.set_used((last_number, tag)));
+        }
+        if !mutations.is_empty() {
+            coordinator.change_metadata(mutations).await?;
+        }
+        return Ok(joined(number, tag));
     }
-    let number = registry.processes.last_key_value().map_or(0, |(&last, _)| last) + 1;
-    let tag = Tag(registry.storage.last_key_value().map_or(0, |(last, _)| last.0) + 1);
-    let process = Process { instance, peer, tag };
+    let number = last_number + 1;
+    let process = Process { instance, peer, tag: new_tag };
     let storage = Storage { process: number, is_complete: false };
-    coordinator.change_metadata(vec![process.set(number), storage.set(tag)]).await?;
-    Ok(joined(number, tag))
+    let used = registry.set_used((number, new_tag));
+    coordinator.change_metadata(vec![process.set(number), storage.set(new_tag), used]).await?;
+    Ok(joined(number, new_tag))
+}
+
+/// A process will never come back under its old number. Without it there must still be all data.
+async fn note_left(shared: &Arc<Shared>, process: ProcessId, instance: [u8; 16]) -> Result<()> {
+    let coordinator = shared.leading.coordinator().ok_or_else(|| no_coordinator(shared.identity.process))?;
+    let _alone = shared.leading.registration.lock().await;
+    let registry = shared.registry()?;
+    if registry.processes.get(&process).is_none_or(|known| known.instance != instance) {
+        return Ok(());
+    }
+    let is_alone = registry.is_complete(process)
+        && !registry.processes.keys().any(|&other| other != process && registry.is_complete(other));
+    if is_alone {
+        let detail = format!("process {process} had the only complete copy of the data");
+        return Err(Error::with(Code::ClientInvalidOperation, detail));
+    }
+    coordinator.change_metadata(registry.forget(process)).await.map(drop)
 }
 
 async fn note_complete(shared: &Arc<Shared>, process: ProcessId, tag: Tag) -> Result<()> {

@@ -8,11 +8,17 @@
 //!             answer: u8 format version, u8 2, bytes cluster id (16), process, tag
 //! 3 complete  process, tag: the storage server has everything
 //!             answer: u8 format version, u8 3
+//! 4 beat      see beat.rs
+//! 5 left      process, bytes instance (16): the process will never come back under this number
+//!             answer: u8 format version, u8 5
+//! 6 order     u8 1 if it was sent on, then see orders.rs
 //! ```
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_varint};
 use ferrisdb_core::{Bytes, Code, Error, Result};
 
+use super::beat::Beat;
+use super::orders::Asked;
 use crate::log::Tag;
 use crate::log::replicated::{Peer, ProcessId};
 
@@ -20,6 +26,9 @@ const FORMAT_VERSION: u8 = 1;
 const KIND_RAFT: u8 = 1;
 const KIND_JOIN: u8 = 2;
 const KIND_COMPLETE: u8 = 3;
+const KIND_BEAT: u8 = 4;
+const KIND_LEFT: u8 = 5;
+const KIND_ORDER: u8 = 6;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +39,12 @@ pub(super) enum Message {
     Join { instance: [u8; 16], peer: Peer },
     /// The storage server has everything.
     Complete { process: ProcessId, tag: Tag },
+    /// A process is there, and how it is.
+    Beat(Beat),
+    /// A process will never come back under this number.
+    Left { process: ProcessId, instance: [u8; 16] },
+    /// What somebody wants of the cluster. `is_sent_on`: by the process that was asked first.
+    Order { asked: Asked, is_sent_on: bool },
 }
 
 /// Who was taken in, and as what.
@@ -60,6 +75,19 @@ impl Message {
                 put_varint(&mut out, *process);
                 put_varint(&mut out, u64::from(tag.0));
             }
+            Message::Beat(beat) => {
+                out.push(KIND_BEAT);
+                beat.encode(&mut out);
+            }
+            Message::Left { process, instance } => {
+                out.push(KIND_LEFT);
+                put_varint(&mut out, *process);
+                put_bytes(&mut out, instance);
+            }
+            Message::Order { asked, is_sent_on } => {
+                out.extend_from_slice(&[KIND_ORDER, u8::from(*is_sent_on)]);
+                asked.encode(&mut out);
+            }
         }
         out.into()
     }
@@ -87,6 +115,15 @@ impl Message {
             KIND_COMPLETE => {
                 let process = decoder.varint("message: process").map_err(invalid)?;
                 Message::Complete { process, tag: take_tag(&mut decoder).map_err(invalid)? }
+            }
+            KIND_BEAT => Message::Beat(Beat::decode(&mut decoder).map_err(invalid)?),
+            KIND_LEFT => {
+                let process = decoder.varint("message: process").map_err(invalid)?;
+                Message::Left { process, instance: take_id(&mut decoder).map_err(invalid)? }
+            }
+            KIND_ORDER => {
+                let is_sent_on = decoder.u8("message: sent on").map_err(invalid)? == 1;
+                Message::Order { asked: Asked::decode(&mut decoder).map_err(invalid)?, is_sent_on }
             }
             _ => return Err(invalid(DecodeError { what: "message: an unknown kind" })),
         };
@@ -129,6 +166,11 @@ pub(super) fn complete_answer() -> Bytes {
     vec![FORMAT_VERSION, KIND_COMPLETE].into()
 }
 
+/// The answer to [`Message::Left`].
+pub(super) fn left_answer() -> Bytes {
+    vec![FORMAT_VERSION, KIND_LEFT].into()
+}
+
 fn take_head(decoder: &mut Decoder<'_>) -> std::result::Result<u8, DecodeError> {
     if decoder.u8("message: format version")? != FORMAT_VERSION {
         return Err(DecodeError {
@@ -138,15 +180,15 @@ fn take_head(decoder: &mut Decoder<'_>) -> std::result::Result<u8, DecodeError> 
     decoder.u8("message: kind")
 }
 
-fn take_id(decoder: &mut Decoder<'_>) -> std::result::Result<[u8; 16], DecodeError> {
+pub(super) fn take_id(decoder: &mut Decoder<'_>) -> std::result::Result<[u8; 16], DecodeError> {
     decoder.bytes("message: id")?.try_into().map_err(|_| DecodeError { what: "message: id" })
 }
 
-fn take_tag(decoder: &mut Decoder<'_>) -> std::result::Result<Tag, DecodeError> {
+pub(super) fn take_tag(decoder: &mut Decoder<'_>) -> std::result::Result<Tag, DecodeError> {
     u32::try_from(decoder.varint("message: tag")?).map(Tag).map_err(|_| DecodeError { what: "message: tag" })
 }
 
-fn invalid(error: DecodeError) -> Error {
+pub(super) fn invalid(error: DecodeError) -> Error {
     Error::with(
         Code::ClientInvalidOperation,
         format!("a process of the cluster said what this one does not understand: {}", error.what),
@@ -163,6 +205,9 @@ mod tests {
             Message::Raft { to: 300, message: Bytes::from_static(b"vote") },
             Message::Join { instance: [3; 16], peer: Peer { address: "h:1".to_owned(), zone: String::new() } },
             Message::Complete { process: 2, tag: Tag(9) },
+            Message::Beat(super::super::beat::tests::example()),
+            Message::Left { process: 2, instance: [3; 16] },
+            Message::Order { asked: super::super::orders::tests::example(), is_sent_on: true },
         ]
     }
 
@@ -172,7 +217,9 @@ mod tests {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let found: Vec<_> = examples().iter().map(|message| hex(&message.encode())).collect();
         let join = format!("010210{}03683a3100", "03".repeat(16));
-        assert_eq!(found, ["0101ac02766f7465", &join, "01030209"]);
+        let beat = format!("010402{}0309050000000000000001020304050607080a640b0c05", "03".repeat(16));
+        let left = format!("01050210{}", "03".repeat(16));
+        assert_eq!(found, ["0101ac02766f7465", &join, "01030209", &beat, &left, "010601010103"]);
         let joined = Joined { cluster_id: [4; 16], process: 2, tag: Tag(9) };
         assert_eq!(hex(&joined.encode()), format!("010210{}0209", "04".repeat(16)));
         assert_eq!(Joined::decode(&joined.encode()), Ok(joined));

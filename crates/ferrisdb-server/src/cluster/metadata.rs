@@ -6,9 +6,12 @@
 //! ```text
 //! \xff/process/ u64 process (big endian)   u8 format, bytes instance (16), bytes address, bytes zone, tag
 //! \xff/storage/ u32 tag (big endian)       u8 format, process, u8 1 if it has everything, otherwise 0
+//! \xff/excluded/ u64 process (big endian)  u8 format: the process is to hold nothing
+//! \xff/conf/replication                    u8 format, copies of all data that there shall be
+//! \xff/used                                u8 format, process, tag: no number and no tag up to these is given (again)
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_varint};
 use ferrisdb_core::{Bytes, Mutation};
@@ -19,6 +22,9 @@ use crate::log::state::{TAG_PREFIX, tag_key};
 
 const FORMAT_VERSION: u8 = 1;
 const PROCESS_PREFIX: &[u8] = b"\xff/process/";
+const EXCLUDED_PREFIX: &[u8] = b"\xff/excluded/";
+const REPLICATION_KEY: &[u8] = b"\xff/conf/replication";
+const USED_KEY: &[u8] = b"\xff/used";
 
 /// A process that belongs to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +53,12 @@ pub(super) struct Registry {
     pub(super) processes: BTreeMap<ProcessId, Process>,
     /// By tag; no tag is given twice.
     pub(super) storage: BTreeMap<Tag, Storage>,
+    /// These are to hold nothing.
+    pub(super) excluded: BTreeSet<ProcessId>,
+    /// Copies of all data that there shall be, if somebody said.
+    pub(super) replication: Option<u64>,
+    /// The highest number and the highest tag that were ever given.
+    pub(super) used: (ProcessId, Tag),
 }
 
 impl Registry {
@@ -60,9 +72,68 @@ impl Registry {
             } else if let Some(tag) = key.strip_prefix(TAG_PREFIX) {
                 let tag = tag.try_into().map_err(|_| DecodeError { what: "metadata: tag" })?;
                 registry.storage.insert(Tag(u32::from_be_bytes(tag)), Storage::decode(value)?);
+            } else if let Some(number) = key.strip_prefix(EXCLUDED_PREFIX) {
+                let number = number.try_into().map_err(|_| DecodeError { what: "metadata: excluded process" })?;
+                let mut decoder = Decoder::new(value);
+                check_format(&mut decoder)?;
+                decoder.finish("metadata: bytes behind an exclusion")?;
+                registry.excluded.insert(u64::from_be_bytes(number));
+            } else if key == REPLICATION_KEY {
+                let mut decoder = Decoder::new(value);
+                check_format(&mut decoder)?;
+                registry.replication = Some(decoder.varint("metadata: replication")?);
+                decoder.finish("metadata: bytes behind the replication")?;
+            } else if key == USED_KEY {
+                let mut decoder = Decoder::new(value);
+                check_format(&mut decoder)?;
+                registry.used.0 = decoder.varint("metadata: used process")?;
+                let tag = u32::try_from(decoder.varint("metadata: used tag")?);
+                registry.used.1 = Tag(tag.map_err(|_| DecodeError { what: "metadata: used tag" })?);
+                decoder.finish("metadata: bytes behind what is used")?;
             }
         }
+        let (process, tag) = registry.used;
+        registry.used.0 = process.max(registry.processes.last_key_value().map_or(0, |(&last, _)| last));
+        registry.used.1 = tag.max(registry.storage.last_key_value().map_or(Tag::FIRST, |(&last, _)| last));
         Ok(registry)
+    }
+
+    /// The storage server of a process, unless it has lost its tag.
+    pub(super) fn storage_of(&self, process: ProcessId) -> Option<(Tag, Storage)> {
+        let tag = self.processes.get(&process)?.tag;
+        self.storage.get(&tag).filter(|storage| storage.process == process).map(|&storage| (tag, storage))
+    }
+
+    /// True if a process's storage server has everything.
+    pub(super) fn is_complete(&self, process: ProcessId) -> bool {
+        self.storage_of(process).is_some_and(|(_, storage)| storage.is_complete)
+    }
+
+    /// True if `tag` was given once, and is there no more.
+    pub(super) fn is_dropped(&self, tag: Tag) -> bool {
+        tag <= self.used.1 && !self.storage.contains_key(&tag)
+    }
+
+    /// Takes a process's tag; who holds it serves nothing from then on.
+    pub(super) fn drop_tag(&self, tag: Tag) -> Vec<Mutation> {
+        vec![self.set_used(self.used), clear(tag_key(tag))]
+    }
+
+    /// Takes everything from a process: its number means nobody from then on.
+    pub(super) fn forget(&self, process: ProcessId) -> Vec<Mutation> {
+        let mut mutations = vec![self.set_used(self.used)];
+        mutations.extend(self.storage_of(process).map(|(tag, _)| clear(tag_key(tag))));
+        mutations.push(clear(key_of(PROCESS_PREFIX, process)));
+        mutations.push(clear(key_of(EXCLUDED_PREFIX, process)));
+        mutations
+    }
+
+    /// Notes the highest number and tag that were given.
+    pub(super) fn set_used(&self, (process, tag): (ProcessId, Tag)) -> Mutation {
+        let mut value = vec![FORMAT_VERSION];
+        put_varint(&mut value, process);
+        put_varint(&mut value, u64::from(tag.0));
+        Mutation::set(USED_KEY, value)
     }
 
     /// The process that a directory belongs to.
@@ -78,6 +149,33 @@ impl Registry {
     }
 }
 
+/// Has a process hold nothing.
+pub(super) fn exclude(process: ProcessId) -> Mutation {
+    Mutation::set(key_of(EXCLUDED_PREFIX, process), vec![FORMAT_VERSION])
+}
+
+/// Takes an excluded process back.
+pub(super) fn include(process: ProcessId) -> Mutation {
+    clear(key_of(EXCLUDED_PREFIX, process))
+}
+
+/// Says how many copies of all data there shall be.
+pub(super) fn set_replication(copies: u64) -> Mutation {
+    let mut value = vec![FORMAT_VERSION];
+    put_varint(&mut value, copies);
+    Mutation::set(REPLICATION_KEY, value)
+}
+
+fn key_of(prefix: &[u8], process: ProcessId) -> Bytes {
+    [prefix, &process.to_be_bytes()].concat().into()
+}
+
+/// Takes one key.
+fn clear(key: Bytes) -> Mutation {
+    let end = [&key[..], b"\0"].concat();
+    Mutation::clear_range(key, end)
+}
+
 impl Process {
     /// Writes it down.
     pub(super) fn set(&self, number: ProcessId) -> Mutation {
@@ -86,7 +184,7 @@ impl Process {
         put_bytes(&mut value, self.peer.address.as_bytes());
         put_bytes(&mut value, self.peer.zone.as_bytes());
         put_varint(&mut value, u64::from(self.tag.0));
-        Mutation::set([PROCESS_PREFIX, &number.to_be_bytes()].concat(), value)
+        Mutation::set(key_of(PROCESS_PREFIX, number), value)
     }
 
     fn decode(value: &[u8]) -> Result<Process, DecodeError> {
@@ -147,13 +245,19 @@ mod tests {
                 (Tag(0), Storage { process: 1, is_complete: true }),
                 (Tag(3), Storage { process: 300, is_complete: false }),
             ]),
+            excluded: BTreeSet::from([300]),
+            replication: Some(3),
+            used: (400, Tag(5)),
         }
     }
 
     fn written(registry: &Registry) -> BTreeMap<Bytes, Bytes> {
         let processes = registry.processes.iter().map(|(&number, process)| process.set(number));
         let storage = registry.storage.iter().map(|(&tag, storage)| storage.set(tag));
-        processes.chain(storage).map(|mutation| (mutation.key, mutation.value)).collect()
+        let excluded = registry.excluded.iter().map(|&number| exclude(number));
+        let replication = registry.replication.map(set_replication);
+        let all = processes.chain(storage).chain(excluded).chain(replication).chain([registry.set_used(registry.used)]);
+        all.map(|mutation| (mutation.key, mutation.value)).collect()
     }
 
     #[test]
@@ -165,6 +269,30 @@ mod tests {
         assert_eq!(registry.addresses(), "h:1,h:2");
     }
 
+    /// What is taken is gone, and neither number nor tag is given again.
+    #[test]
+    fn what_is_taken_is_not_given_again() {
+        let registry = Registry { used: (0, Tag(0)), ..example() };
+        let mut state = crate::log::State::new(&[]);
+        let metadata: Vec<_> = written(&registry).into_iter().map(|(key, value)| Mutation::set(key, value)).collect();
+        state.set_metadata(&metadata);
+        let read = |state: &crate::log::State| Registry::read(state.metadata()).unwrap();
+        let registry = read(&state);
+        assert_eq!(registry.used, (300, Tag(3)));
+        assert!(!registry.is_dropped(Tag(3)) && !registry.is_dropped(Tag(4)), "it is there, and it is yet to come");
+        state.set_metadata(&registry.drop_tag(Tag(3)));
+        let registry = read(&state);
+        assert!(registry.is_dropped(Tag(3)) && state.popped(Tag(3)).is_none());
+        assert_eq!((registry.storage_of(300), registry.processes.len()), (None, 2));
+        state.set_metadata(&registry.forget(300));
+        let registry = read(&state);
+        assert_eq!((registry.processes.len(), registry.excluded.len(), registry.used), (1, 0, (300, Tag(3))));
+        state.set_metadata(&[set_replication(2), exclude(1)]);
+        assert_eq!((read(&state).replication, read(&state).excluded), (Some(2), BTreeSet::from([1])));
+        state.set_metadata(&[include(1)]);
+        assert_eq!(read(&state).excluded, BTreeSet::new());
+    }
+
     /// If this fails, the format has changed: that is a new format version, and the old one is still to be read.
     #[test]
     fn the_bytes_are_these() {
@@ -173,10 +301,13 @@ mod tests {
         let process = |number: &str| format!("ff2f70726f636573732f{number}");
         let storage = |tag: &str| format!("ff2f73746f726167652f{tag}");
         let expected = [
+            ("ff2f636f6e662f7265706c69636174696f6e".to_owned(), "0103".to_owned()),
+            ("ff2f6578636c756465642f000000000000012c".to_owned(), "01".to_owned()),
             (process("0000000000000001"), format!("0110{}03683a31016100", "07".repeat(16))),
             (process("000000000000012c"), format!("0110{}03683a32016103", "08".repeat(16))),
             (storage("00000000"), "010101".to_owned()),
             (storage("00000003"), "01ac0200".to_owned()),
+            ("ff2f75736564".to_owned(), "01900305".to_owned()),
         ];
         assert_eq!(found, expected);
     }

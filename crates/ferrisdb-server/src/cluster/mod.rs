@@ -11,11 +11,14 @@
 //! metadata   processes and storage servers         control   what the controller does next (pure)
 //! messages   what processes ask each other         fill      all data, for a storage server that has none
 //! lines      ways to other processes               route     questions to whoever can answer them; the endpoint
+//! beat       I am here, and this is how I am       members   who was heard when (pure)
+//! known      what peers said that they have        rejoin    to begin again as a new process
+//! orders     what somebody wants of the cluster    status    the status document
 //! ```
 //!
 //! Every process has a replica of the log and a storage server with all data; so any of them answers reads. The coordinator and the controller run
 //! where the log's leader is; the other processes send them what they cannot answer themselves. Not built yet: shards (each storage server has
-//! everything), the removal of a process that is gone, and the recognition of a disk that went back.
+//! everything).
 //!
 //! # Life of a process
 //! It **founds** a cluster (a new one, or one that goes on where a database in one process ended) or **joins** one: it asks a process that it
@@ -23,20 +26,29 @@
 //! that version it finds in the log, which keeps it for its tag. Then it says that it has everything, and answers reads. With the third such process the log gets
 //! three voters.
 //!
+//! A process that is gone for long loses its place, one whose disk went back must not take part: both begin again by themselves, in the same directory
+//! ([decision 0019](../../../../docs/decisions/0019-membership.md)).
+//!
 //! # Invariants
 //! - Storage applies only what the log has committed, in order.
 //! - A storage server that has not everything yet answers nothing, and starts over after a crash.
 //! - A process answers for the coordinator only if it runs the coordinator of the log's current owner; the log's read index says so.
 //! - Each task holds the directory's lock until its future is gone.
 
+mod beat;
 mod control;
 mod fill;
 mod identity;
+mod known;
 mod lead;
 mod lines;
+mod members;
 mod messages;
 mod metadata;
+mod orders;
+mod rejoin;
 mod route;
+mod status;
 
 #[cfg(test)]
 mod tests;
@@ -44,7 +56,7 @@ mod tests;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use ferrisdb_core::{Clock, Code, Error, Limits, Result, Runtime, Version};
@@ -53,18 +65,21 @@ use ferrisdb_storage::Env;
 use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::fs::FileSystem;
 
+use self::fill::Copied;
 use self::identity::Identity;
+use self::known::{Known, Recorder};
 use self::lead::Leading;
 use self::lines::{Line, Lines, LogLines};
 use self::messages::{Joined, Message};
 use self::metadata::{Process, Registry, Storage};
+use self::rejoin::Again;
 use self::route::{Direct, Route};
 use crate::coordinator::CoordinatorOptions;
 use crate::counters::Counters;
 use crate::failure::from_storage;
 use crate::feed::Progress;
 use crate::lifetime::{SharedLock, ended, spawn, take_directory};
-use crate::log::replicated::{GroupView, ReplicatedLog, ReplicatedLogOptions};
+use crate::log::replicated::{GroupView, Position, ReplicatedLog, ReplicatedLogOptions};
 use crate::log::{Applied, Entry, Log, State, Tag};
 use crate::runtime::JobRuntime;
 use crate::signal::{Latch, Replied, lock};
@@ -72,6 +87,8 @@ use crate::storage::{StorageOptions, StorageServer};
 
 pub use crate::log::replicated::{Peer, ProcessId};
 pub use lines::{Network, RpcNetwork, line_options};
+pub use members::MemberOptions;
+pub use orders::{Order, Ordered, REPLICATION_MAX, order};
 
 /// The number of the process that founds a cluster.
 const FOUNDER: ProcessId = 1;
@@ -91,6 +108,8 @@ pub struct ClusterOptions {
     pub coordinator: CoordinatorOptions,
     /// How long a question waits for a coordinator before its client is told that there is none. Default: 5 s.
     pub coordinator_wait: Duration,
+    /// When a silent process is suspected, and when it is gone.
+    pub members: MemberOptions,
 }
 
 impl Default for ClusterOptions {
@@ -105,6 +124,7 @@ impl Default for ClusterOptions {
             storage: StorageOptions::default(),
             coordinator: CoordinatorOptions::default(),
             coordinator_wait: Duration::from_secs(5),
+            members: MemberOptions::default(),
         }
     }
 }
@@ -146,10 +166,24 @@ pub enum Beginning {
 ///
 /// Dropping it ends its tasks in the background; [`close`](Self::close) waits for them.
 pub struct ClusterNode {
-    shared: Arc<Shared>,
-    tasks: Mutex<Vec<Replied<()>>>,
+    life: Arc<Life>,
+    supervisor: Mutex<Vec<Replied<()>>>,
     /// The last field, so that the lock goes after the roles.
     lock: Mutex<Option<SharedLock>>,
+}
+
+/// One life of a process after the other, in one directory: most have one.
+struct Life {
+    doors: Doors,
+    jobs: JobRuntime,
+    dir: PathBuf,
+    options: ClusterOptions,
+    here: Peer,
+    now: RwLock<Arc<Shared>>,
+    is_stopped: AtomicBool,
+    stop: Latch,
+    /// What somebody should know, and was not told yet.
+    notices: Mutex<Vec<String>>,
 }
 
 /// What the tasks and answers of a process share.
@@ -173,6 +207,17 @@ struct Shared {
     route: Route,
     is_closed: AtomicBool,
     stop: Latch,
+    tasks: Mutex<Vec<Replied<()>>>,
+    /// A random number of this life, and what it found of the log when it began.
+    life: u64,
+    found: Position,
+    recorder: Arc<Recorder>,
+    /// What the leader sees, and when it was told.
+    view: Mutex<Option<(Duration, String)>>,
+    copied: Copied,
+    /// How the process begins again after this life, if it does; then `ends` is set.
+    again: Mutex<Option<Again>>,
+    ends: Latch,
     /// Why storage ended, if it did.
     failure: Mutex<Option<Error>>,
     /// What went wrong with the last attempt to fill the storage server, while it has not everything.
@@ -193,72 +238,23 @@ impl ClusterNode {
         here: Peer,
         beginning: Beginning,
     ) -> Result<ClusterNode> {
-        let fs = Arc::clone(&doors.env.fs);
-        let lock: SharedLock = take_directory(fs.as_ref(), dir)?;
+        let lock: SharedLock = take_directory(doors.env.fs.as_ref(), dir)?;
         let jobs = JobRuntime::new(doors.env.clone());
-        let (mut tasks, opened) = (Vec::new(), Identity::read(fs.as_ref(), dir)?);
-        let opener = Opener { doors: &doors, jobs: &jobs, dir, options: &options, here: &here, lock: &lock };
-        let (identity, log, lines) = match opened {
-            Some(identity) if identity.process > 0 => opener.restart(identity, &mut tasks).await?,
-            _ => match beginning {
-                Beginning::Join(addresses) => opener.join(opened, &addresses, &mut tasks).await?,
-                Beginning::Found => {
-                    let cluster_id = doors.env.entropy.unique_bytes();
-                    opener.found(cluster_id, State::new(&[Tag::FIRST]), &mut tasks).await?
-                }
-                Beginning::GoOn { cluster_id, state } => opener.found(cluster_id, *state, &mut tasks).await?,
-            },
-        };
-        let limits = options.coordinator.limits;
-        let opened = || {
-            if !identity.is_complete {
-                remove_files(fs.as_ref(), &dir.join("storage"))?;
-            }
-            remove_one_process_database(fs.as_ref(), dir)?;
-            let storage_options = StorageOptions { value_bytes: limits.value_bytes, ..options.storage.clone() };
-            StorageServer::open(jobs.clone(), &dir.join("storage"), storage_options)
-        };
-        let (storage, found) = match opened() {
-            Ok(opened) => opened,
-            Err(error) => {
-                // Its tasks would go on, and keep the directory.
-                log.close().await;
-                return Err(error);
-            }
-        };
-        let shared = Arc::new(Shared {
+        let shared = Shared::open(&doors, &jobs, dir, &options, &here, beginning, &lock).await?;
+        let life = Arc::new(Life {
+            doors,
             jobs,
             dir: dir.to_path_buf(),
-            is_complete: AtomicBool::new(identity.is_complete),
-            readable_from: AtomicU64::new(identity.readable_from.get()),
-            identity,
-            here,
-            limits,
             options,
-            log,
-            storage,
-            progress: Arc::default(),
-            counters: Arc::default(),
-            lines,
-            leading: Leading::default(),
-            route: Route::default(),
-            is_closed: AtomicBool::new(false),
+            here,
+            now: RwLock::new(shared),
+            is_stopped: AtomicBool::new(false),
             stop: Latch::default(),
-            failure: Mutex::default(),
-            filling: Mutex::default(),
+            notices: Mutex::default(),
         });
-        let roles: [(&str, ferrisdb_core::runtime::BoxFuture<()>); 4] = [
-            ("apply", Box::pin(fill::run(Arc::clone(&shared)))),
-            ("pop", Box::pin(fill::pop(Arc::clone(&shared), found.is_settled))),
-            ("lead", Box::pin(lead::run(Arc::clone(&shared), Arc::clone(&lock)))),
-            ("register", Box::pin(register(Arc::clone(&shared)))),
-        ];
-        for (name, task) in roles {
-            let stopping = Arc::clone(&shared);
-            let task = Box::pin(async move { stopping.stop.unless_set(task).await.unwrap_or_default() });
-            tasks.push(spawn(&shared.jobs, name, task, Arc::clone(&lock)));
-        }
-        Ok(ClusterNode { shared, tasks: Mutex::new(tasks), lock: Mutex::new(Some(lock)) })
+        let supervising = Box::pin(rejoin::supervise(Arc::clone(&life), Arc::clone(&lock)));
+        let supervisor = spawn(&life.jobs, "supervise", supervising, Arc::clone(&lock));
+        Ok(ClusterNode { life, supervisor: Mutex::new(vec![supervisor]), lock: Mutex::new(Some(lock)) })
     }
 
     /// True if the directory belongs to a process of a cluster, or of one that is to join.
@@ -276,64 +272,88 @@ impl ClusterNode {
     /// # Errors
     /// What the last flush said: nothing is lost, it comes again from the log. `operation_cancelled` if it was closed before.
     pub async fn close(&self) -> Result<()> {
-        let shared = &self.shared;
-        if shared.is_closed.swap(true, Ordering::SeqCst) {
+        let life = &self.life;
+        if life.is_stopped.swap(true, Ordering::SeqCst) {
             return Err(Error::with(Code::OperationCancelled, "the process was closed already"));
         }
-        shared.hand_over().await;
-        lead::step_down(shared).await;
-        shared.stop.set();
-        let closed = shared.storage.clone().close().await;
-        shared.log.close().await;
-        let tasks = std::mem::take(&mut *lock(&self.tasks));
-        ended(tasks).await;
-        // If the task that leads was just about to begin an epoch.
-        lead::step_down(shared).await;
+        life.stop.set();
+        let supervisor = std::mem::take(&mut *lock(&self.supervisor));
+        ended(supervisor).await;
+        let closed = life.shared().close().await;
         drop(lock(&self.lock).take());
         closed
     }
 
     /// As what clients see it.
     pub fn endpoint(&self) -> Arc<dyn Endpoint> {
-        Arc::new(route::Cluster { shared: Arc::clone(&self.shared) })
+        Arc::new(route::Cluster { life: Arc::clone(&self.life) })
     }
 
-    /// The number of this process.
+    /// The number of this process. It may have another one later, if it is forgotten and joins again.
     pub fn process(&self) -> ProcessId {
-        self.shared.identity.process
+        self.life.shared().identity.process
     }
 
     /// The id of the cluster.
     pub fn cluster_id(&self) -> [u8; 16] {
-        self.shared.identity.cluster_id
+        self.life.shared().identity.cluster_id
     }
 
     /// How the log's group stands, as far as this process knows.
     pub fn group(&self) -> GroupView {
-        self.shared.log.view()
+        self.life.shared().log.view()
     }
 
     /// True if its storage server has everything.
     pub fn is_complete(&self) -> bool {
-        self.shared.is_complete.load(Ordering::SeqCst)
+        self.life.shared().is_complete.load(Ordering::SeqCst)
     }
 
     /// The storage server.
-    pub fn storage(&self) -> &StorageServer {
-        &self.shared.storage
+    pub fn storage(&self) -> StorageServer {
+        self.life.shared().storage.clone()
+    }
+
+    /// What happened to this process that whoever looks after it should know, since the last call: for its log.
+    pub fn take_notices(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.life.notices))
     }
 
     /// Why it does not work any more, if that is so.
     pub fn failure(&self) -> Option<Error> {
-        self.shared.failure()
+        self.life.shared().failure()
+    }
+}
+
+impl Life {
+    /// The present life.
+    fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Begins the next life, after the one before has ended.
+    async fn begin(&self, beginning: Beginning, lock: &SharedLock) -> Result<()> {
+        let next = Shared::open(&self.doors, &self.jobs, &self.dir, &self.options, &self.here, beginning, lock).await?;
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::SeqCst)
+    }
+
+    fn notice(&self, what: String) {
+        lock(&self.notices).push(what);
     }
 }
 
 impl Drop for ClusterNode {
     fn drop(&mut self) {
-        let shared = &self.shared;
+        self.life.is_stopped.store(true, Ordering::SeqCst);
+        self.life.stop.set();
+        let shared = self.life.shared();
         shared.is_closed.store(true, Ordering::SeqCst);
-        lead::give_up(shared);
+        lead::give_up(&shared);
         shared.stop.set();
         shared.storage.end();
         let log = shared.log.clone();
@@ -344,11 +364,119 @@ impl Drop for ClusterNode {
 
 impl fmt::Debug for ClusterNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClusterNode").field("process", &self.shared.identity.process).finish_non_exhaustive()
+        f.debug_struct("ClusterNode").field("process", &self.process()).finish_non_exhaustive()
     }
 }
 
 impl Shared {
+    /// Opens the directory, or makes it what `beginning` says.
+    async fn open(
+        doors: &Doors,
+        jobs: &JobRuntime,
+        dir: &Path,
+        options: &ClusterOptions,
+        here: &Peer,
+        beginning: Beginning,
+        lock: &SharedLock,
+    ) -> Result<Arc<Shared>> {
+        let (fs, jobs, here) = (Arc::clone(&doors.env.fs), jobs.clone(), here.clone());
+        let (mut tasks, opened) = (Vec::new(), Identity::read(fs.as_ref(), dir)?);
+        let mut known = Known::read(fs.as_ref(), dir)?;
+        let opener = Opener { doors, jobs: &jobs, dir, options, here: &here, lock };
+        let (identity, log, lines) = match opened {
+            Some(identity) if identity.process > 0 => opener.restart(identity, &mut tasks).await?,
+            _ => match beginning {
+                Beginning::Join(addresses) => opener.join(opened, &addresses, &mut known, &mut tasks).await?,
+                Beginning::Found => {
+                    let cluster_id = doors.env.entropy.unique_bytes();
+                    opener.found(cluster_id, State::new(&[Tag::FIRST]), &mut tasks).await?
+                }
+                Beginning::GoOn { cluster_id, state } => opener.found(cluster_id, *state, &mut tasks).await?,
+            },
+        };
+        let found = log.position();
+        let limits = options.coordinator.limits;
+        let opened = || {
+            if !identity.is_complete {
+                remove_files(fs.as_ref(), &dir.join("storage"))?;
+            }
+            remove_one_process_database(fs.as_ref(), dir)?;
+            let storage_options = StorageOptions { value_bytes: limits.value_bytes, ..options.storage.clone() };
+            StorageServer::open(jobs.clone(), &dir.join("storage"), storage_options)
+        };
+        let (storage, recovery) = match opened() {
+            Ok(opened) => opened,
+            Err(error) => {
+                // Its tasks would go on, and keep the directory.
+                log.close().await;
+                return Err(error);
+            }
+        };
+        let shared = Arc::new(Shared {
+            life: u64::from_le_bytes(doors.env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes")),
+            jobs,
+            dir: dir.to_path_buf(),
+            is_complete: AtomicBool::new(identity.is_complete),
+            readable_from: AtomicU64::new(identity.readable_from.get()),
+            identity,
+            here,
+            limits,
+            options: options.clone(),
+            log,
+            storage,
+            progress: Arc::default(),
+            counters: Arc::default(),
+            lines,
+            leading: Leading::default(),
+            route: Route::default(),
+            is_closed: AtomicBool::new(false),
+            stop: Latch::default(),
+            tasks: Mutex::default(),
+            found,
+            recorder: Arc::new(Recorder::new(dir, known)),
+            view: Mutex::default(),
+            copied: Copied::default(),
+            again: Mutex::default(),
+            ends: Latch::default(),
+            failure: Mutex::default(),
+            filling: Mutex::default(),
+        });
+        let recording = Arc::clone(&shared.recorder).run(shared.jobs.clone());
+        let roles: [(&str, ferrisdb_core::runtime::BoxFuture<()>); 6] = [
+            ("apply", Box::pin(fill::run(Arc::clone(&shared)))),
+            ("pop", Box::pin(fill::pop(Arc::clone(&shared), recovery.is_settled))),
+            ("lead", Box::pin(lead::run(Arc::clone(&shared), Arc::clone(lock)))),
+            ("register", Box::pin(register(Arc::clone(&shared)))),
+            ("peers", Box::pin(recording)),
+            ("beat", Box::pin(beat::run(Arc::clone(&shared)))),
+        ];
+        for (name, task) in roles {
+            let stopping = Arc::clone(&shared);
+            let task = Box::pin(async move { stopping.stop.unless_set(task).await.unwrap_or_default() });
+            tasks.push(spawn(&shared.jobs, name, task, Arc::clone(lock)));
+        }
+        crate::signal::lock(&shared.tasks).append(&mut tasks);
+        Ok(shared)
+    }
+
+    /// Ends this life: hands the lead over, refuses everything new, and waits for all tasks.
+    async fn close(self: &Arc<Shared>) -> Result<()> {
+        let shared = self;
+        if shared.is_closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        shared.hand_over().await;
+        lead::step_down(shared).await;
+        shared.stop.set();
+        let closed = shared.storage.clone().close().await;
+        shared.log.close().await;
+        let tasks = std::mem::take(&mut *lock(&shared.tasks));
+        ended(tasks).await;
+        // If the task that leads was just about to begin an epoch.
+        lead::step_down(shared).await;
+        closed
+    }
+
     fn registry(&self) -> Result<Registry> {
         self.log.with_state(|state| Registry::read(state.metadata())).map_err(|error| {
             let detail = format!("the metadata of the cluster cannot be read: {}; use a newer FerrisDB", error.what);
@@ -357,6 +485,10 @@ impl Shared {
     }
 
     fn failure(&self) -> Option<Error> {
+        if lock(&self.again).is_some() {
+            // It begins again: that what it was has ended is no failure.
+            return None;
+        }
         let ended = || lock(&self.failure).clone();
         let stopped = || {
             let failure = self.log.view().failure?;
@@ -366,7 +498,10 @@ impl Shared {
         self.storage.failure().or_else(ended).or_else(stopped)
     }
 
-    fn closed() -> Error {
+    fn closed(&self) -> Error {
+        if lock(&self.again).is_some() {
+            return Error::with(Code::ProcessBehind, "the process joins the cluster again");
+        }
         Error::with(Code::OperationCancelled, "the process was closed; open it again")
     }
 
@@ -414,7 +549,12 @@ impl Opener<'_> {
     ) -> Result<ReplicatedLog> {
         let peers = LogLines { lines: Arc::clone(lines), runtime: Arc::clone(&self.doors.runtime) };
         // All replicas begin with the same empty state; what the cluster begins with is the log's first entry.
-        let options = ReplicatedLogOptions { tags: Vec::new(), ..self.options.log.clone() };
+        let options = ReplicatedLogOptions {
+            tags: Vec::new(),
+            // A directory that was there before may have gone back.
+            waits_for_introduction: identity.generation > 1,
+            ..self.options.log.clone()
+        };
         ReplicatedLog::open(
             self.jobs.clone(),
             Arc::clone(&self.doors.runtime),
@@ -484,8 +624,14 @@ impl Opener<'_> {
         &self,
         before: Option<Identity>,
         addresses: &[String],
+        known: &mut Known,
         tasks: &mut Vec<Replied<()>>,
     ) -> Result<Opened> {
+        // Who joins again also knows whom it knew.
+        let mut addresses = addresses.to_vec();
+        addresses
+            .extend(known.addresses.iter().filter(|known| !addresses.contains(known)).cloned().collect::<Vec<_>>());
+        addresses.retain(|address| *address != self.here.address);
         if addresses.is_empty() {
             let detail = format!(
                 "{} is to join a cluster and has not joined yet: say whom to ask with --join HOST:PORT",
@@ -497,21 +643,12 @@ impl Opener<'_> {
         let asking = match before {
             Some(identity) => identity,
             None => {
-                let instance = self.doors.env.entropy.unique_bytes();
-                let nobody = Identity {
-                    cluster_id: [0; 16],
-                    instance,
-                    process: 0,
-                    tag: Tag::FIRST,
-                    generation: 0,
-                    readable_from: Version::ZERO,
-                    is_complete: false,
-                };
+                let nobody = Identity::nobody(self.doors.env.entropy.unique_bytes());
                 nobody.write(self.fs(), self.dir)?;
                 nobody
             }
         };
-        let joined = self.ask_to_join(asking.instance, addresses).await?;
+        let joined = self.ask_to_join(asking.instance, &addresses).await?;
         let identity = Identity {
             cluster_id: joined.cluster_id,
             process: joined.process,
@@ -519,6 +656,8 @@ impl Opener<'_> {
             generation: 1,
             ..asking
         };
+        known.addresses = addresses;
+        known.write(self.fs(), self.dir)?;
         remove_files(self.fs(), &self.dir.join("raft"))?;
         identity.write(self.fs(), self.dir)?;
         let lines = self.lines(Some(identity.cluster_id));

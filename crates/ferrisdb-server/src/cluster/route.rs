@@ -16,11 +16,10 @@ use ferrisdb_rpc::api::{
     LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
-use serde_json::json;
 
 use super::lead::{self, no_coordinator};
 use super::lines::Line;
-use super::{LOOK, Shared};
+use super::{LOOK, Life, Shared, status};
 use crate::coordinator::Coordinator;
 use crate::log::replicated::ProcessId;
 use crate::signal::lock;
@@ -73,7 +72,7 @@ impl Shared {
                 return Err(error);
             }
             if self.is_closed.load(Ordering::SeqCst) {
-                return Err(Shared::closed());
+                return Err(self.closed());
             }
             if self.jobs.now() >= until {
                 let wait = self.options.coordinator_wait;
@@ -127,103 +126,6 @@ impl Shared {
     fn description(&self) -> Description {
         let addresses = self.registry().map(|registry| registry.addresses()).unwrap_or_default();
         Description { cluster_id: self.identity.cluster_id, limits: self.limits, connection_string: addresses }
-    }
-
-    fn status_document(&self) -> String {
-        let view = self.log.view();
-        let registry = self.registry().unwrap_or_default();
-        let failure = self.failure().map(|error| error.to_string());
-        let leads = self.leading.coordinator().is_some();
-        let (epoch, last) = self.log.with_state(|state| (state.epoch(), state.last()));
-        let available = failure.is_none() && view.leader.is_some();
-        let state = match (&failure, view.leader) {
-            (Some(_), _) => "broken",
-            (None, None) => "without_leader",
-            (None, Some(_)) => "available",
-        };
-        let id: String = self.identity.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
-        let processes: serde_json::Map<String, serde_json::Value> = registry
-            .processes
-            .iter()
-            .map(|(number, process)| {
-                let storage = registry.storage.get(&process.tag);
-                let mut roles = vec!["storage"];
-                if view.voters.contains(number) {
-                    roles.push("log");
-                }
-                if view.leader == Some(*number) {
-                    roles.push("coordinator");
-                }
-                let document = json!({
-                    "address": process.peer.address,
-                    "zone": process.peer.zone,
-                    "roles": roles,
-                    "is_complete": storage.is_some_and(|storage| storage.is_complete),
-                    "popped_version": self.log.with_state(|state| state.popped(process.tag)).map(Version::get),
-                });
-                (number.to_string(), document)
-            })
-            .collect();
-        let filling = lock(&self.filling).as_ref().map(|error| {
-            let what = format!(
-                "This process is not filled with data yet, and tries again; the last attempt ended so: {error}"
-            );
-            json!({"name": "filling", "description": what})
-        });
-        let messages: Vec<_> = failure
-            .iter()
-            .map(|failure| json!({"name": "broken", "description": failure}))
-            .chain(filling)
-            .chain(view.leader.is_none().then(|| {
-                json!({
-                    "name": "without_leader",
-                    "description": "No process leads the cluster, as far as this one can see. A majority of the log's voters must be up and reach each other.",
-                })
-            }))
-            .collect();
-        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        json!({
-            "client": { "database_status": { "available": available, "healthy": available } },
-            "cluster": {
-                "generation": epoch,
-                "cluster_id": id,
-                "state": state,
-                "failure": failure,
-                "messages": messages,
-                "leader": view.leader,
-                "processes": processes,
-                "versions": {
-                    "last": last.get(),
-                    "applied": self.storage.applied_version().get(),
-                    "flushed": self.storage.flushed_version().get(),
-                },
-                "workload": {
-                    "begins": count(&counters.begins),
-                    "gets": count(&counters.gets),
-                    "get_keys": count(&counters.get_keys),
-                    "get_ranges": count(&counters.get_ranges),
-                    "watches": count(&counters.watches),
-                    "commits": count(&counters.commits),
-                    "resolves": count(&counters.resolves),
-                    "leases": count(&counters.leases),
-                    "committed": count(&counters.committed),
-                    "conflicts": count(&counters.conflicts),
-                    "too_old": count(&counters.too_old),
-                    "refused": count(&counters.refused),
-                },
-                "process": {
-                    "number": self.identity.process,
-                    "generation": self.identity.generation,
-                    "directory": self.dir.display().to_string(),
-                    "is_complete": self.is_complete.load(Ordering::Relaxed),
-                    "leads": leads,
-                    "log": { "term": view.term, "applied": view.applied, "snapshot": view.snapshot, "purged": view.purged,
-                             "voters": view.voters, "learners": view.learners },
-                },
-            },
-        })
-        .to_string()
     }
 }
 
@@ -289,7 +191,7 @@ impl Endpoint for Direct {
     }
 
     fn status(&self) -> Answer<String> {
-        Answer::now(Ok(self.shared.status_document()))
+        Answer::now(Ok(status::document(&self.shared)))
     }
 
     fn message(&self, message: Bytes) -> Answer<Bytes> {
@@ -297,9 +199,9 @@ impl Endpoint for Direct {
     }
 }
 
-/// The cluster, as seen from this process.
+/// The cluster, as seen from this process, in whichever life of it.
 pub(super) struct Cluster {
-    pub(super) shared: Arc<Shared>,
+    pub(super) life: Arc<Life>,
 }
 
 impl Cluster {
@@ -307,7 +209,7 @@ impl Cluster {
         &self,
         ask: impl Fn(&dyn Endpoint) -> Answer<T> + Send + Sync + 'static,
     ) -> Answer<T> {
-        let shared = Arc::clone(&self.shared);
+        let shared = self.life.shared();
         Answer::later(async move { shared.at_coordinator(ask).await })
     }
 
@@ -317,8 +219,9 @@ impl Cluster {
         version: Version,
         ask: impl Fn(&dyn Endpoint) -> Answer<T> + Send + Sync + 'static,
     ) -> Answer<T> {
-        if self.shared.reads_at(version) {
-            return ask(&self.shared.direct());
+        let shared = self.life.shared();
+        if shared.reads_at(version) {
+            return ask(&shared.direct());
         }
         self.at_coordinator(ask)
     }
@@ -326,7 +229,7 @@ impl Cluster {
 
 impl Endpoint for Cluster {
     fn description(&self) -> Description {
-        self.shared.description()
+        self.life.shared().description()
     }
 
     fn begin(&self, request: BeginRequest) -> Answer<Begun> {
@@ -371,18 +274,56 @@ impl Endpoint for Cluster {
     }
 
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
-        self.shared.direct().addresses_for_key(key)
+        self.life.shared().direct().addresses_for_key(key)
     }
 
     fn status(&self) -> Answer<String> {
-        self.shared.direct().status()
+        self.life.shared().direct().status()
     }
 
     fn message(&self, message: Bytes) -> Answer<Bytes> {
-        self.shared.direct().message(message)
+        self.life.shared().direct().message(message)
     }
 
     fn for_peers(&self) -> Option<Arc<dyn Endpoint>> {
-        Some(Arc::new(self.shared.direct()))
+        Some(Arc::new(ForPeers { life: Arc::clone(&self.life) }))
+    }
+}
+
+/// This process alone, in whichever life of it: connections of peers outlive a life.
+struct ForPeers {
+    life: Arc<Life>,
+}
+
+macro_rules! in_this_life {
+    ($($method:ident($request:ty) -> $answer:ty;)*) => {
+        $(fn $method(&self, request: $request) -> Answer<$answer> {
+            self.life.shared().direct().$method(request)
+        })*
+    };
+}
+
+impl Endpoint for ForPeers {
+    fn description(&self) -> Description {
+        self.life.shared().description()
+    }
+
+    in_this_life! {
+        begin(BeginRequest) -> Begun;
+        get(GetRequest) -> Option<Bytes>;
+        get_key(GetKeyRequest) -> Bytes;
+        get_range(GetRangeRequest) -> Rows;
+        commit(CommitRequest) -> Committed;
+        resolve(ResolveRequest) -> Option<Committed>;
+        watch(WatchRequest) -> Version;
+        lease(LeaseRequest) -> Lease;
+        estimated_size(KeyRange) -> u64;
+        split_points(SplitPointsRequest) -> Vec<Bytes>;
+        addresses_for_key(Bytes) -> Vec<String>;
+        message(Bytes) -> Bytes;
+    }
+
+    fn status(&self) -> Answer<String> {
+        self.life.shared().direct().status()
     }
 }

@@ -254,6 +254,11 @@ impl Coordinator {
         spawn("begin-gate", Box::pin(async move { shared.run_gate().await }));
     }
 
+    /// Bytes of mutations appended in this epoch.
+    pub fn appended_bytes(&self) -> u64 {
+        self.shared.appended_bytes.load(Ordering::Relaxed)
+    }
+
     /// The epoch.
     pub fn epoch(&self) -> u64 {
         self.shared.epoch

@@ -39,6 +39,8 @@ pub struct Lag {
     pub backlog_bytes: u64,
     /// Storage takes no writes at the moment: its own flushes or compactions are behind.
     pub is_stalled: bool,
+    /// The process whose storage it is. 0: the only one.
+    pub process: u64,
 }
 
 /// Why transactions wait.
@@ -177,7 +179,7 @@ mod tests {
     use super::*;
 
     const fn lag(backlog_bytes: u64) -> Lag {
-        Lag { backlog_bytes, is_stalled: false }
+        Lag { backlog_bytes, is_stalled: false, process: 0 }
     }
 
     fn rate() -> Rate {

@@ -38,7 +38,7 @@ const KIND_LEASE: u8 = 4;
 const KIND_FOUNDATION: u8 = 6;
 
 /// Whose mutations: each storage server has one, never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(pub u32);
 
 impl Tag {
@@ -344,7 +344,7 @@ pub(super) fn tag(decoder: &mut Decoder<'_>) -> Result<Tag, DecodeError> {
 }
 
 /// A count of things of at least one byte each: never more than there are bytes, so that room for them may be reserved.
-pub(super) fn count(decoder: &mut Decoder<'_>, what: &'static str) -> Result<usize, DecodeError> {
+pub(crate) fn count(decoder: &mut Decoder<'_>, what: &'static str) -> Result<usize, DecodeError> {
     let count = decoder.varint_usize(what)?;
     if count <= decoder.rest().len() { Ok(count) } else { Err(DecodeError { what }) }
 }

@@ -288,6 +288,11 @@ impl StorageServer {
         }
     }
 
+    /// True while it takes no writes because its flushes or compactions are behind.
+    pub fn is_stalled(&self) -> bool {
+        self.shared.is_stalled.load(Ordering::Relaxed)
+    }
+
     /// The engine's numbers, for the status document. May wait for an fsync of the engine's manifest.
     pub fn statistics(&self) -> ferrisdb_storage::Statistics {
         self.shared.engine.statistics()

@@ -1,6 +1,7 @@
 //! The disk of a simulated machine: [`Disk`], a [`SimFileSystem`] that takes time, and stops at an operation that was chosen before.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -111,6 +112,19 @@ impl Disk {
         self.files.crash(mode);
         self.lock().fails_at = None;
         self.is_gone.store(false, Ordering::SeqCst);
+    }
+
+    /// All files as they are.
+    pub fn image(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let paths = self.files.files().into_iter().map(|(path, _)| path);
+        paths.filter_map(|path| self.files.read_raw(&path).map(|bytes| (path, bytes))).collect()
+    }
+
+    /// Another disk is in the machine, with these files. Only while no process runs there.
+    pub fn replace(&self, image: &[(PathBuf, Vec<u8>)]) {
+        self.files.files().into_iter().for_each(|(path, _)| self.files.remove_raw(path));
+        image.iter().for_each(|(path, bytes)| self.files.write_raw(path, bytes));
+        self.files.sync_everything();
     }
 
     /// What was done since the last call.

@@ -25,12 +25,16 @@ use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 use futures_util::future::{Either, select};
 
-use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, Network};
+use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Network};
 use crate::lives::{Life, LifeSpawner};
 use crate::log::replicated::{LogStoreOptions, Peer, ProcessId, ReplicatedLogOptions};
 use crate::runtime::JobRuntime;
 use crate::signal::lock;
 use crate::storage::StorageOptions;
+
+mod losses;
+
+use losses::Losses;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const ACCOUNTS: u64 = 8;
@@ -74,6 +78,7 @@ struct State {
     loss: u64,
     lives: u64,
     is_quiet: bool,
+    losses: Losses,
 }
 
 pub(super) struct World {
@@ -85,11 +90,14 @@ pub(super) struct World {
     me: Weak<World>,
     /// Where the clients live.
     outside: JobRuntime,
+    gone_after: Duration,
 }
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Outcome {
+    /// Processes that were lost for good, and disks that went back.
+    pub(super) losses: (u64, u64),
     pub(super) failures: Vec<String>,
     pub(super) committed: u64,
     pub(super) epochs: usize,
@@ -104,7 +112,7 @@ fn address(process: ProcessId) -> String {
 }
 
 fn process_at(address: &str) -> Option<ProcessId> {
-    address.strip_prefix("host")?.strip_suffix(":1")?.parse().ok()
+    address.strip_prefix("host")?.split_once(':')?.0.parse().ok()
 }
 
 /// One process's way to the others.
@@ -215,8 +223,8 @@ struct Anywhere {
 impl Anywhere {
     fn line(&self) -> Line {
         let world = self.world.upgrade().expect("clients end before their world");
-        let count = lock(&world.state).hosts.len() as u64;
-        let to = 1 + world.random(count);
+        let hosts: Vec<ProcessId> = lock(&world.state).hosts.keys().copied().collect();
+        let to = hosts[world.random(hosts.len() as u64) as usize];
         Line { world: self.world.clone(), from: OUTSIDE, to, runtime: self.runtime.clone() }
     }
 }
@@ -256,6 +264,11 @@ impl Endpoint for Anywhere {
 
 impl World {
     pub(super) fn new(seed: u64) -> Arc<World> {
+        World::with(seed, MemberOptions::default().gone_after)
+    }
+
+    /// One in which a process that is silent for so long is gone.
+    pub(super) fn with(seed: u64, gone_after: Duration) -> Arc<World> {
         let clock = Arc::new(ManualClock::new());
         let steps = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
         let spawner = LifeSpawner { life: Life::new(OUTSIDE, seed), steps: Arc::clone(&steps) };
@@ -272,6 +285,7 @@ impl World {
             loss: 0,
             lives: 0,
             is_quiet: false,
+            losses: Losses::default(),
         };
         Arc::new_cyclic(|me| World {
             clock,
@@ -281,6 +295,7 @@ impl World {
             truth: Mutex::default(),
             me: me.clone(),
             outside,
+            gone_after,
         })
     }
 
@@ -330,6 +345,7 @@ impl World {
                 read_jobs: 2,
                 ..StorageOptions::default()
             },
+            members: MemberOptions { gone_after: self.gone_after, ..MemberOptions::default() },
             ..ClusterOptions::default()
         }
     }
@@ -363,11 +379,13 @@ impl World {
         let doors =
             Doors { env: runtime.env().clone(), runtime: Arc::new(runtime.clone()), network: Arc::new(network) };
         let (me, options, life) = (self.me.clone(), self.options(), lock(&self.state).lives);
+        let is_founder = lock(&self.state).hosts.len() == 1;
+        let here = lock(&self.state).losses.address_of(process);
         let boot = async move {
-            let here = Peer { address: address(process), zone: String::new() };
+            let here = Peer { address: here, zone: String::new() };
             loop {
                 let others = (1..=3).filter(|&other| other != process).map(address).collect();
-                let beginning = if process == 1 { Beginning::Found } else { Beginning::Join(others) };
+                let beginning = if is_founder { Beginning::Found } else { Beginning::Join(others) };
                 let opened =
                     ClusterNode::open(doors.clone(), Path::new("/p"), options.clone(), here.clone(), beginning).await;
                 let Some(world) = me.upgrade() else { return };
@@ -423,7 +441,7 @@ impl World {
                 (
                     process,
                     node.map(|node| {
-                        (node.is_complete(), node.failure(), lock(&node.shared.filling).clone(), node.group())
+                        (node.is_complete(), node.failure(), lock(&node.life.shared().filling).clone(), node.group())
                     }),
                 )
             })
@@ -449,12 +467,11 @@ impl World {
 
     /// Who runs a coordinator, or believes to.
     fn leading(&self) -> Option<ProcessId> {
-        let nodes: Vec<_> = lock(&self.state).hosts.values().filter_map(|host| host.node.clone()).collect();
-        nodes.iter().find(|node| node.shared.leading.coordinator().is_some()).map(|node| node.process())
-    }
-
-    pub(super) fn failure(&self, process: ProcessId) -> Option<String> {
-        self.node(process)?.failure().map(|error| error.to_string())
+        let state = lock(&self.state);
+        let nodes: Vec<_> =
+            state.hosts.iter().filter_map(|(&number, host)| Some((number, host.node.clone()?))).collect();
+        drop(state);
+        nodes.iter().find(|(_, node)| node.life.shared().leading.coordinator().is_some()).map(|(number, _)| *number)
     }
 
     /// What a process's disk holds now, synced or not.
@@ -510,11 +527,11 @@ impl World {
     /// What a question hears at a process that is closing, if the coordinator answers with `code`.
     pub(super) fn told_while_closing(&self, process: ProcessId, code: Code) -> Code {
         let node = self.node(process).expect("it lives");
-        node.shared.is_closed.store(true, Ordering::SeqCst);
+        node.life.shared().is_closed.store(true, Ordering::SeqCst);
         let told = Arc::new(Mutex::new(None));
         let tell = Arc::clone(&told);
         let asking = async move {
-            let answer = node.shared.at_coordinator(|_| Answer::<()>::from(Error::new(code))).await;
+            let answer = node.life.shared().at_coordinator(|_| Answer::<()>::from(Error::new(code))).await;
             *lock(&tell) = answer.err();
         };
         self.outside.spawn("ask", Box::pin(asking));
@@ -636,7 +653,9 @@ impl World {
         };
         let other = 1 + (process + self.random(2)) % 3;
         let seed = self.random(u64::MAX);
-        match self.random(7) {
+        match self.random(9) {
+            7 => self.lose_for_good(process, seed),
+            8 => self.set_back(process, seed),
             0 | 1 => {
                 let mode = match seed % 3 {
                     0 => CrashMode::NothingLost,
@@ -675,7 +694,7 @@ impl World {
 
     fn note_epochs(&self) {
         let nodes: Vec<_> = lock(&self.state).hosts.values().filter_map(|host| host.node.clone()).collect();
-        let epochs = nodes.iter().map(|node| node.shared.log.with_state(|state| state.epoch()));
+        let epochs = nodes.iter().map(|node| node.life.shared().log.with_state(|state| state.epoch()));
         lock(&self.truth).epochs.extend(epochs);
     }
 
@@ -695,7 +714,7 @@ impl World {
                 self.fail(format!("process {process}: {failure}"));
             }
         }
-        let prints: BTreeSet<_> = nodes.iter().map(|(_, node)| node.shared.log.fingerprint()).collect();
+        let prints: BTreeSet<_> = nodes.iter().map(|(_, node)| node.life.shared().log.fingerprint()).collect();
         if prints.len() > 1 {
             self.fail("the replicas of the log differ at the end".to_owned());
         }
@@ -765,7 +784,7 @@ fn number(value: &[u8]) -> i64 {
 
 /// The life of a cluster of three, under faults.
 pub(super) fn live(seed: u64, duration: Duration) -> Outcome {
-    let world = World::new(seed);
+    let world = World::with(seed, 5 * Duration::from_secs(1));
     world.grow_to(3);
     let end = world.clock.now() + duration;
     while world.clock.now() < end {
@@ -776,6 +795,7 @@ pub(super) fn live(seed: u64, duration: Duration) -> Outcome {
             world.heal();
         }
         world.note_epochs();
+        world.take_image();
     }
     world.heal();
     let before = world.committed();
@@ -784,9 +804,12 @@ pub(super) fn live(seed: u64, duration: Duration) -> Outcome {
         world.fail("no commit within 10 s after the faults".to_owned());
     }
     world.note_epochs();
+    world.until_whole(3);
     world.check_quiet();
+    let losses = world.losses();
     let truth = lock(&world.truth);
     Outcome {
+        losses,
         failures: truth.failures.clone(),
         committed: truth.committed,
         epochs: truth.epochs.len(),

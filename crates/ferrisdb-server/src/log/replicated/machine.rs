@@ -9,6 +9,7 @@
 //! # Invariants
 //! - All replicas apply the same entries in the same order; what is void on one is void on all.
 //! - A snapshot is the trailing state, and never newer than P: whoever starts from it still gets all that any tag needs from the log after it.
+//! - A tag that was taken gets nothing any more, not even what came before.
 //! - A subscriber gets each batch that counted, once, in the order of versions, or an error: never an empty stream in the place of one.
 //!
 //! # Concurrency
@@ -156,6 +157,15 @@ impl Core {
             self.hot_bytes -= dropped.bytes;
         }
         Outcome(all)
+    }
+
+    /// A tag that was taken gets nothing more: what is committed from then on has no section for it, and would look like batches that are empty.
+    fn check_tag(&self, tag: Tag) -> Result<()> {
+        if self.now.state.popped(tag).is_some() || planted(Bug::DroppedTagServes) {
+            return Ok(());
+        }
+        let detail = format!("the log has no tag {} any more: its storage server was gone, or excluded", tag.0);
+        Err(Error::with(Code::ClientInvalidOperation, detail))
     }
 
     /// Starts over from a snapshot.
@@ -465,6 +475,7 @@ impl Stream {
             };
             let entries = shared.store.read(from, applied, READ_BYTES)?;
             let core = lock(&shared.core);
+            core.check_tag(self.tag)?;
             let is_there = entries.first().is_some_and(|entry| entry.log_id().index == from);
             // Voids below the trailing state are forgotten: a place below it cannot be read rightly any more.
             if !is_there || core.trailing.last.is_some_and(|last| last.index >= from) {
@@ -516,6 +527,7 @@ impl Subscription for Stream {
             if let Some(closed) = &core.closed {
                 return Poll::Ready(Err(closed.clone()));
             }
+            core.check_tag(self.tag)?;
             if self.cursor >= core.now.state.last() {
                 core.wakers.insert(self.number, context.waker().clone());
                 return Poll::Pending;

@@ -51,7 +51,7 @@ use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
 
 pub use network::Peers;
 pub use store::LogStoreOptions;
-pub use types::{Peer, ProcessId};
+pub use types::{Peer, Place, Position, ProcessId};
 
 use self::machine::Machine;
 use self::network::Network;
@@ -82,6 +82,9 @@ pub struct ReplicatedLogOptions {
     pub purge_interval: Duration,
     /// The tags that a new log begins with.
     pub tags: Vec<Tag>,
+    /// The replica takes no part, neither voting nor appending nor standing for election, until it is [introduced](ReplicatedLog::introduced): its disk may have
+    /// gone back, and its peers can tell. Default: false.
+    pub waits_for_introduction: bool,
 }
 
 impl Default for ReplicatedLogOptions {
@@ -94,6 +97,7 @@ impl Default for ReplicatedLogOptions {
             append_timeout: Duration::from_secs(5),
             purge_interval: Duration::from_secs(1),
             tags: vec![Tag::FIRST],
+            waits_for_introduction: false,
         }
     }
 }
@@ -112,6 +116,9 @@ impl ReplicatedLogOptions {
             max_in_snapshot_log_to_keep: u64::MAX,
             enable_pre_vote: Some(true),
             enable_leader_restore: Some(false),
+            // A follower that lost entries without anybody's having known is sent them again; the library's other choice is that the leader panics.
+            allow_log_reversion: Some(true),
+            enable_elect: !self.waits_for_introduction,
             ..Config::default()
         };
         config.validate().map_err(|error| {
@@ -141,6 +148,8 @@ struct Shared {
     read_bell: Bell,
     is_closed: AtomicBool,
     closed: Latch,
+    /// It may take part.
+    is_introduced: AtomicBool,
 }
 
 impl Shared {
@@ -215,6 +224,7 @@ impl ReplicatedLog {
             store.close();
             Error::with(Code::IoError, format!("cannot start the replicated log in {}: {error}", dir.display()))
         })?;
+        let is_introduced = AtomicBool::new(!options.waits_for_introduction);
         let shared = Shared {
             runtime,
             process,
@@ -228,6 +238,7 @@ impl ReplicatedLog {
             read_bell: Bell::default(),
             is_closed: AtomicBool::new(false),
             closed: Latch::default(),
+            is_introduced,
         };
         let log = ReplicatedLog { shared: Arc::new(shared) };
         let task = log.clone();
@@ -271,6 +282,13 @@ impl ReplicatedLog {
                 log.pop(tag, version);
                 return Ok(message);
             }
+            if !log.shared.is_introduced.load(Ordering::SeqCst) {
+                let detail = format!(
+                    "process {} waits until its peers have said that its disk did not go back",
+                    log.shared.process
+                );
+                return Err(Error::with(Code::ConnectionFailed, detail));
+            }
             network::answer(&log.shared.raft, message).await
         })
     }
@@ -293,6 +311,36 @@ impl ReplicatedLog {
         }
     }
 
+    /// The voters, and where all members are, by this replica's newest configuration, applied or not.
+    ///
+    /// # Errors
+    /// The log has stopped.
+    pub async fn members(&self) -> Result<(BTreeSet<ProcessId>, BTreeMap<ProcessId, Peer>)> {
+        let look = self.shared.raft.with_raft_state(|state| {
+            let membership = state.membership_state.effective().membership();
+            let peers = membership.nodes().map(|(&process, peer)| (process, peer.clone())).collect();
+            (membership.voter_ids().collect(), peers)
+        });
+        scope(Arc::clone(&self.shared.runtime), look).await.map_err(|error| self.refused(&error.to_string()))
+    }
+
+    /// What of the log this replica has.
+    pub fn position(&self) -> Position {
+        self.shared.store.position()
+    }
+
+    /// Enough peers have said that this replica's disk did not go back: it may take part.
+    pub fn introduced(&self) {
+        if !self.shared.is_introduced.swap(true, Ordering::SeqCst) {
+            self.shared.raft.runtime_config().elect(true);
+        }
+    }
+
+    /// True if this replica takes part.
+    pub fn is_introduced(&self) -> bool {
+        self.shared.is_introduced.load(Ordering::SeqCst)
+    }
+
     /// True if this replica believes that it leads.
     pub fn is_leader(&self) -> bool {
         self.shared.raft.is_leader()
@@ -313,6 +361,11 @@ impl ReplicatedLog {
     /// # Errors
     /// This replica does not lead (any more), or another change is under way.
     pub async fn add_learner(&self, process: ProcessId, peer: Peer) -> Result<()> {
+        if self.view().peers.contains_key(&process) {
+            // The library does not take a known process's new address from a call to add it.
+            let change = ChangeMembers::SetNodes(BTreeMap::from([(process, peer)]));
+            return self.change_members(change, true, &format!("say where process {process} is")).await;
+        }
         let added = scope(Arc::clone(&self.shared.runtime), self.shared.raft.add_learner(process, peer, true));
         added
             .await
@@ -326,9 +379,21 @@ impl ReplicatedLog {
     /// # Errors
     /// This replica does not lead (any more), or another change is under way.
     pub async fn change_voters(&self, voters: BTreeSet<ProcessId>, keep: bool) -> Result<()> {
-        let change = ChangeMembers::ReplaceAllVoters(voters);
+        self.change_members(ChangeMembers::ReplaceAllVoters(voters), keep, "change the voters of the log").await
+    }
+
+    /// Sends a process, which is no voter, the log no more. Only the leader can.
+    ///
+    /// # Errors
+    /// As [`change_voters`](Self::change_voters).
+    pub async fn remove_learner(&self, process: ProcessId) -> Result<()> {
+        let change = ChangeMembers::RemoveNodes(BTreeSet::from([process]));
+        self.change_members(change, true, &format!("remove process {process} from the log")).await
+    }
+
+    async fn change_members(&self, change: ChangeMembers<ProcessId, Peer>, keep: bool, what: &str) -> Result<()> {
         let changed = scope(Arc::clone(&self.shared.runtime), self.shared.raft.change_membership(change, keep));
-        changed.await.map(drop).map_err(|error| self.refused(&format!("cannot change the voters of the log: {error}")))
+        changed.await.map(drop).map_err(|error| self.refused(&format!("cannot {what}: {error}")))
     }
 
     /// Asks process `to`, a voter, to lead. Whether it does shows in [`view`](Self::view).

@@ -52,8 +52,8 @@ use openraft::{EntryPayload, OptionalSend};
 
 use super::super::appending::{Maintained, RingMaintenance, append_records, space_for};
 use super::types::{
-    LogId, Members, RaftLogEntry, Types, Vote, put_entry, put_log_id, put_members, put_option, put_vote, take_entry,
-    take_log_id, take_members, take_option, take_vote,
+    LogId, Members, Position, RaftLogEntry, Types, Vote, place, put_entry, put_log_id, put_members, put_option,
+    put_vote, take_entry, take_log_id, take_members, take_option, take_vote,
 };
 use crate::failure::from_storage;
 use crate::runtime::JobRuntime;
@@ -128,6 +128,8 @@ struct Shared {
 /// What the records so far amount to.
 struct Memory {
     vote: Option<Vote>,
+    /// The newest term in which it voted, and is known to be durable.
+    voted: u64,
     committed: Option<LogId>,
     purged: Option<LogId>,
     log: VecDeque<Slot>,
@@ -178,6 +180,7 @@ impl Memory {
     fn new() -> Memory {
         Memory {
             vote: None,
+            voted: 0,
             committed: None,
             purged: None,
             log: VecDeque::new(),
@@ -287,6 +290,8 @@ impl LogStore {
         } else if recovery.purged || memory.log.front().is_some_and(|slot| slot.id.index > 0) {
             return Err(unreadable(dir, recovery.first, "no snapshot stands for what is no longer there"));
         }
+        // What the WAL finds when it is opened it makes durable.
+        memory.voted = memory.vote.map_or(0, |vote| vote.leader_id.term);
         if memory.committed > memory.last() {
             return Err(unreadable(dir, recovery.end, "the log ends before what it calls committed"));
         }
@@ -327,6 +332,19 @@ impl LogStore {
     /// Where the log is known to be committed.
     pub(super) fn committed(&self) -> Option<LogId> {
         lock(&self.shared.memory).committed
+    }
+
+    /// What of the log is here.
+    pub(super) fn position(&self) -> Position {
+        let memory = lock(&self.shared.memory);
+        let below_log = if self.shared.wal.is_synced(memory.snapshot_at) { memory.purged } else { None };
+        let held = memory.committed.and_then(|committed| {
+            let slots = memory.log.iter().rev().filter(|slot| slot.id <= committed);
+            slots.map(|slot| (slot.id, slot.position)).find(|&(_, position)| self.shared.wal.is_synced(position))
+        });
+        let held = held.map(|(id, _)| id).or(below_log);
+        let to_place = |id: Option<LogId>| id.as_ref().map(place).unwrap_or_default();
+        Position { voted: memory.voted, held: to_place(held), last: to_place(memory.last()) }
     }
 
     /// Keeps a snapshot in the place of the one before; durable when the future is ready.
@@ -676,7 +694,10 @@ impl RaftLogStorage<Types> for LogStore {
             .await
             .map_err(|error| to_io(&error))?;
         self.shared.sync_bell.ring();
-        saved.await.map_err(|error| to_io(&error))
+        saved.await.map_err(|error| to_io(&error))?;
+        let mut memory = lock(&self.shared.memory);
+        memory.voted = memory.voted.max(vote.leader_id.term);
+        Ok(())
     }
 
     /// Not synced: the next sync takes it along. An older one is found after a crash, which costs applying again.

@@ -42,6 +42,26 @@ pub struct Peer {
     pub zone: String,
 }
 
+/// A place in the log: term, then index. Places are in the order of the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The term of whoever appended it.
+    pub term: u64,
+    /// Its index.
+    pub index: u64,
+}
+
+/// What of the log a replica has. Nothing is all zeros.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Position {
+    /// The term in which it voted last, durably: never goes down, whatever happens to the process.
+    pub voted: u64,
+    /// What it has durably and knows to be committed: nothing below it is ever cut off again.
+    pub held: Place,
+    /// The last entry. What is above `held` may still be lost, or cut off.
+    pub last: Place,
+}
+
 /// Entries that are proposed together: one place in the log.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Proposal(pub Arc<Vec<Entry>>);
@@ -99,6 +119,10 @@ pub(super) fn log_id(term: u64, index: u64) -> LogId {
 /// A place's term.
 pub(super) fn term_of(id: &LogId) -> u64 {
     *id.leader_id
+}
+
+pub(super) fn place(id: &LogId) -> Place {
+    Place { term: term_of(id), index: id.index }
 }
 
 pub(super) fn put_log_id(out: &mut Vec<u8>, id: &LogId) {

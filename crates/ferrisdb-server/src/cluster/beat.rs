@@ -1,0 +1,401 @@
+//! The beat of a process: once a second it tells the voters of the log that it is there, who it is, what it has, and how it is; and hears whether it may go on.
+//!
+//! A process that starts again is **introduced** by its first beats: until so many voters have answered that they are a majority with it, its replica of the log takes no part. Any voter that knows that it had
+//! more says so (see known.rs), then or later: then the process ends this life and [begins again](super::rejoin) as a new one. The leader also says what the process is to the cluster: whoever lost its
+//! tag asks for a new one, and whoever was forgotten begins again.
+//!
+//! # Format (numbers are varints unless said otherwise)
+//! ```text
+//! beat    process, instance (16 bytes), tag, generation, u64 life,
+//!         found: voted term, last: term, index; now: voted term, held: term, index,
+//!         load: applied, flushed version, applied entry, copied rows, bytes, of bytes,
+//!               u8 flags: 1 serves, 2 stalled, 4 broken
+//! answer  process that answers, u8 0 welcome, 1 went back then bytes: what it lacks,
+//!         u8 what it is to the cluster (0 the asked does not lead), bytes: what the leader sees, as JSON
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_u64, put_varint};
+use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::{Bytes, Clock, Code, Error, Result, Runtime, Version};
+use futures_util::future::{Either, join_all, select};
+
+use super::known::{Noted, Said};
+use super::lines::Line;
+use super::members::Load;
+use super::messages::{Joined, Message, invalid, take_tag};
+use super::metadata::Registry;
+use super::rejoin::Again;
+use super::{Shared, status};
+use crate::log::Tag;
+use crate::log::replicated::{Place, Position, ProcessId};
+use crate::signal::lock;
+
+/// A process is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Beat {
+    pub(super) instance: [u8; 16],
+    pub(super) tag: Tag,
+    pub(super) said: Said,
+    pub(super) load: Load,
+}
+
+/// What a process is to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Registration {
+    /// Whoever was asked does not lead, and cannot say.
+    Unknown,
+    /// It belongs to it.
+    Member,
+    /// It belongs to it, and its tag was taken: what it has stored is worth nothing.
+    WithoutTag,
+    /// It is to hold nothing.
+    Excluded,
+    /// It does not belong to it any more.
+    Forgotten,
+}
+
+/// The answer to a beat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// Who answers.
+    pub(super) process: ProcessId,
+    /// What the asker lacks of what it had, if its disk went back.
+    pub(super) lacks: Option<String>,
+    pub(super) registration: Registration,
+    /// What the leader sees. Empty from others.
+    pub(super) view: String,
+}
+
+impl Beat {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        let Said { process, generation, life, found, now } = self.said;
+        put_varint(out, process);
+        out.extend_from_slice(&self.instance);
+        put_varint(out, u64::from(self.tag.0));
+        put_varint(out, generation);
+        put_u64(out, life);
+        for (voted, place) in [(found.voted, found.last), (now.voted, now.held)] {
+            [voted, place.term, place.index].into_iter().for_each(|number| put_varint(out, number));
+        }
+        let load = &self.load;
+        let numbers = [
+            load.applied.get(),
+            load.flushed.get(),
+            load.log_applied,
+            load.filled_rows,
+            load.filled_bytes,
+            load.filling_bytes,
+        ];
+        numbers.into_iter().for_each(|number| put_varint(out, number));
+        out.push(u8::from(load.serves) | u8::from(load.is_stalled) << 1 | u8::from(load.is_broken) << 2);
+    }
+
+    pub(super) fn decode(decoder: &mut Decoder<'_>) -> std::result::Result<Beat, DecodeError> {
+        let process = decoder.varint("beat: process")?;
+        let instance = decoder.take(16, "beat: instance")?.try_into().expect("sixteen bytes were taken");
+        let tag = take_tag(decoder)?;
+        let generation = decoder.varint("beat: generation")?;
+        let life = decoder.u64("beat: life")?;
+        let mut number = |what| decoder.varint(what);
+        let mut position = || -> std::result::Result<(u64, Place), DecodeError> {
+            let voted = number("beat: term")?;
+            Ok((voted, Place { term: number("beat: term of an entry")?, index: number("beat: entry")? }))
+        };
+        let ((voted, last), (voted_now, held)) = (position()?, position()?);
+        let found = Position { voted, last, held: Place::default() };
+        let now = Position { voted: voted_now, held, last: Place::default() };
+        let mut version = || {
+            let number = decoder.varint("beat: version")?;
+            Version::new(number).ok_or(DecodeError { what: "beat: version" })
+        };
+        let (applied, flushed) = (version()?, version()?);
+        let [log_applied, filled_rows, filled_bytes, filling_bytes] = [
+            decoder.varint("beat: applied entry")?,
+            decoder.varint("beat: copied rows")?,
+            decoder.varint("beat: copied bytes")?,
+            decoder.varint("beat: bytes to copy")?,
+        ];
+        let flags = decoder.u8("beat: flags")?;
+        if flags > 7 {
+            return Err(DecodeError { what: "beat: flags" });
+        }
+        let load = Load {
+            applied,
+            flushed,
+            log_applied,
+            serves: flags & 1 > 0,
+            is_stalled: flags & 2 > 0,
+            is_broken: flags & 4 > 0,
+            filled_rows,
+            filled_bytes,
+            filling_bytes,
+        };
+        Ok(Beat { instance, tag, said: Said { process, generation, life, found, now }, load })
+    }
+}
+
+impl Heard {
+    fn encode(&self) -> Bytes {
+        let mut out = Vec::new();
+        put_varint(&mut out, self.process);
+        match &self.lacks {
+            None => out.push(0),
+            Some(lacks) => {
+                out.push(1);
+                put_bytes(&mut out, lacks.as_bytes());
+            }
+        }
+        out.push(match self.registration {
+            Registration::Unknown => 0,
+            Registration::Member => 1,
+            Registration::WithoutTag => 2,
+            Registration::Excluded => 3,
+            Registration::Forgotten => 4,
+        });
+        put_bytes(&mut out, self.view.as_bytes());
+        out.into()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Heard> {
+        let mut decoder = Decoder::new(bytes);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut read = || {
+            let process = decoder.varint("beat: process")?;
+            let lacks = match decoder.u8("beat: welcome")? {
+                0 => None,
+                _ => Some(text(decoder.bytes("beat: what is lacking")?)),
+            };
+            let registration = match decoder.u8("beat: registration")? {
+                0 => Registration::Unknown,
+                1 => Registration::Member,
+                2 => Registration::WithoutTag,
+                3 => Registration::Excluded,
+                4 => Registration::Forgotten,
+                _ => return Err(DecodeError { what: "beat: an unknown registration" }),
+            };
+            Ok(Heard { process, lacks, registration, view: text(decoder.bytes("beat: view")?) })
+        };
+        read().map_err(invalid)
+    }
+}
+
+impl Registry {
+    /// What the process of a beat is to the cluster, by a leader's registry.
+    pub(super) fn registration(&self, beat: &Beat) -> Registration {
+        let process = beat.said.process;
+        match self.processes.get(&process) {
+            Some(known) if known.instance == beat.instance => {
+                if self.excluded.contains(&process) {
+                    Registration::Excluded
+                } else if self.storage_of(process).is_none_or(|(tag, _)| tag != beat.tag) {
+                    Registration::WithoutTag
+                } else {
+                    Registration::Member
+                }
+            }
+            None if process > self.used.0 => Registration::Unknown,
+            _ => Registration::Forgotten,
+        }
+    }
+}
+
+/// Answers a beat.
+pub(super) async fn answer(shared: &Arc<Shared>, beat: Beat) -> Result<Bytes> {
+    Ok(hear(shared, beat).await?.encode())
+}
+
+async fn hear(shared: &Arc<Shared>, beat: Beat) -> Result<Heard> {
+    let here = shared.identity.process;
+    let process = beat.said.process;
+    if process != here
+        && let Noted::WentBack(lacks) = shared.recorder.note(&beat.said).await?
+    {
+        return Ok(Heard {
+            process: here,
+            lacks: Some(lacks),
+            registration: Registration::Unknown,
+            view: String::new(),
+        });
+    }
+    let mut heard = Heard { process: here, lacks: None, registration: Registration::Unknown, view: String::new() };
+    if let Some(coordinator) = shared.leading.coordinator() {
+        let registry = shared.registry()?;
+        heard.registration = registry.registration(&beat);
+        if heard.registration != Registration::Forgotten {
+            let appended = coordinator.appended_bytes();
+            shared.leading.with_detector(|detector| detector.heard(shared.jobs.now(), process, beat.load, appended));
+        }
+        heard.view = status::view(shared, &registry);
+    }
+    Ok(heard)
+}
+
+/// Tells the voters that this process is there, and does what it hears, until the process stops.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut welcomed = BTreeSet::new();
+    loop {
+        if let Ok(answers) = beat_once(&shared).await {
+            for heard in answers {
+                if heard.lacks.is_none() {
+                    welcomed.insert(heard.process);
+                }
+                take_heard(&shared, heard).await;
+            }
+            // One that knows better outweighs any number that do not.
+            let is_over = lock(&shared.again).is_some();
+            if !shared.log.is_introduced() && !is_over && is_enough(&shared, &welcomed).await {
+                shared.log.introduced();
+            }
+        }
+        let pause = if shared.log.is_introduced() { shared.options.members.beat_interval } else { super::LOOK };
+        shared.jobs.sleep(pause).await;
+    }
+}
+
+/// True if with so many voters this process is a majority; one that is no voter, as far as it knows, needs a majority of the others.
+async fn is_enough(shared: &Shared, welcomed: &BTreeSet<ProcessId>) -> bool {
+    let Ok((voters, _)) = shared.log.members().await else { return false };
+    if voters.is_empty() {
+        return !welcomed.is_empty();
+    }
+    let here = shared.identity.process;
+    let have = voters.iter().filter(|&&voter| voter == here || welcomed.contains(&voter)).count();
+    have > voters.len() / 2
+}
+
+/// Beats once, to all voters at once.
+async fn beat_once(shared: &Arc<Shared>) -> Result<Vec<Heard>> {
+    let here = shared.identity.process;
+    let (voters, peers) = shared.log.members().await?;
+    let registry = shared.registry()?;
+    let said = Said {
+        process: here,
+        generation: shared.identity.generation,
+        life: shared.life,
+        found: shared.found,
+        now: shared.log.position(),
+    };
+    let beat = Beat { instance: shared.identity.instance, tag: shared.identity.tag, said, load: load(shared) };
+    let addresses: BTreeMap<ProcessId, String> = peers
+        .iter()
+        .map(|(&process, peer)| (process, peer.address.clone()))
+        .chain(registry.processes.iter().map(|(&process, known)| (process, known.peer.address.clone())))
+        .collect();
+    if !addresses.is_empty() {
+        shared.recorder.set_addresses(addresses.values().cloned().collect());
+    }
+    let mut targets: BTreeSet<String> =
+        voters.iter().filter(|&&voter| voter != here).filter_map(|voter| addresses.get(voter).cloned()).collect();
+    if voters.is_empty() || shared.log.view().leader.is_none() {
+        // Whoever was removed from the log hears of no leader, and may know the wrong voters.
+        targets.extend(shared.recorder.addresses());
+    }
+    targets.remove(&shared.here.address);
+    let message = Message::Beat(beat.clone()).encode();
+    let asking = targets.into_iter().map(|address| ask(shared, address, message.clone()));
+    let mut answers: Vec<Heard> = join_all(asking).await.into_iter().flatten().collect();
+    answers.push(hear(shared, beat).await?);
+    Ok(answers)
+}
+
+async fn ask(shared: &Shared, address: String, message: Bytes) -> Result<Heard> {
+    let asking = async { shared.lines.to(Line::Questions, &address).await?.message(message).await };
+    let deadline = shared.jobs.sleep(shared.options.members.beat_interval);
+    match select(std::pin::pin!(asking), deadline).await {
+        Either::Left((answered, _)) => Heard::decode(&answered?),
+        Either::Right(_) => Err(Error::with(Code::ConnectionFailed, format!("{address} did not answer in time"))),
+    }
+}
+
+fn load(shared: &Shared) -> Load {
+    let (filled_rows, filled_bytes, filling_bytes) = shared.copied.numbers();
+    Load {
+        applied: shared.storage.applied_version(),
+        flushed: shared.storage.flushed_version(),
+        log_applied: shared.log.view().applied.unwrap_or_default(),
+        serves: shared.is_complete.load(Ordering::SeqCst),
+        is_stalled: shared.storage.is_stalled(),
+        is_broken: shared.failure().is_some(),
+        filled_rows,
+        filled_bytes,
+        filling_bytes,
+    }
+}
+
+/// Does what was heard.
+async fn take_heard(shared: &Arc<Shared>, heard: Heard) {
+    let here = shared.identity.process;
+    if let Some(lacks) = heard.lacks {
+        let why = format!("the disk of process {here} went back to an earlier state: {lacks}");
+        return shared.begin_again(Again::AsNew(why));
+    }
+    if !heard.view.is_empty() {
+        *lock(&shared.view) = Some((shared.jobs.now(), heard.view));
+    }
+    match heard.registration {
+        Registration::Forgotten => {
+            shared.begin_again(Again::AsNew(format!("process {here} was gone, or excluded, and forgotten")));
+        }
+        Registration::WithoutTag if !planted(Bug::DroppedTagServes) => {
+            let message = Message::Join { instance: shared.identity.instance, peer: shared.here.clone() }.encode();
+            let joined = shared.at_coordinator(|endpoint| endpoint.message(message.clone())).await;
+            if let Ok(joined) = joined.and_then(|joined| Joined::decode(&joined))
+                && joined.tag != shared.identity.tag
+            {
+                shared.begin_again(Again::WithTag(joined.tag));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A moment that is old enough to say so.
+pub(super) const VIEW_OLD: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in super::super) fn example() -> Beat {
+        let place = |term, index| Place { term, index };
+        let found = Position { voted: 1, last: place(2, 3), held: Place::default() };
+        let now = Position { voted: 4, held: place(5, 6), last: Place::default() };
+        let said = Said { process: 2, generation: 9, life: 5, found, now };
+        let version = Version::from_u64;
+        let load = Load {
+            applied: version(7),
+            flushed: version(8),
+            log_applied: 10,
+            serves: true,
+            is_stalled: false,
+            is_broken: true,
+            filled_rows: 100,
+            filled_bytes: 11,
+            filling_bytes: 12,
+        };
+        Beat { instance: [3; 16], tag: Tag(3), said, load }
+    }
+
+    #[test]
+    fn answers_are_read() {
+        for (lacks, registration) in [
+            (None, Registration::Member),
+            (None, Registration::Excluded),
+            (None, Registration::WithoutTag),
+            (Some("an entry".to_owned()), Registration::Unknown),
+            (None, Registration::Forgotten),
+        ] {
+            let heard = Heard { process: 300, lacks, registration, view: "{}".to_owned() };
+            let bytes = heard.encode();
+            assert_eq!(Heard::decode(&bytes), Ok(heard));
+            for len in 0..bytes.len() {
+                assert!(Heard::decode(&bytes[..len]).is_err(), "{len} bytes");
+            }
+        }
+    }
+}

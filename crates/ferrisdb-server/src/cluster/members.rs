@@ -1,0 +1,235 @@
+//! Who is there, as the leader hears it: [`Detector`].
+//!
+//! Each process says once a second that it is there, and how it is. Silent for a while, it is **suspected**: it may be slow, so nothing is taken from it, but nothing is
+//! built on it either. Silent for long, it is **gone**. Deterministic: time is a parameter, of one process's monotonic clock. A detector lives as long as an epoch and begins with everybody just
+//! heard of, so that a new leader gives everybody the whole time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ferrisdb_core::Version;
+
+use super::control::Health;
+use crate::coordinator::rate::Lag;
+use crate::log::replicated::ProcessId;
+
+/// Marks of how much had been appended at which version; about ten minutes at one in 200 ms.
+const MARKS_MAX: usize = 3_000;
+
+/// When silence means what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberOptions {
+    /// How often a process says that it is there. Default: 1 s.
+    pub beat_interval: Duration,
+    /// Silent for longer, it is suspected. Default: 3 s.
+    pub suspected_after: Duration,
+    /// Silent for longer, it is gone: others take its place. Default: 60 s.
+    pub gone_after: Duration,
+}
+
+impl Default for MemberOptions {
+    fn default() -> MemberOptions {
+        MemberOptions {
+            beat_interval: Duration::from_secs(1),
+            suspected_after: Duration::from_secs(3),
+            gone_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How a process is, as far as one can hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    Up,
+    Suspected,
+    Gone,
+}
+
+impl Standing {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Standing::Up => "up",
+            Standing::Suspected => "suspected",
+            Standing::Gone => "gone",
+        }
+    }
+}
+
+/// How a process says that it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    /// The last version that its storage server has applied.
+    pub(super) applied: Version,
+    /// The last version that is in its tables.
+    pub(super) flushed: Version,
+    /// The last entry that its replica of the log has applied.
+    pub(super) log_applied: u64,
+    /// Its storage server has everything and answers.
+    pub(super) serves: bool,
+    /// Its storage server waits for flushes or compactions.
+    pub(super) is_stalled: bool,
+    /// It has failed.
+    pub(super) is_broken: bool,
+    /// Copied so far, while it is being filled.
+    pub(super) filled_rows: u64,
+    pub(super) filled_bytes: u64,
+    /// Of about so many bytes.
+    pub(super) filling_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Duration,
+    load: Option<Load>,
+    /// Bytes that it had yet to apply then.
+    backlog_bytes: u64,
+}
+
+/// Who was heard when.
+#[derive(Debug)]
+pub(super) struct Detector {
+    options: MemberOptions,
+    heard: BTreeMap<ProcessId, Heard>,
+    /// Ascending: up to this version so many bytes had been appended.
+    marks: VecDeque<(Version, u64)>,
+}
+
+impl Detector {
+    pub(super) fn new(options: MemberOptions) -> Detector {
+        Detector { options, heard: BTreeMap::new(), marks: VecDeque::new() }
+    }
+
+    /// These are the processes there are. One that is new counts as heard of now.
+    pub(super) fn observe(&mut self, now: Duration, processes: impl Iterator<Item = ProcessId> + Clone) {
+        self.heard.retain(|number, _| processes.clone().any(|process| process == *number));
+        for process in processes {
+            self.heard.entry(process).or_insert(Heard { at: now, load: None, backlog_bytes: 0 });
+        }
+    }
+
+    /// Up to `version` so many bytes had been appended in this epoch.
+    pub(super) fn mark(&mut self, version: Version, appended: u64) {
+        if self.marks.back().is_none_or(|&(last, _)| last < version) {
+            self.marks.push_back((version, appended));
+        }
+        if self.marks.len() > MARKS_MAX {
+            self.marks.pop_front();
+        }
+    }
+
+    /// A process says how it is; so much had been appended when it did.
+    pub(super) fn heard(&mut self, now: Duration, process: ProcessId, load: Load, appended: u64) {
+        let backlog_bytes = appended.saturating_sub(self.appended_at(load.applied));
+        self.heard.insert(process, Heard { at: now, load: Some(load), backlog_bytes });
+    }
+
+    /// About how much had been appended at `version`: in between two marks, its share.
+    #[expect(clippy::cast_precision_loss, reason = "it is an estimate")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a number is not above it")]
+    fn appended_at(&self, version: Version) -> u64 {
+        let after = self.marks.partition_point(|&(marked, _)| marked <= version);
+        match (after.checked_sub(1).map(|at| self.marks[at]), self.marks.get(after)) {
+            (Some((_, bytes)), None) => bytes,
+            (Some((from, low)), Some(&(to, high))) => {
+                let share = (version.get() - from.get()) as f64 / (to.get() - from.get()) as f64;
+                low + (high.saturating_sub(low) as f64 * share) as u64
+            }
+            // Older than all that was marked.
+            (None, first) => first.map_or(0, |&(_, bytes)| bytes),
+        }
+    }
+
+    /// How a process is; one that was never heard of is gone.
+    pub(super) fn standing(&self, now: Duration, process: ProcessId) -> Standing {
+        let Some(heard) = self.heard.get(&process) else { return Standing::Gone };
+        match now.saturating_sub(heard.at) {
+            silent if silent > self.options.gone_after => Standing::Gone,
+            silent if silent > self.options.suspected_after => Standing::Suspected,
+            _ => Standing::Up,
+        }
+    }
+
+    /// How long ago a process was heard.
+    pub(super) fn silent(&self, now: Duration, process: ProcessId) -> Option<Duration> {
+        self.heard.get(&process).map(|heard| now.saturating_sub(heard.at))
+    }
+
+    /// What it said last.
+    pub(super) fn load(&self, process: ProcessId) -> Option<Load> {
+        self.heard.get(&process)?.load
+    }
+
+    /// Bytes that it had yet to apply when it last said how it is.
+    pub(super) fn backlog_bytes(&self, process: ProcessId) -> u64 {
+        self.heard.get(&process).map_or(0, |heard| heard.backlog_bytes)
+    }
+
+    /// It is up, has everything, and answers.
+    pub(super) fn serves(&self, now: Duration, process: ProcessId) -> bool {
+        self.standing(now, process) == Standing::Up
+            && self.load(process).is_some_and(|load| load.serves && !load.is_broken)
+    }
+
+    /// Both, for the controller.
+    pub(super) fn health(&self, now: Duration, process: ProcessId) -> Health {
+        Health { standing: self.standing(now, process), serves: self.serves(now, process) }
+    }
+
+    /// The one that is furthest behind, of those that serve and that `counts`: whoever is gone, or being filled, limits nobody.
+    pub(super) fn worst(&self, now: Duration, counts: impl Fn(ProcessId) -> bool) -> Option<Lag> {
+        let lags = self.heard.iter().filter(|&(&process, _)| counts(process) && self.serves(now, process));
+        let lags = lags.map(|(&process, heard)| {
+            let is_stalled = heard.load.is_some_and(|load| load.is_stalled);
+            Lag { backlog_bytes: heard.backlog_bytes, is_stalled, process }
+        });
+        lags.max_by_key(|lag| lag.backlog_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(second: u64) -> Duration {
+        Duration::from_secs(second)
+    }
+
+    fn serving(applied: u64) -> Load {
+        Load { applied: Version::from_u64(applied), serves: true, ..Load::default() }
+    }
+
+    #[test]
+    fn silence_is_suspected_first() {
+        let mut detector = Detector::new(MemberOptions::default());
+        detector.observe(second(10), [1, 2].into_iter());
+        assert_eq!(detector.standing(second(13), 1), Standing::Up, "a new leader gives everybody the whole time");
+        assert_eq!(detector.standing(second(14), 1), Standing::Suspected);
+        assert!(!detector.serves(second(13), 1), "it has not said that it does");
+        detector.heard(second(60), 1, serving(1), 0);
+        assert_eq!([1, 2].map(|process| detector.standing(second(70), process)), [Standing::Suspected; 2]);
+        assert_eq!([1, 2].map(|process| detector.standing(second(71), process)), [Standing::Suspected, Standing::Gone]);
+        // A process that comes later is not gone before it was there.
+        detector.observe(second(1000), [1, 3].into_iter());
+        assert_eq!(detector.standing(second(1000), 3), Standing::Up);
+        assert_eq!(detector.standing(second(1000), 2), Standing::Gone, "it belongs no more");
+    }
+
+    /// Who is behind is told by bytes; who is silent, filled or broken limits nobody.
+    #[test]
+    fn the_furthest_behind_limits() {
+        let mut detector = Detector::new(MemberOptions::default());
+        for (version, appended) in [(100, 0), (200, 1000), (300, 5000)] {
+            detector.mark(Version::from_u64(version), appended);
+        }
+        for (process, applied) in [(1, 300), (2, 250), (3, 50)] {
+            detector.heard(second(1), process, serving(applied), 5000);
+        }
+        assert_eq!([1, 2, 3].map(|process| detector.backlog_bytes(process)), [0, 2000, 5000]);
+        let worst = |detector: &Detector, at| detector.worst(second(at), |process| process != 3);
+        assert_eq!(worst(&detector, 2).map(|lag| (lag.process, lag.backlog_bytes)), Some((2, 2000)));
+        assert_eq!(detector.worst(second(2), |_| true).map(|lag| lag.process), Some(3));
+        assert_eq!(worst(&detector, 10), None, "they are silent");
+        detector.heard(second(11), 2, Load { serves: false, ..serving(1) }, 5000);
+        assert_eq!(worst(&detector, 11), None, "it is being filled");
+    }
+}

@@ -1,0 +1,277 @@
+//! What a process says about the cluster: [`document`], from what it knows itself and what the leader told it last; and [`view`], what the leader tells.
+//!
+//! Only the leader hears all processes. It sends what it sees with the answer to every beat, so any process can show it, a second old; how old it is, is said.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ferrisdb_core::{Clock, Version};
+use serde_json::{Map, Value, json};
+
+use super::Shared;
+use super::beat::VIEW_OLD;
+use super::control::Step;
+use super::metadata::Registry;
+use crate::coordinator::rate::Reason;
+use crate::log::Log;
+use crate::signal::lock;
+
+/// What the leader sees of everybody.
+pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
+    let Some(coordinator) = shared.leading.coordinator() else { return String::new() };
+    let statistics = coordinator.statistics();
+    let (now, last, group) = (shared.jobs.now(), shared.log.last_known(), shared.log.view());
+    let processes: Option<Map<String, Value>> = shared.leading.with_detector(|detector| {
+        let of = |process| {
+            let load = detector.load(process);
+            let copied = load.filter(|load| !load.serves && load.filling_bytes + load.filled_rows > 0);
+            let document = json!({
+                "state": detector.standing(now, process).name(),
+                "heard_seconds_ago": detector.silent(now, process).map(|silent| silent.as_secs_f64()),
+                "serves": load.map(|load| load.serves),
+                "is_broken": load.map(|load| load.is_broken),
+                "lag_versions": load.filter(|load| load.serves).map(|load| last.get().saturating_sub(load.applied.get())),
+                "lag_bytes": load.filter(|load| load.serves).map(|_| detector.backlog_bytes(process)),
+                "lag_entries": load.map(|load| group.applied.unwrap_or(0).saturating_sub(load.log_applied)),
+                "filling": copied.map(|load| json!({
+                    "rows": load.filled_rows, "bytes": load.filled_bytes, "of_about_bytes": load.filling_bytes,
+                })),
+            });
+            (process.to_string(), document)
+        };
+        registry.processes.keys().copied().map(of).collect()
+    });
+    let lag = statistics.lag;
+    let description = match statistics.reason {
+        Reason::Nothing => statistics.reason.message().to_owned(),
+        reason => format!(
+            "{} It is process {}, which has {} MB to apply.",
+            reason.message(),
+            lag.process,
+            lag.backlog_bytes / 1_000_000
+        ),
+    };
+    let document = json!({
+        "processes": processes.unwrap_or_default(),
+        "controller": shared.leading.step().map(|step| doing(&step)),
+        "qos": {
+            "performance_limited_by": {
+                "name": statistics.reason.name(),
+                "description": description,
+                "process": (statistics.reason != Reason::Nothing).then_some(lag.process),
+            },
+            "begins_per_second": statistics.begins_per_second,
+            "begins_waiting": statistics.begins_waiting,
+            "queue_requests": statistics.queue_requests,
+            "queue_bytes": statistics.queue_bytes,
+            "worst_lag_bytes": lag.backlog_bytes,
+        },
+    });
+    document.to_string()
+}
+
+fn doing(step: &Step) -> String {
+    match step {
+        Step::AddLearner(process, peer) => format!("sends process {process} at {} the log", peer.address),
+        Step::RemoveLearner(process) => format!("sends process {process} the log no more"),
+        Step::ChangeVoters(voters) => format!("changes the voters to {voters:?}"),
+        Step::HandOver(process) => format!("hands the lead over to process {process}"),
+        Step::DropTag(process) => format!("gives up the data of process {process}"),
+        Step::Forget(process) => format!("forgets process {process}"),
+    }
+}
+
+/// The document.
+pub(super) fn document(shared: &Arc<Shared>) -> String {
+    let group = shared.log.view();
+    let registry = shared.registry().unwrap_or_default();
+    let failure = shared.failure().map(|error| error.to_string());
+    let (epoch, last) = shared.log.with_state(|state| (state.epoch(), state.last()));
+    let again = lock(&shared.again).is_some();
+    let available = failure.is_none() && group.leader.is_some() && !again;
+    let state = match (&failure, group.leader) {
+        _ if again => "joins_again",
+        (Some(_), _) => "broken",
+        (None, None) => "without_leader",
+        (None, Some(_)) => "available",
+    };
+    let id: String = shared.identity.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let seen = lock(&shared.view).clone();
+    let seen_seconds_ago = seen.as_ref().map(|(at, _)| shared.jobs.now().saturating_sub(*at));
+    let seen: Value = seen.and_then(|(_, text)| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let processes: Map<String, Value> = registry
+        .processes
+        .iter()
+        .map(|(&number, process)| {
+            let mut roles = Vec::new();
+            if registry.storage_of(number).is_some() {
+                roles.push("storage");
+            }
+            if group.voters.contains(&number) {
+                roles.push("log");
+            }
+            if group.leader == Some(number) {
+                roles.push("coordinator");
+            }
+            let mut document = json!({
+                "address": process.peer.address,
+                "zone": process.peer.zone,
+                "roles": roles,
+                "is_complete": registry.is_complete(number),
+                "excluded": registry.excluded.contains(&number),
+                "popped_version": shared.log.with_state(|state| state.popped(process.tag)).map(Version::get),
+            });
+            if let (Some(members), Some(more)) =
+                (document.as_object_mut(), seen["processes"][number.to_string()].as_object())
+            {
+                members.extend(more.clone());
+            }
+            (number.to_string(), document)
+        })
+        .collect();
+    let messages = messages(shared, failure.as_deref(), &registry, &processes, seen_seconds_ago);
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = &shared.counters;
+    json!({
+        "client": { "database_status": { "available": available, "healthy": available && messages.is_empty() } },
+        "cluster": {
+            "generation": epoch,
+            "cluster_id": id,
+            "state": state,
+            "failure": failure,
+            "messages": messages,
+            "leader": group.leader,
+            "voters": group.voters,
+            "processes": processes,
+            "excluded": registry.excluded,
+            "replication": registry.replication,
+            "controller": seen["controller"],
+            "seen_seconds_ago": seen_seconds_ago.map(|age| age.as_secs_f64()),
+            "qos": seen["qos"],
+            "versions": {
+                "last": last.get(),
+                "applied": shared.storage.applied_version().get(),
+                "flushed": shared.storage.flushed_version().get(),
+            },
+            "workload": {
+                "begins": count(&counters.begins),
+                "gets": count(&counters.gets),
+                "get_keys": count(&counters.get_keys),
+                "get_ranges": count(&counters.get_ranges),
+                "watches": count(&counters.watches),
+                "commits": count(&counters.commits),
+                "resolves": count(&counters.resolves),
+                "leases": count(&counters.leases),
+                "committed": count(&counters.committed),
+                "conflicts": count(&counters.conflicts),
+                "too_old": count(&counters.too_old),
+                "refused": count(&counters.refused),
+            },
+            "process": {
+                "number": shared.identity.process,
+                "generation": shared.identity.generation,
+                "directory": shared.dir.display().to_string(),
+                "is_complete": shared.is_complete.load(Ordering::Relaxed),
+                "leads": shared.leading.coordinator().is_some(),
+                "is_introduced": shared.log.is_introduced(),
+                "log": { "term": group.term, "applied": group.applied, "snapshot": group.snapshot, "purged": group.purged,
+                         "voters": group.voters, "learners": group.learners },
+            },
+        },
+    })
+    .to_string()
+}
+
+/// What is wrong, and what to do.
+fn messages(
+    shared: &Shared,
+    failure: Option<&str>,
+    registry: &Registry,
+    processes: &Map<String, Value>,
+    seen: Option<std::time::Duration>,
+) -> Vec<Value> {
+    let mut messages = Vec::new();
+    let mut say = |name: &str, description: String| messages.push(json!({"name": name, "description": description}));
+    if let Some(failure) = failure {
+        say("broken", failure.to_owned());
+    }
+    if lock(&shared.again).is_some() {
+        say(
+            "joins_again",
+            "This process begins again as a new one, with an empty storage server; its log says why.".to_owned(),
+        );
+    }
+    if let Some(error) = lock(&shared.filling).as_ref() {
+        say(
+            "filling",
+            format!("This process is not filled with data yet, and tries again; the last attempt ended so: {error}"),
+        );
+    }
+    let group = shared.log.view();
+    if group.leader.is_none() {
+        say(
+            "without_leader",
+            "No process leads the cluster, as far as this one can see. A majority of the log's voters must be up and reach each other.".to_owned(),
+        );
+    }
+    if !shared.log.is_introduced() {
+        say(
+            "not_introduced",
+            "This process waits until so many of the log's voters have answered that they are a majority with it: they know whether its disk went back. Start the others."
+                .to_owned(),
+        );
+    }
+    if group.leader.is_some() && seen.is_none_or(|seen| seen > VIEW_OLD) {
+        say(
+            "not_seen",
+            "What the leader sees of the processes has not arrived here for more than 5 s: states and lags are old, or missing.".to_owned(),
+        );
+    }
+    for (number, process) in processes {
+        let is_excluded = process["excluded"] == true;
+        let has_vote = process["roles"].as_array().is_some_and(|roles| roles.iter().any(|role| role == "log"));
+        match process["state"].as_str() {
+            Some("suspected") => say(
+                "suspected",
+                format!(
+                    "Process {number} has not been heard for {:.0} s. See whether it runs and can be reached.",
+                    process["heard_seconds_ago"].as_f64().unwrap_or_default()
+                ),
+            ),
+            Some("gone") if has_vote => say(
+                "gone",
+                format!(
+                    "Process {number} is gone, and its vote in the log is missing: one more loss may stop the database. Start it again, or start a new process with --join, which \
+                     takes its place."
+                ),
+            ),
+            Some("gone") => say("gone", format!("Process {number} is gone. Started again, it copies everything anew.")),
+            _ if process["is_broken"] == true => {
+                say("process_broken", format!("Process {number} has failed: its own status and log say why."));
+            }
+            _ if is_excluded && (has_vote || process["roles"].as_array().is_some_and(|roles| !roles.is_empty())) => {
+                say(
+                    "draining",
+                    format!("Process {number} is excluded, and still gives up what it has. Do not stop it yet."),
+                );
+            }
+            _ if is_excluded => say(
+                "excluded",
+                format!(
+                    "Process {number} is excluded and holds nothing: stop it for good, or take it back with `ferrisdb cluster include {number}`."
+                ),
+            ),
+            _ => {}
+        }
+    }
+    if registry.processes.len() > 1 && group.voters.len() < super::control::VOTERS && failure.is_none() {
+        say(
+            "few_voters",
+            format!(
+                "The log has {} voter(s): the database does not survive the loss of one. It gets three by itself with the third process that has all data.",
+                group.voters.len()
+            ),
+        );
+    }
+    messages
+}
