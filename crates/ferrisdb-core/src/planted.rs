@@ -152,4 +152,16 @@ planted_bugs! {
     CutForgotten = "cut-forgotten",
     /// A snapshot of the log is newer than what all storage servers have.
     SnapshotTooNew = "snapshot-too-new",
+    /// While a shard moves, its mutations do not go to where it moves.
+    TagForgottenInMove = "tag-forgotten-in-move",
+    /// While a chunk of a shard that moves is fetched, what changes in it is not kept.
+    MoveKeepsNothing = "move-keeps-nothing",
+    /// A storage server that says that a move is done is believed, whichever move it was.
+    LateArrival = "late-arrival",
+    /// What a storage server has lost it clears later, when nobody can read it any more, though it may have come back by then.
+    ClearPutOff = "clear-put-off",
+    /// A storage server says that a move is done before what it brought is durable.
+    ArrivalNotDurable = "arrival-not-durable",
+    /// A storage server answers for what it does not hold.
+    StrangerAnswers = "stranger-answers",
 }

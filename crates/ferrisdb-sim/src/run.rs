@@ -22,7 +22,7 @@ use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::{Random, SplitMix64};
 use ferrisdb_rpc::{ClientOptions, TokioRuntime};
 use ferrisdb_server::NodeOptions;
-use ferrisdb_server::cluster::ClusterOptions;
+use ferrisdb_server::cluster::{ClusterOptions, ShardOptions};
 use ferrisdb_server::log::replicated::LogStoreOptions;
 use futures_util::future::join_all;
 
@@ -121,6 +121,8 @@ struct Knobs {
     is_power_lost_at_the_end: bool,
     /// One: a database in one process. More: a cluster of so many.
     processes: u64,
+    /// From how many bytes on a cluster splits a shard.
+    split_bytes: u64,
 }
 
 /// How much the database keeps in memory.
@@ -143,13 +145,19 @@ impl Knobs {
             skew: of(&[0, 1_000, 100_000]),
             memory: [Memory::Tiny, Memory::Small, Memory::Default][usize::try_from(of(&[0, 0, 1, 2])).expect("small")],
             is_power_lost_at_the_end: of(&[0, 1]) == 1,
-            processes: of(&[1, 3]),
+            processes: of(&[1, 1, 3, 3, 5]),
+            split_bytes: of(&[2_000, 20_000, 1 << 30]),
         }
     }
 
     fn cluster_options(&self) -> ClusterOptions {
         let NodeOptions { storage, coordinator, .. } = self.node_options();
-        let mut options = ClusterOptions { storage, coordinator, ..ClusterOptions::default() };
+        let shards = ShardOptions {
+            split_bytes: self.split_bytes,
+            size_interval: Duration::from_secs(1),
+            ..ShardOptions::default()
+        };
+        let mut options = ClusterOptions { storage, coordinator, shards, ..ClusterOptions::default() };
         if self.memory != Memory::Default {
             options.log.store = LogStoreOptions { segment_bytes: 64 << 10, hot_bytes: 16 << 10 };
             options.log.hot_bytes = 8 << 10;

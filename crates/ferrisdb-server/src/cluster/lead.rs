@@ -8,14 +8,15 @@ use ferrisdb_core::{Bytes, Code, Error, Result, Runtime};
 use futures_util::future::select;
 
 use super::control::{Step, next_step};
-use super::messages::{Joined, Message, complete_answer};
+use super::messages::{Joined, Message, heard};
 use super::metadata::{Process, Storage};
-use super::{LOOK, Shared};
+use super::{LOOK, Shared, spread};
 use crate::coordinator::Coordinator;
 use crate::coordinator::rate::Lag;
 use crate::lifetime::{SharedLock, ended, spawn};
 use crate::log::replicated::{Peer, ProcessId};
 use crate::log::{Applied, Log, Tag};
+use crate::shards::change::Change;
 use crate::signal::{Replied, lock};
 
 /// How often the controller looks for something to do.
@@ -111,7 +112,8 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
             shared.jobs.sleep(LOOK).await;
         }
     });
-    select(controlling, over).await;
+    let spreading = std::pin::pin!(spread::run(shared, &coordinator));
+    select(select(controlling, spreading), over).await;
     Ok(())
 }
 
@@ -144,7 +146,17 @@ pub(super) async fn answer(shared: Arc<Shared>, message: Bytes) -> Result<Bytes>
         Message::Join { instance, peer } => Ok(take_in(&shared, instance, peer).await?.encode()),
         Message::Complete { process, tag } => {
             note_complete(&shared, process, tag).await?;
-            Ok(complete_answer())
+            Ok(heard())
+        }
+        Message::Arrived { begin, id, tag, from } => {
+            let coordinator = shared.leading.coordinator().ok_or_else(|| no_coordinator(shared.identity.process))?;
+            coordinator.change_shards(Change::Arrived { begin, id, tag, from }).await?;
+            Ok(heard())
+        }
+        Message::Advance => {
+            let coordinator = shared.leading.coordinator().ok_or_else(|| no_coordinator(shared.identity.process))?;
+            coordinator.advance();
+            Ok(heard())
         }
     }
 }

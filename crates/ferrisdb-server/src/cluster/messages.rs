@@ -6,12 +6,16 @@
 //! 1 raft      process that is asked, bytes to the end: a message of the replicated log (its answer: the log's)
 //! 2 join      bytes instance (16), bytes address, bytes zone
 //!             answer: u8 format version, u8 2, bytes cluster id (16), process, tag
-//! 3 complete  process, tag: the storage server has everything
+//! 3 complete  process, tag: the storage server has begun
+//!             answer: u8 format version, u8 3
+//! 16 arrived  bytes begin of a shard, move, tag, version: the storage server has durably, from that version on, what the move brings
+//!             answer: u8 format version, u8 3
+//! 17 advance  somebody waits for the next batch
 //!             answer: u8 format version, u8 3
 //! ```
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_varint};
-use ferrisdb_core::{Bytes, Code, Error, Result};
+use ferrisdb_core::{Bytes, Code, Error, Result, Version};
 
 use crate::log::Tag;
 use crate::log::replicated::{Peer, ProcessId};
@@ -20,6 +24,8 @@ const FORMAT_VERSION: u8 = 1;
 const KIND_RAFT: u8 = 1;
 const KIND_JOIN: u8 = 2;
 const KIND_COMPLETE: u8 = 3;
+const KIND_ARRIVED: u8 = 16;
+const KIND_ADVANCE: u8 = 17;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +34,12 @@ pub(super) enum Message {
     Raft { to: ProcessId, message: Bytes },
     /// Whoever has this directory wants to belong to the cluster, or to say that it is elsewhere now.
     Join { instance: [u8; 16], peer: Peer },
-    /// The storage server has everything.
+    /// The storage server has begun: it can be given shards.
     Complete { process: ProcessId, tag: Tag },
+    /// What a move brings is there.
+    Arrived { begin: Bytes, id: Version, tag: Tag, from: Version },
+    /// Somebody waits for the next batch.
+    Advance,
 }
 
 /// Who was taken in, and as what.
@@ -60,6 +70,14 @@ impl Message {
                 put_varint(&mut out, *process);
                 put_varint(&mut out, u64::from(tag.0));
             }
+            Message::Arrived { begin, id, tag, from } => {
+                out.push(KIND_ARRIVED);
+                put_bytes(&mut out, begin);
+                put_varint(&mut out, id.get());
+                put_varint(&mut out, u64::from(tag.0));
+                put_varint(&mut out, from.get());
+            }
+            Message::Advance => out.push(KIND_ADVANCE),
         }
         out.into()
     }
@@ -88,6 +106,13 @@ impl Message {
                 let process = decoder.varint("message: process").map_err(invalid)?;
                 Message::Complete { process, tag: take_tag(&mut decoder).map_err(invalid)? }
             }
+            KIND_ARRIVED => {
+                let begin = Bytes::copy_from_slice(decoder.bytes("message: begin").map_err(invalid)?);
+                let id = take_version(&mut decoder).map_err(invalid)?;
+                let tag = take_tag(&mut decoder).map_err(invalid)?;
+                Message::Arrived { begin, id, tag, from: take_version(&mut decoder).map_err(invalid)? }
+            }
+            KIND_ADVANCE => Message::Advance,
             _ => return Err(invalid(DecodeError { what: "message: an unknown kind" })),
         };
         decoder.finish("message: bytes behind its end").map_err(invalid)?;
@@ -124,8 +149,8 @@ impl Joined {
     }
 }
 
-/// The answer to [`Message::Complete`].
-pub(super) fn complete_answer() -> Bytes {
+/// The answer to what is only said: that it was heard.
+pub(super) fn heard() -> Bytes {
     vec![FORMAT_VERSION, KIND_COMPLETE].into()
 }
 
@@ -146,6 +171,10 @@ fn take_tag(decoder: &mut Decoder<'_>) -> std::result::Result<Tag, DecodeError> 
     u32::try_from(decoder.varint("message: tag")?).map(Tag).map_err(|_| DecodeError { what: "message: tag" })
 }
 
+fn take_version(decoder: &mut Decoder<'_>) -> std::result::Result<Version, DecodeError> {
+    Version::new(decoder.varint("message: version")?).ok_or(DecodeError { what: "message: version" })
+}
+
 fn invalid(error: DecodeError) -> Error {
     Error::with(
         Code::ClientInvalidOperation,
@@ -163,6 +192,8 @@ mod tests {
             Message::Raft { to: 300, message: Bytes::from_static(b"vote") },
             Message::Join { instance: [3; 16], peer: Peer { address: "h:1".to_owned(), zone: String::new() } },
             Message::Complete { process: 2, tag: Tag(9) },
+            Message::Arrived { begin: "k".into(), id: Version::from_u64(300), tag: Tag(9), from: Version::from_u64(301) },
+            Message::Advance,
         ]
     }
 
@@ -172,7 +203,7 @@ mod tests {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let found: Vec<_> = examples().iter().map(|message| hex(&message.encode())).collect();
         let join = format!("010210{}03683a3100", "03".repeat(16));
-        assert_eq!(found, ["0101ac02766f7465", &join, "01030209"]);
+        assert_eq!(found, ["0101ac02766f7465", &join, "01030209", "0110016bac0209ad02", "0111"]);
         let joined = Joined { cluster_id: [4; 16], process: 2, tag: Tag(9) };
         assert_eq!(hex(&joined.encode()), format!("010210{}0209", "04".repeat(16)));
         assert_eq!(Joined::decode(&joined.encode()), Ok(joined));

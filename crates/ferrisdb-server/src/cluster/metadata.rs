@@ -5,10 +5,13 @@
 //! # Format (version 1; numbers are varints unless said otherwise)
 //! ```text
 //! \xff/process/ u64 process (big endian)   u8 format, bytes instance (16), bytes address, bytes zone, tag
-//! \xff/storage/ u32 tag (big endian)       u8 format, process, u8 1 if it has everything, otherwise 0
+//! \xff/storage/ u32 tag (big endian)       u8 format, process, u8 1 if it has begun, otherwise 0
+//! \xff/shard/ ...                          who holds which keys: see `shards`
+//! \xff/conf/replication                    how many replicas a shard is to have, in decimal digits
+//! \xff/excluded/ u64 process (big endian)  the process is to hold nothing; whatever the value
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_varint};
 use ferrisdb_core::{Bytes, Mutation};
@@ -19,6 +22,10 @@ use crate::log::state::{TAG_PREFIX, tag_key};
 
 const FORMAT_VERSION: u8 = 1;
 const PROCESS_PREFIX: &[u8] = b"\xff/process/";
+const EXCLUDED_PREFIX: &[u8] = b"\xff/excluded/";
+const REPLICATION_KEY: &[u8] = b"\xff/conf/replication";
+/// How many replicas a shard has unless something else is configured.
+pub(super) const REPLICAS: usize = 3;
 
 /// A process that belongs to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +43,7 @@ pub(super) struct Process {
 pub(super) struct Storage {
     /// Where it runs.
     pub(super) process: ProcessId,
-    /// It has all data. Otherwise it is being filled.
+    /// It has begun: it can be given shards. (In a cluster of an older FerrisDB: it has all data.)
     pub(super) is_complete: bool,
 }
 
@@ -47,6 +54,10 @@ pub(super) struct Registry {
     pub(super) processes: BTreeMap<ProcessId, Process>,
     /// By tag; no tag is given twice.
     pub(super) storage: BTreeMap<Tag, Storage>,
+    /// Processes that are to hold nothing.
+    pub(super) excluded: BTreeSet<ProcessId>,
+    /// How many replicas a shard is to have, if that is configured.
+    pub(super) replication: Option<usize>,
 }
 
 impl Registry {
@@ -60,6 +71,13 @@ impl Registry {
             } else if let Some(tag) = key.strip_prefix(TAG_PREFIX) {
                 let tag = tag.try_into().map_err(|_| DecodeError { what: "metadata: tag" })?;
                 registry.storage.insert(Tag(u32::from_be_bytes(tag)), Storage::decode(value)?);
+            } else if let Some(number) = key.strip_prefix(EXCLUDED_PREFIX) {
+                let number = number.try_into().map_err(|_| DecodeError { what: "metadata: an excluded process" })?;
+                registry.excluded.insert(u64::from_be_bytes(number));
+            } else if key == REPLICATION_KEY {
+                let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+                let number = number.filter(|&replicas: &usize| replicas > 0);
+                registry.replication = Some(number.ok_or(DecodeError { what: "metadata: replication" })?);
             }
         }
         Ok(registry)
@@ -69,6 +87,11 @@ impl Registry {
     pub(super) fn of_instance(&self, instance: [u8; 16]) -> Option<(ProcessId, &Process)> {
         let mut all = self.processes.iter().map(|(&number, process)| (number, process));
         all.find(|(_, process)| process.instance == instance)
+    }
+
+    /// How many replicas a shard is to have, if there are processes enough.
+    pub(super) fn replicas(&self) -> usize {
+        self.replication.unwrap_or(REPLICAS)
     }
 
     /// Where the processes are, comma-separated.
@@ -147,6 +170,7 @@ mod tests {
                 (Tag(0), Storage { process: 1, is_complete: true }),
                 (Tag(3), Storage { process: 300, is_complete: false }),
             ]),
+            ..Registry::default()
         }
     }
 

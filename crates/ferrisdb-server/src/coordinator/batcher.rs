@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ferrisdb_core::codec::DecodeError;
 use ferrisdb_core::key::{SYSTEM_END, printable};
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::versionstamp::{OFFSET_BYTES, fill, stamp_offset};
@@ -24,6 +25,9 @@ use super::sequencer::Sequencer;
 use crate::log::state::change_tags;
 use crate::log::{Batch, Entry, EpochStart, IdOutcome, Known, LeaseChange, Outcome, Owner, Recovered, Section, Tag};
 use crate::resolver::{Checked, ConflictWindow};
+use crate::shards::ShardMap;
+use crate::shards::change::{Change, Moment};
+use crate::shards::holding::Assignment;
 
 /// What clients ask the coordinator for, in order.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub enum Request {
     Lease(LeaseRequest),
     /// To change the cluster's metadata, in this order. Only the controller asks that, and it knows what is there.
     Metadata(Vec<Mutation>),
+    /// To change who holds which keys, if it fits the map as it is by then.
+    Shards(Change),
 }
 
 /// An answer to a [`Request`] of its kind.
@@ -47,7 +53,7 @@ pub enum Response {
     Resolve(Option<Committed>),
     /// To a lease.
     Lease(Lease),
-    /// To a change of the metadata: at which version it is there. What storage servers there are by then get all mutations above it.
+    /// To a change of the metadata or of the shards: at which version it is there. Who gets which mutations is as it says for those above it.
     Metadata(Version),
 }
 
@@ -77,6 +83,9 @@ pub struct Group {
     pub bytes: u64,
     /// Changes of the metadata.
     metadata: Vec<Mutation>,
+    /// The map of the shards after it, if it changes that, and what storage servers must know of it.
+    shards: Option<ShardMap>,
+    assignments: Vec<(Tag, Assignment)>,
     /// The batch's horizon.
     horizon: Version,
     /// The ids that it decides.
@@ -105,8 +114,10 @@ pub struct Batcher {
     leases: Leases,
     /// Lease entries that the log has refused so far.
     ended: Vec<Entry>,
-    /// The storage servers: each has everything.
+    /// The storage servers.
     tags: BTreeSet<Tag>,
+    /// Who holds what; `None`: each of them has everything. An error: nobody can tell, and nothing commits.
+    shards: std::result::Result<Option<ShardMap>, DecodeError>,
     /// A batch was refused after its writes went into the window: an empty one above it lets readers get past them.
     needs_batch: bool,
 }
@@ -136,6 +147,7 @@ impl Batcher {
             leases: Leases::new(leases, &recovered.leases, recovered.next_lease, now),
             ended: Vec::new(),
             tags: recovered.popped.keys().copied().collect(),
+            shards: ShardMap::read(&recovered.metadata),
             needs_batch: false,
         };
         (start, batcher)
@@ -146,6 +158,7 @@ impl Batcher {
         self.horizon = recovered.horizon;
         self.leases = Leases::new(leases, &recovered.leases, recovered.next_lease, now);
         self.tags = recovered.popped.keys().copied().collect();
+        self.shards = ShardMap::read(&recovered.metadata);
     }
 
     /// Whose batches these are.
@@ -189,6 +202,8 @@ impl Batcher {
             transactions: 0,
             bytes: 0,
             metadata: Vec::new(),
+            shards: None,
+            assignments: Vec::new(),
             horizon: self.horizon,
             ids: Vec::new(),
             granted: Vec::new(),
@@ -211,7 +226,8 @@ impl Batcher {
                     group.metadata.extend(mutations);
                     Decision::WhenDurable(version, Response::Metadata(version))
                 }
-                (Request::Commit(_) | Request::Resolve(_) | Request::Metadata(_), None) => {
+                (Request::Shards(change), Some(version)) => self.change_shards(change, version, &mut group),
+                (Request::Commit(_) | Request::Resolve(_) | Request::Metadata(_) | Request::Shards(_), None) => {
                     unreachable!("such a request makes a version needed")
                 }
             };
@@ -225,10 +241,15 @@ impl Batcher {
             let window = self.limits.window_versions;
             let behind = Version::from_u64(version.get().saturating_sub(window));
             let horizon = self.horizon.max(self.previous.min(behind));
-            let sections = match mutations.is_empty() {
-                true => Vec::new(),
-                false => vec![Section { tags: self.tags.iter().copied().collect(), mutations }],
+            // Those that change the map now go where the map before it says, like all of this batch.
+            let mut sections = match &self.shards {
+                Ok(Some(map)) => map.sections(mutations),
+                _ if mutations.is_empty() => Vec::new(),
+                _ => vec![Section { tags: self.tags.iter().copied().collect(), mutations }],
             };
+            sections.extend(group.assignments.drain(..).map(|(tag, assignment)| {
+                Section { tags: vec![tag], mutations: vec![assignment.to_mutation()] }
+            }));
             group.version = Some(version);
             group.horizon = horizon;
             group.entries.push(Entry::Batch(Batch {
@@ -258,6 +279,9 @@ impl Batcher {
         // Metadata governs what is above it: this group's mutations were for the storage servers before.
         if !planted(Bug::NewTagForgotten) {
             group.metadata.iter().for_each(|mutation| change_tags(&mut self.tags, mutation));
+        }
+        if let Some(map) = &group.shards {
+            self.shards = Ok(Some(map.clone()));
         }
         let behind = version.get().saturating_sub(self.limits.window_versions);
         self.window.forget_below(Version::from_u64(behind));
@@ -309,6 +333,10 @@ impl Batcher {
         if let Err(error) = check(&request, &self.limits) {
             return Decision::Now(Err(error));
         }
+        if let Err(error) = &self.shards {
+            let detail = format!("nobody can tell who holds the keys: {}; use a newer FerrisDB", error.what);
+            return Decision::Now(Err(Error::with(Code::InternalError, detail)));
+        }
         if request.read_version > self.previous {
             let detail = format!("the read version {} was not given out yet", request.read_version);
             return Decision::Now(Err(Error::with(Code::FutureVersion, detail)));
@@ -353,6 +381,20 @@ impl Batcher {
             group.ids.push(id);
         }
         Decision::WhenDurable(version, Response::Commit(committed(version, outcome)))
+    }
+
+    fn change_shards(&self, change: Change, version: Version, group: &mut Group) -> Decision {
+        let mut map = group.shards.clone().or_else(|| self.shards.clone().ok().flatten());
+        let leased = self.leases.versions();
+        match change.make(&mut map, Moment { version, horizon: self.horizon, leased: &leased }) {
+            Err(error) => Decision::Now(Err(error)),
+            Ok(changed) => {
+                group.metadata.extend(changed.metadata);
+                group.assignments.extend(changed.assignments);
+                group.shards = map;
+                Decision::WhenDurable(version, Response::Metadata(version))
+            }
+        }
     }
 
     fn resolve(

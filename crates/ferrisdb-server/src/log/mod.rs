@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Mutation, Result, Version};
+use ferrisdb_core::{Bytes, Mutation, Result, Version};
 use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::CommitId;
 
@@ -50,6 +50,8 @@ pub struct Recovered {
     pub next_lease: u64,
     /// How far every tag has come.
     pub popped: BTreeMap<Tag, Version>,
+    /// The cluster's own data.
+    pub metadata: Arc<BTreeMap<Bytes, Bytes>>,
 }
 
 /// A batch as one subscriber gets it.
@@ -65,6 +67,8 @@ pub struct Delivery {
     pub leased: Arc<[Version]>,
     /// The tag's mutations, in order. Often none.
     pub mutations: Vec<Mutation>,
+    /// Bytes of the mutations of the whole batch, whoever needs them.
+    pub batch_bytes: u64,
     /// What the subscriber keeps for the log, with the data and in the same atomic step: the log's state as of this version.
     pub owner_state: Option<Vec<u8>>,
 }

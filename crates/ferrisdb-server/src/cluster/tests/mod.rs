@@ -106,7 +106,7 @@ fn a_closing_process_does_not_make_the_unknown_undone() {
 fn a_cluster_keeps_its_promises_under_faults() {
     let (first, count) = seeds();
     for seed in first..first + count {
-        let outcome = world::live(seed, 20 * SECOND);
+        let outcome = world::live(seed, 3, false, 20 * SECOND);
         assert!(
             outcome.failures.is_empty(),
             "seed {seed}: {:#?}\nreplay: FERRISDB_SIM_SEED={seed} FERRISDB_SIM_SEEDS=1 cargo test -p ferrisdb-server cluster::tests::a_cluster",
@@ -116,10 +116,26 @@ fn a_cluster_keeps_its_promises_under_faults() {
     }
 }
 
+/// The same while shards are split, merged and moved all the time, for no reason, among three to five processes.
+#[test]
+#[expect(clippy::print_stdout, reason = "figures of a run")]
+fn shards_move_under_faults() {
+    let (first, count) = seeds();
+    for seed in first..first + count {
+        let outcome = world::live(seed, 3 + seed % 3, true, 20 * SECOND);
+        assert!(
+            outcome.failures.is_empty(),
+            "seed {seed}: {:#?}\nreplay: FERRISDB_SIM_SEED={seed} FERRISDB_SIM_SEEDS=1 cargo test -p ferrisdb-server cluster::tests::shards_move",
+            outcome.failures
+        );
+        println!("seed {seed}: {} commits, {} epochs, {} moves, trace {:016x}", outcome.committed, outcome.epochs, outcome.moves, outcome.trace);
+    }
+}
+
 /// The same seed gives the same life, to the last message.
 #[test]
 fn a_seed_decides_everything() {
-    let once = world::live(77, 5 * SECOND);
-    assert_eq!(once, world::live(77, 5 * SECOND));
-    assert_ne!(once.trace, world::live(78, 5 * SECOND).trace);
+    let once = world::live(77, 3, true, 5 * SECOND);
+    assert_eq!(once, world::live(77, 3, true, 5 * SECOND));
+    assert_ne!(once.trace, world::live(78, 3, true, 5 * SECOND).trace);
 }
