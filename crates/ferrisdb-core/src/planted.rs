@@ -136,8 +136,6 @@ planted_bugs! {
     AnsweredBeforeDurable = "answered-before-durable",
     /// The log takes for durable what it has written, without a sync.
     LogSkipsSync = "log-skips-sync",
-    /// The coordinator does not send a new storage server what is committed from then on.
-    NewTagForgotten = "new-tag-forgotten",
     /// A storage server tells the log that it has what it has applied, before that is durable.
     PopBeforeFlush = "pop-before-flush",
     /// Storage clears a range of a batch after it has set the batch's keys.

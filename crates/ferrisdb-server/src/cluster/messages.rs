@@ -192,7 +192,12 @@ mod tests {
             Message::Raft { to: 300, message: Bytes::from_static(b"vote") },
             Message::Join { instance: [3; 16], peer: Peer { address: "h:1".to_owned(), zone: String::new() } },
             Message::Complete { process: 2, tag: Tag(9) },
-            Message::Arrived { begin: "k".into(), id: Version::from_u64(300), tag: Tag(9), from: Version::from_u64(301) },
+            Message::Arrived {
+                begin: "k".into(),
+                id: Version::from_u64(300),
+                tag: Tag(9),
+                from: Version::from_u64(301),
+            },
             Message::Advance,
         ]
     }

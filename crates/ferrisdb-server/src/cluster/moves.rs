@@ -68,7 +68,9 @@ async fn fetch_chunk(shared: &Arc<Shared>, fetch: &Fetch, bytes_max: u32) -> Res
     let bytes = rows.rows.iter().map(|row| (row.key.len() + row.value.len()) as u64).sum();
     let end = match rows.rows.last() {
         Some(last) if rows.more => ferrisdb_core::key::key_after(&last.key),
-        None if rows.more => return Err(Error::with(Code::InternalError, "an answer without rows says that there are more")),
+        None if rows.more => {
+            return Err(Error::with(Code::InternalError, "an answer without rows says that there are more"));
+        }
         _ => fetch.range.end.clone(),
     };
     if !shared.keeper.is_fetching(fetch) {

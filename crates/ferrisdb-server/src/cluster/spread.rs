@@ -15,8 +15,8 @@ use super::distribute::{Server, Step, View, next_step};
 use super::metadata::Registry;
 use crate::coordinator::Coordinator;
 use crate::log::Tag;
-use crate::shards::change::Change;
 use crate::shards::ShardMap;
+use crate::shards::change::Change;
 
 /// How often something to do is looked for.
 const SPREAD: Duration = Duration::from_millis(200);

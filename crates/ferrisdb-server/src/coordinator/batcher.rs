@@ -247,9 +247,12 @@ impl Batcher {
                 _ if mutations.is_empty() => Vec::new(),
                 _ => vec![Section { tags: self.tags.iter().copied().collect(), mutations }],
             };
-            sections.extend(group.assignments.drain(..).map(|(tag, assignment)| {
-                Section { tags: vec![tag], mutations: vec![assignment.to_mutation()] }
-            }));
+            sections.extend(
+                group
+                    .assignments
+                    .drain(..)
+                    .map(|(tag, assignment)| Section { tags: vec![tag], mutations: vec![assignment.to_mutation()] }),
+            );
             group.version = Some(version);
             group.horizon = horizon;
             group.entries.push(Entry::Batch(Batch {
@@ -277,9 +280,7 @@ impl Batcher {
             self.changed = version;
         }
         // Metadata governs what is above it: this group's mutations were for the storage servers before.
-        if !planted(Bug::NewTagForgotten) {
-            group.metadata.iter().for_each(|mutation| change_tags(&mut self.tags, mutation));
-        }
+        group.metadata.iter().for_each(|mutation| change_tags(&mut self.tags, mutation));
         if let Some(map) = &group.shards {
             self.shards = Ok(Some(map.clone()));
         }

@@ -227,9 +227,8 @@ impl Shard {
     /// Once all that are new in the team have arrived: the others go, from this version on.
     fn finish_if_all_are_there(&mut self, now: Moment<'_>) {
         let team_before = self.team();
-        let is_there = |moving: &Move| {
-            moving.team.iter().all(|tag| team_before.contains(tag) || moving.arrived.contains_key(tag))
-        };
+        let is_there =
+            |moving: &Move| moving.team.iter().all(|tag| team_before.contains(tag) || moving.arrived.contains_key(tag));
         let Some(moving) = self.moving.take_if(|moving| is_there(moving)) else { return };
         for holder in &mut self.holders {
             if holder.is_open() && !moving.team.contains(&holder.tag) {

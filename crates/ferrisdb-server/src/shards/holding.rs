@@ -213,9 +213,13 @@ impl Holding {
         let (mut here, mut coming) = (Vec::new(), Vec::new());
         if mutation.kind != MutationKind::ClearRange {
             let before = self.incoming.range::<Bytes, _>(..=&mutation.key).next_back();
-            let is_coming = before
-                .is_some_and(|(_, incoming)| mutation.key < incoming.end && mutation.key >= incoming.copied_to);
-            if is_coming { coming.push(mutation) } else { here.push(mutation) }
+            let is_coming =
+                before.is_some_and(|(_, incoming)| mutation.key < incoming.end && mutation.key >= incoming.copied_to);
+            if is_coming {
+                coming.push(mutation)
+            } else {
+                here.push(mutation)
+            }
             return (here, coming);
         }
         let (mut begin, end) = (mutation.key, mutation.value);

@@ -202,7 +202,10 @@ impl Keeper {
             let assigned = Arc::make_mut(&mut holding).assign(&assignment, now).map_err(|what| {
                 let range = &assignment.range;
                 let (begin, end) = (printable(&range.begin), printable(&range.end));
-                Error::with(Code::InternalError, format!("at {version} the keys from {begin} to {end} are assigned to this storage server: {what}"))
+                Error::with(
+                    Code::InternalError,
+                    format!("at {version} the keys from {begin} to {end} are assigned to this storage server: {what}"),
+                )
             })?;
             if assigned == Assigned::Lost {
                 let range = assignment.range;
@@ -232,8 +235,11 @@ impl Keeper {
         state.put_off = next.put_off;
         let Some(fetching) = &mut state.fetching else { return };
         // The move may have been given up, too.
-        let is_wanted =
-            state.holding.incoming().get(&fetching.fetch.begin).is_some_and(|incoming| incoming.id == fetching.fetch.id);
+        let is_wanted = state
+            .holding
+            .incoming()
+            .get(&fetching.fetch.begin)
+            .is_some_and(|incoming| incoming.id == fetching.fetch.id);
         if next.is_chunk_in || !is_wanted {
             state.fetching = None;
             return;

@@ -237,15 +237,18 @@ impl ShardMap {
 
     /// The shard that `key` is in.
     pub(crate) fn of_key(&self, key: &[u8]) -> (KeyRange, &Shard) {
-        let (begin, shard) = self.shards.range::<[u8], _>((Unbounded, Included(key))).next_back().expect("the first shard begins at ''");
+        let (begin, shard) =
+            self.shards.range::<[u8], _>((Unbounded, Included(key))).next_back().expect("the first shard begins at ''");
         (self.range_from(begin), shard)
     }
 
     /// The shard of the keys right below `end`.
     pub(crate) fn below(&self, end: &[u8]) -> (KeyRange, &Shard) {
-        let (begin, shard) = self.shards.range::<[u8], _>((Unbounded, Excluded(end))).next_back().unwrap_or_else(|| {
-            self.shards.first_key_value().expect("a map has a first shard")
-        });
+        let (begin, shard) = self
+            .shards
+            .range::<[u8], _>((Unbounded, Excluded(end)))
+            .next_back()
+            .unwrap_or_else(|| self.shards.first_key_value().expect("a map has a first shard"));
         (self.range_from(begin), shard)
     }
 

@@ -98,8 +98,10 @@ fn the_map_survives_its_bytes() {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let found: Vec<_> = written.iter().map(|(key, value)| (hex(key), hex(value))).collect();
     // If this fails, the format has changed: that is a new format version, and the old one is still to be read.
-    let expected =
-        [("ff2f73686172642f", "01020000 00ac020000 00"), ("ff2f73686172642f6d", "01020000 00ac020000 010703000102010208")];
+    let expected = [
+        ("ff2f73686172642f", "01020000 00ac020000 00"),
+        ("ff2f73686172642f6d", "01020000 00ac020000 010703000102010208"),
+    ];
     let expected = expected.map(|(key, value)| (key.to_owned(), value.replace(' ', "")));
     assert_eq!(found, expected);
     for (key, value) in &written {
@@ -191,7 +193,8 @@ impl Model {
     }
 
     fn change(&mut self) -> Change {
-        let shards: Vec<_> = self.map.iter().flat_map(ShardMap::iter).map(|(range, shard)| (range, shard.clone())).collect();
+        let shards: Vec<_> =
+            self.map.iter().flat_map(ShardMap::iter).map(|(range, shard)| (range, shard.clone())).collect();
         let (range, shard) = shards[self.random.below(shards.len() as u64) as usize].clone();
         match (self.random.below(8), shard.moving) {
             (0, _) => Change::Split { at: self.key() },
@@ -228,7 +231,8 @@ impl Model {
         }
         // Copies go on.
         for holding in self.holdings.values_mut() {
-            let coming: Vec<_> = holding.incoming().iter().map(|(begin, coming)| (begin.clone(), coming.clone())).collect();
+            let coming: Vec<_> =
+                holding.incoming().iter().map(|(begin, coming)| (begin.clone(), coming.clone())).collect();
             for (begin, coming) in coming {
                 if coming.arrived.is_none() && self.random.one_in(2) {
                     holding.copied(&begin, &coming.end, version);
@@ -250,7 +254,8 @@ impl Model {
         match change.make(&mut self.map, now) {
             Err(_) => assert_eq!(self.map, before, "what does not fit changes nothing"),
             Ok(Changed { metadata, assignments }) => {
-                let mut written: BTreeMap<Bytes, Bytes> = before.iter().flat_map(ShardMap::write).map(|set| (set.key, set.value)).collect();
+                let mut written: BTreeMap<Bytes, Bytes> =
+                    before.iter().flat_map(ShardMap::write).map(|set| (set.key, set.value)).collect();
                 for mutation in metadata {
                     match mutation.kind {
                         MutationKind::Set => drop(written.insert(mutation.key, mutation.value)),
@@ -327,7 +332,9 @@ fn mutations_go_where_their_keys_are() {
                     MutationKind::ClearRange => mutation.key <= key && key < mutation.value,
                     _ => mutation.key == key,
                 };
-                let what = |mutation: &Mutation| (mutation.kind, (mutation.kind == MutationKind::Set).then(|| mutation.value.clone()));
+                let what = |mutation: &Mutation| {
+                    (mutation.kind, (mutation.kind == MutationKind::Set).then(|| mutation.value.clone()))
+                };
                 let sent: Vec<_> = sections
                     .iter()
                     .filter(|section| section.tags.contains(&tag))

@@ -2,6 +2,7 @@
 //!
 //! `FERRISDB_SIM_SEED=7 cargo test -p ferrisdb-server cluster::tests` replays one seed; `FERRISDB_SIM_SEEDS=100` tries so many.
 
+mod reads;
 mod world;
 
 use std::time::Duration;
@@ -100,6 +101,14 @@ fn a_closing_process_does_not_make_the_unknown_undone() {
     assert_eq!(world.told_while_closing(1, Code::ProcessBehind), Code::OperationCancelled);
 }
 
+/// Six shards, each at one process only: ranges, selectors and watches that go over their borders are answered as if there were one.
+#[test]
+fn shards_read_like_one() {
+    let world = world::World::new(60);
+    world.grow_to(3);
+    world.reads_across_shards();
+}
+
 /// Seconds full of faults, for some seeds; then quiet, and everything is checked.
 #[test]
 #[expect(clippy::print_stdout, reason = "figures of a run")]
@@ -128,7 +137,10 @@ fn shards_move_under_faults() {
             "seed {seed}: {:#?}\nreplay: FERRISDB_SIM_SEED={seed} FERRISDB_SIM_SEEDS=1 cargo test -p ferrisdb-server cluster::tests::shards_move",
             outcome.failures
         );
-        println!("seed {seed}: {} commits, {} epochs, {} moves, trace {:016x}", outcome.committed, outcome.epochs, outcome.moves, outcome.trace);
+        println!(
+            "seed {seed}: {} commits, {} epochs, {} moves, trace {:016x}",
+            outcome.committed, outcome.epochs, outcome.moves, outcome.trace
+        );
     }
 }
 

@@ -13,7 +13,9 @@ use std::time::Duration;
 use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::key::SYSTEM_END;
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, KeyValue, ManualClock, Random, Result, Runtime, SplitMix64, Version};
+use ferrisdb_core::{
+    Bytes, Clock, Code, Error, KeyRange, KeyValue, ManualClock, Random, Result, Runtime, SplitMix64, Version,
+};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
     LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
@@ -466,7 +468,17 @@ impl World {
         lock(&self.truth).committed
     }
 
-    fn node(&self, process: ProcessId) -> Option<Arc<ClusterNode>> {
+    /// Clients begin nothing any more.
+    pub(super) fn be_quiet(&self) {
+        lock(&self.state).is_quiet = true;
+        self.run(Duration::from_secs(5));
+    }
+
+    pub(super) fn spawn_outside(&self, task: BoxFuture<()>) {
+        self.outside.spawn("task", task);
+    }
+
+    pub(super) fn node(&self, process: ProcessId) -> Option<Arc<ClusterNode>> {
         lock(&self.state).hosts.get(&process).and_then(|host| host.node.clone())
     }
 
