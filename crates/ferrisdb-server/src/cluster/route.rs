@@ -349,6 +349,11 @@ impl Endpoint for Direct {
     }
 }
 
+/// Storage here does not hold it, or its disk has failed.
+fn is_for_others(code: Code) -> bool {
+    matches!(code, Code::WrongShardServer | Code::IoError)
+}
+
 /// The cluster, as seen from this process.
 pub(super) struct Cluster {
     pub(super) shared: Arc<Shared>,
@@ -375,11 +380,11 @@ impl Cluster {
             return Answer::later(elsewhere(shared));
         }
         match ask(&shared.direct()).try_now() {
-            Ok(Err(error)) if error.code() == Code::WrongShardServer => Answer::later(elsewhere(shared)),
+            Ok(Err(error)) if is_for_others(error.code()) => Answer::later(elsewhere(shared)),
             Ok(result) => Answer::now(result),
             Err(later) => Answer::later(async move {
                 match later.await {
-                    Err(error) if error.code() == Code::WrongShardServer => elsewhere(shared).await,
+                    Err(error) if is_for_others(error.code()) => elsewhere(shared).await,
                     result => result,
                 }
             }),
