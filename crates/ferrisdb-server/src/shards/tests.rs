@@ -1,13 +1,19 @@
 //! The map and the storage servers' view of it, under random changes; and what a late message or a disk that went back does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use ferrisdb_core::key::SYSTEM_END;
-use ferrisdb_core::{Bytes, Code, KeyRange, Mutation, MutationKind, Random, SplitMix64, Version};
+use ferrisdb_core::{Bytes, Code, KeyRange, Limits, Mutation, MutationKind, Random, SplitMix64, Version};
+use ferrisdb_rpc::api::CommitRequest;
 
 use super::change::{Change, Changed, Moment};
 use super::holding::{Assigned, Assignment, Holding, Span};
 use super::*;
+use crate::coordinator::batcher::{Batcher, Request};
+use crate::coordinator::lease::LeaseOptions;
+use crate::log::{Entry, EpochStart, Known, Recovered};
 
 fn v(number: u64) -> Version {
     Version::from_u64(number)
@@ -348,4 +354,65 @@ fn mutations_go_where_their_keys_are() {
             }
         }
     }
+}
+
+/// A batch that changes the map goes where the map before it says; what comes next, where the new one does; and a change that the log refused has not happened.
+#[test]
+fn a_map_governs_what_is_above_it() {
+    let metadata: BTreeMap<Bytes, Bytes> =
+        whole().unwrap().write().into_iter().map(|set| (set.key, set.value)).collect();
+    let recovered = Recovered {
+        epoch: 0,
+        last: Version::ZERO,
+        horizon: Version::ZERO,
+        leases: BTreeMap::new(),
+        next_lease: 1,
+        popped: BTreeMap::from([(Tag(0), Version::ZERO), (Tag(1), Version::ZERO)]),
+        metadata: Arc::new(metadata),
+    };
+    let leases = LeaseOptions::default();
+    let (start, mut batcher) = Batcher::begin_epoch(&recovered, [1; 16], Limits::DEFAULT, leases, Duration::ZERO);
+    let Entry::EpochStart(EpochStart { first_version, .. }) = start else { panic!("an epoch starts") };
+    let commit = || {
+        Request::Commit(CommitRequest {
+            read_version: first_version,
+            read_conflicts: Vec::new(),
+            write_conflicts: Vec::new(),
+            mutations: vec![Mutation::set("k", "v")],
+            id: None,
+            lowest_unanswered: 0,
+            report_conflicting_keys: false,
+            begins: None,
+        })
+    };
+    let mut now = Duration::ZERO;
+    let mut form = |batcher: &mut Batcher, requests: Vec<Request>| {
+        now += Duration::from_secs(1);
+        let group = batcher.form(requests, false, now, first_version, &|_| (Known::Nothing, Version::ZERO));
+        let Some(Entry::Batch(batch)) = group.entries.last() else { panic!("a batch") };
+        let sections: Vec<(Vec<u32>, bool)> = batch
+            .sections
+            .iter()
+            .map(|section| {
+                let is_assignment = Assignment::of_mutation(&section.mutations[0]).unwrap().is_some();
+                (section.tags.iter().map(|tag| tag.0).collect(), is_assignment)
+            })
+            .collect();
+        (group, sections)
+    };
+    let (group, sections) = form(&mut batcher, vec![commit(), Request::Shards(do_move(&[1])), commit()]);
+    assert_eq!(sections, [(vec![0], false), (vec![1], true)]);
+    batcher.appended(&group);
+    let id = group.version.expect("it has one");
+    let (group, sections) = form(&mut batcher, vec![commit()]);
+    assert_eq!(sections, [(vec![0, 1], false)]);
+    batcher.appended(&group);
+    let cancel = || Request::Shards(Change::Cancel { begin: Bytes::new(), id });
+    let (group, sections) = form(&mut batcher, vec![commit(), cancel()]);
+    assert_eq!(sections, [(vec![0, 1], false), (vec![1], true)]);
+    batcher.refused(group);
+    let (group, sections) = form(&mut batcher, vec![commit(), cancel(), cancel()]);
+    assert_eq!(sections, [(vec![0, 1], false), (vec![1], true)], "of two the second does not fit any more");
+    batcher.appended(&group);
+    assert_eq!(form(&mut batcher, vec![commit()]).1, [(vec![0], false)]);
 }
