@@ -71,6 +71,9 @@ macro_rules! codes {
 }
 
 codes! {
+    WrongShardServer = 1001 "wrong_shard_server" Fatal
+        "Shard is not available from this server"
+        "Nothing: it is for the processes of a cluster among themselves. Whoever is asked by a client asks the right one.";
     TransactionTooOld = 1007 "transaction_too_old" Retry
         "Transaction is too old to perform reads or be committed"
         "Retry it. If it keeps happening the transaction lives longer than 5 s: make it smaller, or read through a long snapshot.";

@@ -136,8 +136,6 @@ planted_bugs! {
     AnsweredBeforeDurable = "answered-before-durable",
     /// The log takes for durable what it has written, without a sync.
     LogSkipsSync = "log-skips-sync",
-    /// The coordinator does not send a new storage server what is committed from then on.
-    NewTagForgotten = "new-tag-forgotten",
     /// A storage server tells the log that it has what it has applied, before that is durable.
     PopBeforeFlush = "pop-before-flush",
     /// Storage clears a range of a batch after it has set the batch's keys.
@@ -172,4 +170,16 @@ planted_bugs! {
     WentBackVotes = "went-back-votes",
     /// A tag is taken though no other process has everything.
     RemovedWithoutReplica = "removed-without-replica",
+    /// While a shard moves, its mutations do not go to where it moves.
+    TagForgottenInMove = "tag-forgotten-in-move",
+    /// While a chunk of a shard that moves is fetched, what changes in it is not kept.
+    MoveKeepsNothing = "move-keeps-nothing",
+    /// A storage server that says that a move is done is believed, whichever move it was.
+    LateArrival = "late-arrival",
+    /// What a storage server has lost it clears later, when nobody can read it any more, though it may have come back by then.
+    ClearPutOff = "clear-put-off",
+    /// A storage server says that a move is done before what it brought is durable.
+    ArrivalNotDurable = "arrival-not-durable",
+    /// A storage server answers for what it does not hold.
+    StrangerAnswers = "stranger-answers",
 }

@@ -7,9 +7,10 @@ use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Code, Result, Version};
 
 use crate::log::{Delivery, Log, Subscription, Tag};
+use crate::shards::keeper::Keeper;
 use crate::storage::{ApplyBatch, StorageServer};
 
-/// How many bytes of mutations storage has applied in this epoch.
+/// How many bytes of mutations the batches have that storage has applied in this epoch, whoever needs them.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) bytes: AtomicU64,
@@ -24,6 +25,8 @@ pub(crate) struct Feed {
     pub(crate) counted_from: Version,
     /// What there was below this version storage has never seen: leases of such versions are not for it to keep, or what it would answer at them were wrong.
     pub(crate) readable_from: Version,
+    /// What is between the log and storage, if storage may hold less than everything.
+    pub(crate) keeper: Option<Arc<Keeper>>,
 }
 
 impl Feed {
@@ -53,15 +56,26 @@ impl Feed {
         }
     }
 
-    async fn apply(&mut self, delivery: Delivery) -> Result<()> {
-        let Delivery { version, horizon, mut leased, mutations, owner_state, .. } = delivery;
+    async fn apply(&mut self, mut delivery: Delivery) -> Result<()> {
+        let leased = &mut delivery.leased;
         if leased.first().is_some_and(|&first| first < self.readable_from) {
-            leased = leased.iter().copied().filter(|&version| version >= self.readable_from).collect();
+            *leased = leased.iter().copied().filter(|&version| version >= self.readable_from).collect();
         }
-        let bytes: usize = mutations.iter().map(|mutation| mutation.bytes()).sum();
-        self.storage.apply(ApplyBatch { version, horizon, leased, mutations, owner_state }).await?;
+        let (version, bytes) = (delivery.version, delivery.batch_bytes);
+        match &self.keeper {
+            None => {
+                let Delivery { horizon, leased, mutations, owner_state, .. } = delivery;
+                self.storage.apply(ApplyBatch { version, horizon, leased, mutations, owner_state }).await?;
+            }
+            Some(keeper) => {
+                let (batch, next) = keeper.prepare(delivery)?;
+                self.storage.apply(batch).await?;
+                next.lost.iter().for_each(|range| self.storage.fire_watches(range, version));
+                keeper.applied(next);
+            }
+        }
         if version > self.counted_from {
-            self.progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ pub mod log;
 pub mod node;
 pub mod resolver;
 pub mod runtime;
+pub mod shards;
 mod signal;
 pub mod storage;
 

@@ -22,7 +22,7 @@ use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::{Random, SplitMix64};
 use ferrisdb_rpc::{ClientOptions, TokioRuntime};
 use ferrisdb_server::NodeOptions;
-use ferrisdb_server::cluster::ClusterOptions;
+use ferrisdb_server::cluster::{ClusterOptions, ShardOptions};
 use ferrisdb_server::log::replicated::LogStoreOptions;
 use futures_util::future::join_all;
 
@@ -123,6 +123,8 @@ struct Knobs {
     processes: u64,
     /// A process that is silent for so long is gone for good, as far as the others can tell.
     gone_after: Duration,
+    /// From how many bytes on a cluster splits a shard.
+    split_bytes: u64,
 }
 
 /// How much the database keeps in memory.
@@ -145,14 +147,20 @@ impl Knobs {
             skew: of(&[0, 1_000, 100_000]),
             memory: [Memory::Tiny, Memory::Small, Memory::Default][usize::try_from(of(&[0, 0, 1, 2])).expect("small")],
             is_power_lost_at_the_end: of(&[0, 1]) == 1,
-            processes: of(&[1, 3]),
+            processes: of(&[1, 1, 3, 3, 5]),
+            split_bytes: of(&[2_000, 20_000, 1 << 30]),
             gone_after: Duration::from_secs(of(&[4, 10, 60])),
         }
     }
 
     fn cluster_options(&self) -> ClusterOptions {
         let NodeOptions { storage, coordinator, .. } = self.node_options();
-        let mut options = ClusterOptions { storage, coordinator, ..ClusterOptions::default() };
+        let shards = ShardOptions {
+            split_bytes: self.split_bytes,
+            size_interval: Duration::from_secs(1),
+            ..ShardOptions::default()
+        };
+        let mut options = ClusterOptions { storage, coordinator, shards, ..ClusterOptions::default() };
         options.members.gone_after = self.gone_after;
         if self.memory != Memory::Default {
             options.log.store = LogStoreOptions { segment_bytes: 64 << 10, hot_bytes: 16 << 10 };

@@ -318,7 +318,7 @@ fn load(shared: &Shared) -> Load {
         applied: shared.storage.applied_version(),
         flushed: shared.storage.flushed_version(),
         log_applied: shared.log.view().applied.unwrap_or_default(),
-        serves: shared.is_complete.load(Ordering::SeqCst),
+        serves: shared.has_begun.load(Ordering::SeqCst),
         is_stalled: shared.storage.is_stalled(),
         is_broken: shared.failure().is_some(),
         filled_rows,

@@ -4,9 +4,9 @@
 //!
 //! # What always holds
 //! - The voters change one at a time, and only while a majority of those before and of those after is up.
-//! - The number of voters rises to three with the third process that has all data. One leaves without another in its place only where that costs nothing: four voters survive
+//! - The number of voters rises to three with the third process whose storage server has begun. One leaves without another in its place only where that costs nothing: four voters survive
 //!   no more losses than three do, and two no more than one.
-//! - A tag is taken only if another process that is up, and is to stay, has everything.
+//! - A tag is taken only if other processes that are up, and are to stay, have all shards that its storage server holds; from one that is excluded only when it holds none any more.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,9 @@ use ferrisdb_core::planted::{Bug, planted};
 
 use super::members::Standing;
 use super::metadata::Registry;
+use crate::log::Tag;
 use crate::log::replicated::{GroupView, Peer, ProcessId};
+use crate::shards::{Shard, ShardMap};
 
 /// Voters that a cluster of enough processes has. More would make every commit dearer; fewer survive no loss.
 pub(super) const VOTERS: usize = 3;
@@ -49,6 +51,8 @@ pub(super) struct Health {
 pub(super) struct Situation<'a> {
     pub(super) registry: &'a Registry,
     pub(super) group: &'a GroupView,
+    /// Who holds which keys.
+    pub(super) map: &'a ShardMap,
     /// Who decides: the leader.
     pub(super) here: ProcessId,
     pub(super) health: &'a dyn Fn(ProcessId) -> Health,
@@ -63,7 +67,7 @@ impl Situation<'_> {
         (self.health)(process).standing == Standing::Gone
     }
 
-    /// It is there, is to stay, and has everything.
+    /// It is there, is to stay, and holds what it is given.
     fn is_whole(&self, process: ProcessId) -> bool {
         let health = (self.health)(process);
         self.registry.is_complete(process)
@@ -72,10 +76,28 @@ impl Situation<'_> {
             && health.serves
     }
 
-    /// True if a process other than `process` has everything, is there, and is to stay.
+    /// True if a process other than `process` is there, is to stay, and can hold what that one has.
     pub(super) fn has_another_whole(&self, process: ProcessId) -> bool {
+        self.registry.processes.keys().any(|&other| other != process && self.is_whole(other))
+    }
+
+    /// True if of each shard that the storage server `tag` holds another one has it, on a process that is there and is to stay.
+    fn is_spared(&self, tag: Tag) -> bool {
+        let is_kept = |&other: &Tag| {
+            let storage = self.registry.storage.get(&other);
+            other != tag && storage.is_some_and(|storage| self.is_whole(storage.process))
+        };
         planted(Bug::RemovedWithoutReplica)
-            || self.registry.processes.keys().any(|&other| other != process && self.is_whole(other))
+            || self.map.iter().all(|(_, shard)| {
+                let team = shard.team();
+                !team.contains(&tag) || team.iter().any(is_kept)
+            })
+    }
+
+    /// True if the storage server `tag` holds nothing, and nothing comes to it.
+    fn is_empty(&self, tag: Tag) -> bool {
+        let is_coming = |shard: &Shard| shard.moving.as_ref().is_some_and(|moving| moving.team.contains(&tag));
+        !self.map.iter().any(|(_, shard)| shard.team().contains(&tag) || is_coming(shard))
     }
 
     /// A voter that should not be one.
@@ -161,9 +183,9 @@ impl Situation<'_> {
         }
         let loses_tag = |process: &ProcessId| {
             let is_drained = registry.excluded.contains(process) && !group.voters.contains(process);
-            registry.storage_of(*process).is_some()
-                && (self.is_gone(*process) || is_drained)
-                && self.has_another_whole(*process)
+            registry.storage_of(*process).is_some_and(|(tag, _)| {
+                self.is_gone(*process) && self.is_spared(tag) || is_drained && self.is_empty(tag)
+            })
         };
         if let Some(process) = registry.processes.keys().copied().find(loses_tag) {
             return Some(Step::DropTag(process));
@@ -179,8 +201,8 @@ impl Situation<'_> {
 mod tests {
     use super::super::metadata::{Process, Storage};
     use super::*;
-    use crate::log::Tag;
     use Standing::{Gone, Suspected, Up};
+    use ferrisdb_core::Version;
 
     fn registry(complete: &[bool]) -> Registry {
         let mut registry = Registry::default();
@@ -208,13 +230,21 @@ mod tests {
         Some(Step::ChangeVoters(voters.iter().copied().collect()))
     }
 
+    /// All complete processes that are to stay have everything.
+    fn everywhere(registry: &Registry) -> ShardMap {
+        let stays = |storage: &Storage| storage.is_complete && !registry.excluded.contains(&storage.process);
+        let tags = registry.storage.iter().filter(|(_, storage)| stays(storage));
+        ShardMap::whole(tags.map(|(&tag, _)| (tag, Version::ZERO)))
+    }
+
     /// The next step if process 1 leads, and those of `not_up` are so.
     fn step(registry: &Registry, group: &GroupView, not_up: &[(ProcessId, Standing)]) -> Option<Step> {
         let health = |process| {
             let found = not_up.iter().find(|(of, _)| *of == process);
             Health { standing: found.map_or(Up, |(_, standing)| *standing), serves: true }
         };
-        Situation { registry, group, here: 1, health: &health }.next_step()
+        let map = everywhere(registry);
+        Situation { registry, group, map: &map, here: 1, health: &health }.next_step()
     }
 
     fn next_step(registry: &Registry, group: &GroupView) -> Option<Step> {

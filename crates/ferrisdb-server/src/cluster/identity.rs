@@ -10,8 +10,8 @@
 //!  44  u64  process
 //!  52  u32  tag of its storage server
 //!  56  u64  generation
-//!  64  u64  the version from which on the storage server has everything; 0 also before it has
-//!  72  u8   1 if the storage server has everything, otherwise 0
+//!  64  u64  what there was below this version the storage server has never seen; 0 also before it has begun
+//!  72  u8   1 if the storage server has told the log of something durable, otherwise 0
 //!  73  u32  CRC-32C of bytes 0..73
 
 use std::path::Path;
@@ -44,7 +44,7 @@ pub(super) struct Identity {
     pub(super) generation: u64,
     /// What there was below this version its storage server has never seen.
     pub(super) readable_from: Version,
-    /// Its storage server has everything. Otherwise what it has is to be thrown away.
+    /// Its storage server has told the log that it has made something durable. Otherwise what it has is to be thrown away: the log has it all.
     pub(super) is_complete: bool,
 }
 

@@ -11,14 +11,15 @@ use futures_util::future::select;
 use super::beat;
 use super::control::{Situation, Step};
 use super::members::Detector;
-use super::messages::{Joined, Message, complete_answer, left_answer};
+use super::messages::{Joined, Message, heard, left_answer};
 use super::metadata::{Process, Storage};
-use super::{LOOK, Shared, orders};
+use super::{LOOK, Shared, orders, spread};
 use crate::coordinator::Coordinator;
 use crate::coordinator::rate::Lag;
 use crate::lifetime::{SharedLock, ended, spawn};
 use crate::log::replicated::{Peer, ProcessId};
 use crate::log::{Applied, Log, Tag};
+use crate::shards::change::Change;
 use crate::signal::{Replied, lock};
 
 /// How often the controller looks for something to do.
@@ -141,7 +142,8 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
             shared.jobs.sleep(LOOK).await;
         }
     });
-    select(controlling, over).await;
+    let spreading = std::pin::pin!(spread::run(shared, &coordinator));
+    select(select(controlling, spreading), over).await;
     Ok(())
 }
 
@@ -169,13 +171,15 @@ async fn control(shared: &Arc<Shared>, coordinator: &Coordinator) {
 
 /// What the controller does next. Also has the detector take note of the time.
 fn next_step(shared: &Shared, coordinator: &Coordinator) -> Option<Step> {
-    let (registry, group, now) = (shared.registry().ok()?, shared.log.view(), shared.jobs.now());
+    let (registry, map) = (shared.registry().ok()?, shared.shards().ok()?);
+    let (group, now) = (shared.log.view(), shared.jobs.now());
     lock(&shared.leading.excluded).clone_from(&registry.excluded);
     let next = shared.leading.with_detector(|detector| {
         detector.observe(now, registry.processes.keys().copied());
         detector.mark(shared.log.last_known(), coordinator.appended_bytes());
         let health = |process| detector.health(now, process);
-        Situation { registry: &registry, group: &group, here: shared.identity.process, health: &health }.next_step()
+        let here = shared.identity.process;
+        Situation { registry: &registry, group: &group, map: &map, here, health: &health }.next_step()
     });
     next.flatten()
 }
@@ -209,7 +213,17 @@ pub(super) async fn answer(shared: Arc<Shared>, message: Bytes) -> Result<Bytes>
         Message::Join { instance, peer } => Ok(take_in(&shared, instance, peer).await?.encode()),
         Message::Complete { process, tag } => {
             note_complete(&shared, process, tag).await?;
-            Ok(complete_answer())
+            Ok(heard())
+        }
+        Message::Arrived { begin, id, tag, from } => {
+            let coordinator = shared.leading.coordinator().ok_or_else(|| no_coordinator(shared.identity.process))?;
+            coordinator.change_shards(Change::Arrived { begin, id, tag, from }).await?;
+            Ok(heard())
+        }
+        Message::Advance => {
+            let coordinator = shared.leading.coordinator().ok_or_else(|| no_coordinator(shared.identity.process))?;
+            coordinator.advance();
+            Ok(heard())
         }
         Message::Beat(beat) => beat::answer(&shared, beat).await,
         Message::Left { process, instance } => {
@@ -254,19 +268,13 @@ async fn take_in(shared: &Arc<Shared>, instance: [u8; 16], peer: Peer) -> Result
     Ok(joined(number, new_tag))
 }
 
-/// A process will never come back under its old number. Without it there must still be all data.
+/// A process will never come back under its old number. Refused if nobody else holds what it held.
 async fn note_left(shared: &Arc<Shared>, process: ProcessId, instance: [u8; 16]) -> Result<()> {
     let coordinator = shared.leading.coordinator().ok_or_else(|| no_coordinator(shared.identity.process))?;
     let _alone = shared.leading.registration.lock().await;
     let registry = shared.registry()?;
     if registry.processes.get(&process).is_none_or(|known| known.instance != instance) {
         return Ok(());
-    }
-    let is_alone = registry.is_complete(process)
-        && !registry.processes.keys().any(|&other| other != process && registry.is_complete(other));
-    if is_alone {
-        let detail = format!("process {process} had the only complete copy of the data");
-        return Err(Error::with(Code::ClientInvalidOperation, detail));
     }
     coordinator.change_metadata(registry.forget(process)).await.map(drop)
 }

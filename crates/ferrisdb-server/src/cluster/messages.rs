@@ -6,7 +6,11 @@
 //! 1 raft      process that is asked, bytes to the end: a message of the replicated log (its answer: the log's)
 //! 2 join      bytes instance (16), bytes address, bytes zone
 //!             answer: u8 format version, u8 2, bytes cluster id (16), process, tag
-//! 3 complete  process, tag: the storage server has everything
+//! 3 complete  process, tag: the storage server has begun
+//!             answer: u8 format version, u8 3
+//! 16 arrived  bytes begin of a shard, move, tag, version: the storage server has durably, from that version on, what the move brings
+//!             answer: u8 format version, u8 3
+//! 17 advance  somebody waits for the next batch
 //!             answer: u8 format version, u8 3
 //! 4 beat      see beat.rs
 //! 5 left      process, bytes instance (16): the process will never come back under this number
@@ -15,7 +19,7 @@
 //! ```
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_varint};
-use ferrisdb_core::{Bytes, Code, Error, Result};
+use ferrisdb_core::{Bytes, Code, Error, Result, Version};
 
 use super::beat::Beat;
 use super::orders::Asked;
@@ -29,6 +33,8 @@ const KIND_COMPLETE: u8 = 3;
 const KIND_BEAT: u8 = 4;
 const KIND_LEFT: u8 = 5;
 const KIND_ORDER: u8 = 6;
+const KIND_ARRIVED: u8 = 16;
+const KIND_ADVANCE: u8 = 17;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +43,7 @@ pub(super) enum Message {
     Raft { to: ProcessId, message: Bytes },
     /// Whoever has this directory wants to belong to the cluster, or to say that it is elsewhere now.
     Join { instance: [u8; 16], peer: Peer },
-    /// The storage server has everything.
+    /// The storage server has begun: it can be given shards.
     Complete { process: ProcessId, tag: Tag },
     /// A process is there, and how it is.
     Beat(Beat),
@@ -45,6 +51,10 @@ pub(super) enum Message {
     Left { process: ProcessId, instance: [u8; 16] },
     /// What somebody wants of the cluster. `is_sent_on`: by the process that was asked first.
     Order { asked: Asked, is_sent_on: bool },
+    /// What a move brings is there.
+    Arrived { begin: Bytes, id: Version, tag: Tag, from: Version },
+    /// Somebody waits for the next batch.
+    Advance,
 }
 
 /// Who was taken in, and as what.
@@ -88,6 +98,14 @@ impl Message {
                 out.extend_from_slice(&[KIND_ORDER, u8::from(*is_sent_on)]);
                 asked.encode(&mut out);
             }
+            Message::Arrived { begin, id, tag, from } => {
+                out.push(KIND_ARRIVED);
+                put_bytes(&mut out, begin);
+                put_varint(&mut out, id.get());
+                put_varint(&mut out, u64::from(tag.0));
+                put_varint(&mut out, from.get());
+            }
+            Message::Advance => out.push(KIND_ADVANCE),
         }
         out.into()
     }
@@ -125,6 +143,13 @@ impl Message {
                 let is_sent_on = decoder.u8("message: sent on").map_err(invalid)? == 1;
                 Message::Order { asked: Asked::decode(&mut decoder).map_err(invalid)?, is_sent_on }
             }
+            KIND_ARRIVED => {
+                let begin = Bytes::copy_from_slice(decoder.bytes("message: begin").map_err(invalid)?);
+                let id = take_version(&mut decoder).map_err(invalid)?;
+                let tag = take_tag(&mut decoder).map_err(invalid)?;
+                Message::Arrived { begin, id, tag, from: take_version(&mut decoder).map_err(invalid)? }
+            }
+            KIND_ADVANCE => Message::Advance,
             _ => return Err(invalid(DecodeError { what: "message: an unknown kind" })),
         };
         decoder.finish("message: bytes behind its end").map_err(invalid)?;
@@ -161,8 +186,8 @@ impl Joined {
     }
 }
 
-/// The answer to [`Message::Complete`].
-pub(super) fn complete_answer() -> Bytes {
+/// The answer to what is only said: that it was heard.
+pub(super) fn heard() -> Bytes {
     vec![FORMAT_VERSION, KIND_COMPLETE].into()
 }
 
@@ -188,6 +213,10 @@ pub(super) fn take_tag(decoder: &mut Decoder<'_>) -> std::result::Result<Tag, De
     u32::try_from(decoder.varint("message: tag")?).map(Tag).map_err(|_| DecodeError { what: "message: tag" })
 }
 
+fn take_version(decoder: &mut Decoder<'_>) -> std::result::Result<Version, DecodeError> {
+    Version::new(decoder.varint("message: version")?).ok_or(DecodeError { what: "message: version" })
+}
+
 pub(super) fn invalid(error: DecodeError) -> Error {
     Error::with(
         Code::ClientInvalidOperation,
@@ -208,6 +237,13 @@ mod tests {
             Message::Beat(super::super::beat::tests::example()),
             Message::Left { process: 2, instance: [3; 16] },
             Message::Order { asked: super::super::orders::tests::example(), is_sent_on: true },
+            Message::Arrived {
+                begin: "k".into(),
+                id: Version::from_u64(300),
+                tag: Tag(9),
+                from: Version::from_u64(301),
+            },
+            Message::Advance,
         ]
     }
 
@@ -219,7 +255,10 @@ mod tests {
         let join = format!("010210{}03683a3100", "03".repeat(16));
         let beat = format!("010402{}0309050000000000000001020304050607080a640b0c05", "03".repeat(16));
         let left = format!("01050210{}", "03".repeat(16));
-        assert_eq!(found, ["0101ac02766f7465", &join, "01030209", &beat, &left, "010601010103"]);
+        assert_eq!(
+            found,
+            ["0101ac02766f7465", &join, "01030209", &beat, &left, "010601010103", "0110016bac0209ad02", "0111"]
+        );
         let joined = Joined { cluster_id: [4; 16], process: 2, tag: Tag(9) };
         assert_eq!(hex(&joined.encode()), format!("010210{}0209", "04".repeat(16)));
         assert_eq!(Joined::decode(&joined.encode()), Ok(joined));

@@ -5,10 +5,11 @@
 //! # Format (version 1; numbers are varints unless said otherwise)
 //! ```text
 //! \xff/process/ u64 process (big endian)   u8 format, bytes instance (16), bytes address, bytes zone, tag
-//! \xff/storage/ u32 tag (big endian)       u8 format, process, u8 1 if it has everything, otherwise 0
+//! \xff/storage/ u32 tag (big endian)       u8 format, process, u8 1 if it has begun, otherwise 0
 //! \xff/excluded/ u64 process (big endian)  u8 format: the process is to hold nothing
-//! \xff/conf/replication                    u8 format, copies of all data that there shall be
+//! \xff/conf/replication                    u8 format, how many replicas a shard is to have
 //! \xff/used                                u8 format, process, tag: no number and no tag up to these is given (again)
+//! \xff/shard/ ...                          who holds which keys: see `shards`
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,8 @@ const PROCESS_PREFIX: &[u8] = b"\xff/process/";
 const EXCLUDED_PREFIX: &[u8] = b"\xff/excluded/";
 const REPLICATION_KEY: &[u8] = b"\xff/conf/replication";
 const USED_KEY: &[u8] = b"\xff/used";
+/// How many replicas a shard has unless something else is configured.
+pub(super) const REPLICAS: usize = 3;
 
 /// A process that belongs to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +45,7 @@ pub(super) struct Process {
 pub(super) struct Storage {
     /// Where it runs.
     pub(super) process: ProcessId,
-    /// It has all data. Otherwise it is being filled.
+    /// It has begun: it can be given shards. (In a cluster of an older FerrisDB: it has all data.)
     pub(super) is_complete: bool,
 }
 
@@ -55,7 +58,7 @@ pub(super) struct Registry {
     pub(super) storage: BTreeMap<Tag, Storage>,
     /// These are to hold nothing.
     pub(super) excluded: BTreeSet<ProcessId>,
-    /// Copies of all data that there shall be, if somebody said.
+    /// How many replicas a shard is to have, if somebody said.
     pub(super) replication: Option<u64>,
     /// The highest number and the highest tag that were ever given.
     pub(super) used: (ProcessId, Tag),
@@ -140,6 +143,11 @@ impl Registry {
     pub(super) fn of_instance(&self, instance: [u8; 16]) -> Option<(ProcessId, &Process)> {
         let mut all = self.processes.iter().map(|(&number, process)| (number, process));
         all.find(|(_, process)| process.instance == instance)
+    }
+
+    /// How many replicas a shard is to have, if there are processes enough.
+    pub(super) fn replicas(&self) -> usize {
+        self.replication.map_or(REPLICAS, |replicas| usize::try_from(replicas).unwrap_or(REPLICAS))
     }
 
     /// Where the processes are, comma-separated.

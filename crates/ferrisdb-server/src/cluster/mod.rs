@@ -8,22 +8,23 @@
 //! ```
 //! ```text
 //! identity   the file `process`                    lead      the coordinator, where the log's leader is
-//! metadata   processes and storage servers         control   what the controller does next (pure)
-//! messages   what processes ask each other         fill      all data, for a storage server that has none
-//! lines      ways to other processes               route     questions to whoever can answer them; the endpoint
+//! metadata   processes and storage servers         control   what the controller does next with processes and the log's group (pure)
+//! messages   what processes ask each other         spread    the controller and the shards; distribute: what it does next (pure)
+//! lines      ways to other processes               fill      the way from the log to storage
+//! moves      shards that come are fetched          locate    reads where the data is
 //! beat       I am here, and this is how I am       members   who was heard when (pure)
 //! known      what peers said that they have        rejoin    to begin again as a new process
 //! orders     what somebody wants of the cluster    status    the status document
+//! route      questions to whoever can answer them; the endpoint
 //! ```
 //!
-//! Every process has a replica of the log and a storage server with all data; so any of them answers reads. The coordinator and the controller run
-//! where the log's leader is; the other processes send them what they cannot answer themselves. Not built yet: shards (each storage server has
-//! everything).
+//! Every process has a replica of the log and a storage server, which holds some of the [shards](crate::shards). The coordinator and the controller run
+//! where the log's leader is. Any process takes any question, and has those answer it who can.
 //!
 //! # Life of a process
 //! It **founds** a cluster (a new one, or one that goes on where a database in one process ended) or **joins** one: it asks a process that it
-//! was told of, gets a number and a tag, is sent the log, and copies all data at one version, which is leased for that long; what is committed above
-//! that version it finds in the log, which keeps it for its tag. Then it says that it has everything, and answers reads. With the third such process the log gets
+//! was told of, gets a number and a tag, is sent the log, and begins with nothing at the version at which its tag was made: what is committed above
+//! that the log keeps for it. Then it says that it has begun, and the controller has shards move to it, which it fetches. With the third such process the log gets
 //! three voters.
 //!
 //! A process that is gone for long loses its place, one whose disk went back must not take part: both begin again by themselves, in the same directory
@@ -31,35 +32,40 @@
 //!
 //! # Invariants
 //! - Storage applies only what the log has committed, in order.
-//! - A storage server that has not everything yet answers nothing, and starts over after a crash.
+//! - A storage server answers only for what it holds, at the versions at which it does.
 //! - A process answers for the coordinator only if it runs the coordinator of the log's current owner; the log's read index says so.
 //! - Each task holds the directory's lock until its future is gone.
 
 mod beat;
 mod control;
+mod distribute;
 mod fill;
 mod identity;
 mod known;
 mod lead;
 mod lines;
+mod locate;
 mod members;
 mod messages;
 mod metadata;
+mod moves;
 mod orders;
 mod rejoin;
 mod route;
+mod spread;
 mod status;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use ferrisdb_core::{Clock, Code, Error, Limits, Result, Runtime, Version};
+use ferrisdb_core::{Bytes, Clock, Code, Error, Limits, Result, Runtime, Version};
 use ferrisdb_rpc::Endpoint;
 use ferrisdb_storage::Env;
 use ferrisdb_storage::Error as StorageError;
@@ -82,8 +88,11 @@ use crate::lifetime::{SharedLock, ended, spawn, take_directory};
 use crate::log::replicated::{GroupView, Position, ReplicatedLog, ReplicatedLogOptions};
 use crate::log::{Applied, Entry, Log, State, Tag};
 use crate::runtime::JobRuntime;
+use crate::shards::holding::Holding;
+use crate::shards::keeper::Keeper;
+use crate::shards::{SHARD_PREFIX, ShardMap};
 use crate::signal::{Latch, Replied, lock};
-use crate::storage::{StorageOptions, StorageServer};
+use crate::storage::{StorageOptions, StorageRecovery, StorageServer};
 
 pub use crate::log::replicated::{Peer, ProcessId};
 pub use lines::{Network, RpcNetwork, line_options};
@@ -110,6 +119,32 @@ pub struct ClusterOptions {
     pub coordinator_wait: Duration,
     /// When a silent process is suspected, and when it is gone.
     pub members: MemberOptions,
+    /// The shards.
+    pub shards: ShardOptions,
+}
+
+/// How data is distributed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardOptions {
+    /// A shard with more bytes is split; two that have less than a quarter of it together are merged. Larger: fewer moves, which take longer. Default: 256 MiB.
+    pub split_bytes: u64,
+    /// How fast a storage server fetches shards that come to it. Higher: healed sooner, and clients feel it more. Default: 32 MiB/s.
+    pub move_bytes_per_second: u64,
+    /// Shards that move at once. Default: 4.
+    pub moves: usize,
+    /// How often the size of each shard is looked at. Default: 10 s.
+    pub size_interval: Duration,
+}
+
+impl Default for ShardOptions {
+    fn default() -> ShardOptions {
+        ShardOptions {
+            split_bytes: 256 << 20,
+            move_bytes_per_second: 32 << 20,
+            moves: 4,
+            size_interval: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Default for ClusterOptions {
@@ -125,6 +160,7 @@ impl Default for ClusterOptions {
             coordinator: CoordinatorOptions::default(),
             coordinator_wait: Duration::from_secs(5),
             members: MemberOptions::default(),
+            shards: ShardOptions::default(),
         }
     }
 }
@@ -196,8 +232,10 @@ struct Shared {
     options: ClusterOptions,
     log: ReplicatedLog,
     storage: StorageServer,
-    /// The storage server has everything and answers.
-    is_complete: AtomicBool,
+    /// The storage server has begun: it takes batches from the log.
+    has_begun: AtomicBool,
+    /// That it has told the log of something durable is written down: what it has will not be thrown away.
+    is_lasting: AtomicBool,
     /// What there was below this version it has never seen.
     readable_from: AtomicU64,
     progress: Arc<Progress>,
@@ -220,9 +258,15 @@ struct Shared {
     ends: Latch,
     /// Why storage ended, if it did.
     failure: Mutex<Option<Error>>,
-    /// What went wrong with the last attempt to fill the storage server, while it has not everything.
-    filling: Mutex<Option<Error>>,
+    /// What the storage server holds, and what comes to it.
+    keeper: Arc<Keeper>,
+    /// The map of the shards, and the metadata in which it was read.
+    shards: Mutex<Option<KnownShards>>,
+    /// What went wrong with the last attempt to fetch something that moves here.
+    moving: Mutex<Option<Error>>,
 }
+
+type KnownShards = (Arc<BTreeMap<Bytes, Bytes>>, Arc<ShardMap>);
 
 impl ClusterNode {
     /// Opens the process in `dir`, which others reach at `here`. A new directory becomes what `beginning` says; an old one is what it is. Returns
@@ -304,9 +348,10 @@ impl ClusterNode {
         self.life.shared().log.view()
     }
 
-    /// True if its storage server has everything.
+    /// True if its storage server has all shards that it is to have, and each shard has its replicas, as far as there are processes for them.
     pub fn is_complete(&self) -> bool {
-        self.life.shared().is_complete.load(Ordering::SeqCst)
+        let shared = self.life.shared();
+        shared.has_its_share(shared.identity.tag)
     }
 
     /// The storage server.
@@ -412,11 +457,19 @@ impl Shared {
                 return Err(error);
             }
         };
+        let holding = match holding_in(&identity, &recovery, dir) {
+            Ok(holding) => holding,
+            Err(error) => {
+                log.close().await;
+                return Err(error);
+            }
+        };
         let shared = Arc::new(Shared {
             life: u64::from_le_bytes(doors.env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes")),
             jobs,
             dir: dir.to_path_buf(),
-            is_complete: AtomicBool::new(identity.is_complete),
+            has_begun: AtomicBool::new(identity.is_complete),
+            is_lasting: AtomicBool::new(identity.is_complete),
             readable_from: AtomicU64::new(identity.readable_from.get()),
             identity,
             here,
@@ -439,12 +492,15 @@ impl Shared {
             again: Mutex::default(),
             ends: Latch::default(),
             failure: Mutex::default(),
-            filling: Mutex::default(),
+            keeper: Arc::new(Keeper::new(holding, recovery.flushed, identity.readable_from)),
+            shards: Mutex::default(),
+            moving: Mutex::default(),
         });
         let recording = Arc::clone(&shared.recorder).run(shared.jobs.clone());
-        let roles: [(&str, ferrisdb_core::runtime::BoxFuture<()>); 6] = [
+        let roles: [(&str, ferrisdb_core::runtime::BoxFuture<()>); 7] = [
             ("apply", Box::pin(fill::run(Arc::clone(&shared)))),
             ("pop", Box::pin(fill::pop(Arc::clone(&shared), recovery.is_settled))),
+            ("moves", Box::pin(moves::run(Arc::clone(&shared)))),
             ("lead", Box::pin(lead::run(Arc::clone(&shared), Arc::clone(lock)))),
             ("register", Box::pin(register(Arc::clone(&shared)))),
             ("peers", Box::pin(recording)),
@@ -496,6 +552,24 @@ impl Shared {
             (!is_closed).then(|| Error::with(Code::IoError, format!("the replica of the log has stopped: {failure}")))
         };
         self.storage.failure().or_else(ended).or_else(stopped)
+    }
+
+    /// The metadata has a map of the shards; if not, an older FerrisDB has written it.
+    fn has_map(&self) -> bool {
+        let metadata = self.log.with_state(|state| Arc::clone(state.metadata()));
+        metadata.range(Bytes::from_static(SHARD_PREFIX)..).next().is_some_and(|(key, _)| key.starts_with(SHARD_PREFIX))
+    }
+
+    /// A storage server has all that it is to have, as far as this process knows.
+    fn has_its_share(&self, tag: Tag) -> bool {
+        let (Ok(registry), Ok(map)) = (self.registry(), self.shards()) else { return false };
+        let begun = registry
+            .storage
+            .values()
+            .filter(|storage| storage.is_complete && !registry.excluded.contains(&storage.process))
+            .count();
+        let has_begun = registry.storage.get(&tag).is_some_and(|storage| storage.is_complete);
+        has_begun && self.has_map() && map.has_its_share(tag, registry.replicas().min(begun))
     }
 
     fn closed(&self) -> Error {
@@ -601,6 +675,7 @@ impl Opener<'_> {
             log.found(self.here.clone()).await?;
             let process = Process { instance, peer: self.here.clone(), tag };
             state.set_metadata(&[process.set(FOUNDER), Storage { process: FOUNDER, is_complete: true }.set(tag)]);
+            state.set_metadata(&ShardMap::whole([(tag, Version::ZERO)]).write());
             while !log.is_leader() {
                 self.jobs.sleep(LOOK).await;
             }
@@ -691,23 +766,40 @@ impl Opener<'_> {
     }
 }
 
-/// Says where this process is, if the cluster does not know that.
+/// Says where this process is, and that its storage server has begun, if the cluster does not know that.
 async fn register(shared: Arc<Shared>) {
     loop {
         let known = shared.registry().ok().and_then(|registry| {
-            registry.of_instance(shared.identity.instance).map(|(_, process)| process.peer == shared.here)
+            let (_, process) = registry.of_instance(shared.identity.instance)?;
+            let has_begun = registry.storage.get(&process.tag).is_some_and(|storage| storage.is_complete);
+            Some((process.peer == shared.here, has_begun))
         });
-        match known {
-            Some(true) => return,
-            // The replica may not have come so far.
-            None => {}
-            Some(false) => {
-                let message = Message::Join { instance: shared.identity.instance, peer: shared.here.clone() }.encode();
-                drop(shared.at_coordinator(|endpoint| endpoint.message(message.clone())).await);
+        let message = match known {
+            Some((true, true)) => return,
+            Some((true, false)) if shared.has_begun.load(Ordering::SeqCst) => {
+                Some(Message::Complete { process: shared.identity.process, tag: shared.identity.tag })
             }
+            Some((false, _)) => Some(Message::Join { instance: shared.identity.instance, peer: shared.here.clone() }),
+            // The replica may not have come so far.
+            _ => None,
+        };
+        if let Some(message) = message.map(|message| message.encode()) {
+            drop(shared.at_coordinator(|endpoint| endpoint.message(message.clone())).await);
         }
         shared.jobs.sleep(5 * LOOK).await;
     }
+}
+
+/// What a storage server holds that was opened: what it kept, or all that there is, if it knew of no shards.
+fn holding_in(identity: &Identity, found: &StorageRecovery, dir: &Path) -> Result<Holding> {
+    if !identity.is_complete {
+        return Ok(Holding::default());
+    }
+    let kept = found.owner_state.as_deref().map(Holding::decode).transpose().map_err(|error| {
+        let path = dir.join("storage");
+        from_storage("cannot open the process", &StorageError::corruption(&path, 0, error.what))
+    })?;
+    Ok(kept.flatten().unwrap_or_else(|| Holding::everything(identity.readable_from)))
 }
 
 /// What a database in one process had beside its tables: the cluster's log goes on where its log ended.

@@ -129,11 +129,17 @@ pub(super) async fn carry_out(shared: &Arc<Shared>, asked: Asked, is_sent_on: bo
         return shared.at_coordinator(|endpoint| endpoint.message(message.clone())).await;
     };
     let _alone = shared.leading.registration().lock().await;
-    let (registry, group, now) = (shared.registry()?, shared.log.view(), shared.jobs.now());
+    let (registry, map, group, now) = (shared.registry()?, shared.shards()?, shared.log.view(), shared.jobs.now());
     let allowed = shared.leading.with_detector(|detector| {
         let health = |process| detector.health(now, process);
         check(
-            &Situation { registry: &registry, group: &group, here: shared.identity.process, health: &health },
+            &Situation {
+                registry: &registry,
+                group: &group,
+                map: &map,
+                here: shared.identity.process,
+                health: &health,
+            },
             asked.order,
         )
     });
@@ -190,11 +196,11 @@ fn check(situation: &Situation<'_>, order: Order) -> std::result::Result<Allowed
             if !registry.excluded.contains(&process) {
                 return Ok(Allowed::Nothing(format!("process {process} is not excluded")));
             }
-            let says = format!("process {process} copies all data again, and may get a vote");
+            let says = format!("process {process} is given data again, and may get a vote");
             Ok(Allowed::Write(metadata::include(process), says))
         }
         Order::Replication(copies) if copies == 0 || copies > REPLICATION_MAX => {
-            Err(format!("replication={copies}: there can be 1 to {REPLICATION_MAX} copies of all data"))
+            Err(format!("replication={copies}: there can be 1 to {REPLICATION_MAX} copies"))
         }
         Order::Replication(copies) if registry.replication == Some(copies) => {
             Ok(Allowed::Nothing(format!("replication is {copies} already")))
@@ -241,7 +247,7 @@ fn check_exclusion(situation: &Situation<'_>, process: ProcessId) -> std::result
     let Situation { registry, group, .. } = *situation;
     if registry.storage_of(process).is_some() && !situation.has_another_whole(process) {
         return Err(format!(
-            "no other process that is up has all data, so excluding process {process} would lose it; start another one with --join, wait until \
+            "no other process is up that could hold the data of process {process}, so excluding it would lose them; start another one with --join, wait until \
              `ferrisdb cluster members` shows it as complete, and exclude process {process} then"
         ));
     }
@@ -265,7 +271,7 @@ fn check_exclusion(situation: &Situation<'_>, process: ProcessId) -> std::result
         return Ok(());
     }
     Err(format!(
-        "process {process} is one of the log's {} voters ({}), and no other process that has all data could take its vote; with fewer voters the \
+        "process {process} is one of the log's {} voters ({}), and no other process that is up could take its vote; with fewer voters the \
          cluster would survive fewer losses. Start another process with --join, wait until `ferrisdb cluster members` shows it as complete, and exclude \
          process {process} then",
         group.voters.len(),
@@ -281,6 +287,8 @@ pub(super) mod tests {
     use super::*;
     use crate::log::Tag;
     use crate::log::replicated::{GroupView, Peer};
+    use crate::shards::ShardMap;
+    use ferrisdb_core::Version;
 
     pub(in super::super) fn example() -> Asked {
         Asked { order: Order::Exclude(3), is_dry_run: true }
@@ -300,7 +308,8 @@ pub(super) mod tests {
             let is_up = !not_up.contains(&process);
             Health { standing: if is_up { Standing::Up } else { Standing::Gone }, serves: is_up }
         };
-        let situation = Situation { registry: &registry, group: &group, here: 1, health: &health };
+        let map = ShardMap::whole(registry.storage.keys().map(|&tag| (tag, Version::ZERO)));
+        let situation = Situation { registry: &registry, group: &group, map: &map, here: 1, health: &health };
         match check(&situation, order) {
             Ok(Allowed::Nothing(says)) => format!("nothing: {says}"),
             Ok(Allowed::Write(_, says) | Allowed::HandOver(_, says)) => format!("yes: {says}"),

@@ -74,7 +74,7 @@ pub(super) async fn supervise(life: Arc<Life>, directory: SharedLock) {
             match begun.await {
                 Ok(()) => break,
                 // For the status.
-                Err(error) => *lock(&shared.filling) = Some(error),
+                Err(error) => *lock(&shared.moving) = Some(error),
             }
             if life.is_stopped() {
                 return;

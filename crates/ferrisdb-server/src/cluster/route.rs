@@ -10,6 +10,9 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use ferrisdb_core::key::key_after;
+use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
@@ -22,6 +25,7 @@ use super::lines::Line;
 use super::{LOOK, Life, Shared, status};
 use crate::coordinator::Coordinator;
 use crate::log::replicated::ProcessId;
+use crate::shards::holding::Holding;
 use crate::signal::lock;
 use crate::storage::StorageServer;
 
@@ -107,20 +111,30 @@ impl Direct {
         })
     }
 
-    /// Has storage answer, if it has everything that there is at `version`.
-    fn storage<T>(&self, version: Version, ask: impl FnOnce(&StorageServer) -> Answer<T>) -> Answer<T> {
-        if self.shared.reads_at(version) {
-            return ask(&self.shared.storage);
+    /// Has storage answer, and lets the answer pass if storage holds what it rests on. Looked at only then: an answer at a version is there when that version is applied,
+    /// and what is held is known as of every version that is.
+    fn storage<T: Send + Unpin + 'static>(
+        &self,
+        ask: impl FnOnce(&StorageServer) -> Answer<T>,
+        is_held: impl FnOnce(&Holding, &T) -> bool + Send + 'static,
+    ) -> Answer<T> {
+        let shared = Arc::clone(&self.shared);
+        let pass = move |result: Result<T>| match result {
+            Ok(answer) if is_held(&shared.keeper.holding(), &answer) || planted(Bug::StrangerAnswers) => Ok(answer),
+            Ok(_) => Err(shared.not_held()),
+            Err(error) => Err(error),
+        };
+        match ask(&self.shared.storage).try_now() {
+            Ok(result) => Answer::now(pass(result)),
+            Err(later) => Answer::later(async move { pass(later.await) }),
         }
-        let detail = format!("process {} does not have all data at version {version}", self.shared.identity.process);
-        Error::with(Code::ProcessBehind, detail).into()
     }
 }
 
 impl Shared {
-    /// True if storage here has everything that there is at `version`.
-    pub(super) fn reads_at(&self, version: Version) -> bool {
-        self.is_complete.load(Ordering::Acquire) && version.get() >= self.readable_from.load(Ordering::Acquire)
+    fn not_held(&self) -> Error {
+        let detail = format!("process {} does not hold these keys at that version", self.identity.process);
+        Error::with(Code::WrongShardServer, detail)
     }
 
     fn description(&self) -> Description {
@@ -140,17 +154,36 @@ impl Endpoint for Direct {
 
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
         self.shared.counters.gets.fetch_add(1, Ordering::Relaxed);
-        self.storage(request.version, |storage| storage.get(request))
+        let (key, version) = (request.key.clone(), request.version);
+        self.storage(|storage| storage.get(request), move |held, _| held.has(&key, version))
     }
 
     fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
         self.shared.counters.get_keys.fetch_add(1, Ordering::Relaxed);
-        self.storage(request.version, |storage| storage.get_key(request))
+        let GetKeyRequest { selector, end, version } = request.clone();
+        let from = selector.without_or_equal();
+        // What was walked over, to there or, in the other direction, from there.
+        let is_held = move |held: &Holding, found: &Bytes| {
+            let key = from.key.min(end);
+            let range = match from.offset > 0 {
+                true => KeyRange { begin: key, end: found.clone() },
+                false => KeyRange { begin: found.clone(), end: key },
+            };
+            held.covers(&range, version)
+        };
+        self.storage(|storage| storage.get_key(request), is_held)
     }
 
     fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
         self.shared.counters.get_ranges.fetch_add(1, Ordering::Relaxed);
-        self.storage(request.version, |storage| storage.get_range(request))
+        let (mut range, version, reverse) = (request.range.clone(), request.version, request.reverse);
+        let is_held = move |held: &Holding, answer: &Rows| {
+            if let (true, Some(last)) = (answer.more, answer.rows.last()) {
+                if reverse { range.begin = last.key.clone() } else { range.end = key_after(&last.key) }
+            }
+            held.covers(&range, version)
+        };
+        self.storage(|storage| storage.get_range(request), is_held)
     }
 
     fn commit(&self, request: CommitRequest) -> Answer<Committed> {
@@ -165,7 +198,13 @@ impl Endpoint for Direct {
 
     fn watch(&self, request: WatchRequest) -> Answer<Version> {
         self.shared.counters.watches.fetch_add(1, Ordering::Relaxed);
-        self.storage(request.version, |storage| storage.watch(request))
+        // First the watch has its place: if the key is lost from then on, it fires.
+        let key = request.key.clone();
+        let watching = self.shared.storage.watch(request);
+        if !self.shared.keeper.holding().has_now(&key) {
+            return self.shared.not_held().into();
+        }
+        watching
     }
 
     fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
@@ -174,20 +213,23 @@ impl Endpoint for Direct {
     }
 
     fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
-        self.storage(Version::MAX, |storage| storage.estimated_size(range))
+        let of = range.clone();
+        self.storage(|storage| storage.estimated_size(range), move |held, _| held.covers(&of, Version::MAX))
     }
 
     fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
-        self.storage(Version::MAX, |storage| storage.split_points(request))
+        let of = request.range.clone();
+        self.storage(|storage| storage.split_points(request), move |held, _| held.covers(&of, Version::MAX))
     }
 
-    fn addresses_for_key(&self, _key: Bytes) -> Answer<Vec<String>> {
-        let registry = self.shared.registry();
-        Answer::now(registry.map(|registry| {
-            let has_all = |tag| registry.storage.get(tag).is_some_and(|storage| storage.is_complete);
-            let processes = registry.processes.values().filter(|process| has_all(&process.tag));
-            processes.map(|process| process.peer.address.clone()).collect()
-        }))
+    fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
+        let found = || {
+            let (registry, map) = (self.shared.registry()?, self.shared.shards()?);
+            let team = map.of_key(&key).1.team();
+            let processes = registry.processes.values().filter(|process| team.contains(&process.tag));
+            Ok(processes.map(|process| process.peer.address.clone()).collect())
+        };
+        Answer::now(found())
     }
 
     fn status(&self) -> Answer<String> {
@@ -197,6 +239,11 @@ impl Endpoint for Direct {
     fn message(&self, message: Bytes) -> Answer<Bytes> {
         Answer::later(lead::answer(Arc::clone(&self.shared), message))
     }
+}
+
+/// Storage here does not hold it, or its disk has failed.
+fn is_for_others(code: Code) -> bool {
+    matches!(code, Code::WrongShardServer | Code::IoError)
 }
 
 /// The cluster, as seen from this process, in whichever life of it.
@@ -213,17 +260,27 @@ impl Cluster {
         Answer::later(async move { shared.at_coordinator(ask).await })
     }
 
-    /// Storage here answers, or the leader's does.
+    /// Storage here answers if it holds the key; otherwise, or if it cannot, somebody who can.
     fn read<T: Unpin + Send + 'static>(
         &self,
-        version: Version,
-        ask: impl Fn(&dyn Endpoint) -> Answer<T> + Send + Sync + 'static,
+        key: &Bytes,
+        ask: impl FnOnce(&dyn Endpoint) -> Answer<T>,
+        elsewhere: impl FnOnce(Arc<Shared>) -> BoxFuture<Result<T>> + Send + 'static,
     ) -> Answer<T> {
         let shared = self.life.shared();
-        if shared.reads_at(version) {
-            return ask(&shared.direct());
+        if !shared.keeper.holding().has_now(key) {
+            return Answer::later(elsewhere(shared));
         }
-        self.at_coordinator(ask)
+        match ask(&shared.direct()).try_now() {
+            Ok(Err(error)) if is_for_others(error.code()) => Answer::later(elsewhere(shared)),
+            Ok(result) => Answer::now(result),
+            Err(later) => Answer::later(async move {
+                match later.await {
+                    Err(error) if is_for_others(error.code()) => elsewhere(shared).await,
+                    result => result,
+                }
+            }),
+        }
     }
 }
 
@@ -237,15 +294,34 @@ impl Endpoint for Cluster {
     }
 
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
-        self.read(request.version, move |endpoint| endpoint.get(request.clone()))
+        let GetRequest { key, version } = request.clone();
+        let elsewhere = request.clone();
+        self.read(
+            &key,
+            |endpoint| endpoint.get(request),
+            move |shared| {
+                let key = elsewhere.key.clone();
+                Box::pin(async move { shared.read_key(key, version, |at| at.get(elsewhere.clone())).await })
+            },
+        )
     }
 
     fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
-        self.read(request.version, move |endpoint| endpoint.get_key(request.clone()))
+        let (key, elsewhere) = (request.selector.key.clone(), request.clone());
+        self.read(
+            &key,
+            |endpoint| endpoint.get_key(request),
+            move |shared| Box::pin(async move { shared.read_key_at(elsewhere).await }),
+        )
     }
 
     fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
-        self.read(request.version, move |endpoint| endpoint.get_range(request.clone()))
+        let (key, elsewhere) = (request.range.begin.clone(), request.clone());
+        self.read(
+            &key,
+            |endpoint| endpoint.get_range(request),
+            move |shared| Box::pin(async move { shared.read_range(elsewhere).await }),
+        )
     }
 
     fn commit(&self, request: CommitRequest) -> Answer<Committed> {
@@ -258,7 +334,16 @@ impl Endpoint for Cluster {
     }
 
     fn watch(&self, request: WatchRequest) -> Answer<Version> {
-        self.read(request.version, move |endpoint| endpoint.watch(request.clone()))
+        let elsewhere = request.clone();
+        self.read(
+            &request.key.clone(),
+            |endpoint| endpoint.watch(request),
+            move |shared| {
+                let key = elsewhere.key.clone();
+                // Whoever holds the key now: there it is waited for.
+                Box::pin(async move { shared.wait_for_key(key, |at| at.watch(elsewhere.clone())).await })
+            },
+        )
     }
 
     fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
@@ -266,11 +351,13 @@ impl Endpoint for Cluster {
     }
 
     fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
-        self.read(Version::MAX, move |endpoint| endpoint.estimated_size(range.clone()))
+        let shared = self.life.shared();
+        Answer::later(async move { shared.read_size(range).await })
     }
 
     fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
-        self.read(Version::MAX, move |endpoint| endpoint.split_points(request.clone()))
+        let shared = self.life.shared();
+        Answer::later(async move { shared.read_split_points(request).await })
     }
 
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {

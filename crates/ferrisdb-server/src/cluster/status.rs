@@ -2,6 +2,7 @@
 //!
 //! Only the leader hears all processes. It sends what it sees with the answer to every beat, so any process can show it, a second old; how old it is, is said.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,6 +15,7 @@ use super::control::Step;
 use super::metadata::Registry;
 use crate::coordinator::rate::Reason;
 use crate::log::Log;
+use crate::shards::ShardMap;
 use crate::signal::lock;
 
 /// What the leader sees of everybody.
@@ -21,10 +23,17 @@ pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
     let Some(coordinator) = shared.leading.coordinator() else { return String::new() };
     let statistics = coordinator.statistics();
     let (now, last, group) = (shared.jobs.now(), shared.log.last_known(), shared.log.view());
+    let Ok(map) = shared.shards() else { return String::new() };
+    let is_filled = |process| {
+        registry.storage_of(process).is_some_and(|(tag, _)| {
+            let moving = map.iter().filter_map(|(_, shard)| Some((shard.team(), shard.moving.as_ref()?)));
+            moving.into_iter().any(|(team, moving)| moving.team.contains(&tag) && !team.contains(&tag))
+        })
+    };
     let processes: Option<Map<String, Value>> = shared.leading.with_detector(|detector| {
         let of = |process| {
             let load = detector.load(process);
-            let copied = load.filter(|load| !load.serves && load.filling_bytes + load.filled_rows > 0);
+            let copied = load.filter(|_| is_filled(process));
             let document = json!({
                 "state": detector.standing(now, process).name(),
                 "heard_seconds_ago": detector.silent(now, process).map(|silent| silent.as_secs_f64()),
@@ -85,6 +94,7 @@ fn doing(step: &Step) -> String {
 pub(super) fn document(shared: &Arc<Shared>) -> String {
     let group = shared.log.view();
     let registry = shared.registry().unwrap_or_default();
+    let map = shared.shards().unwrap_or_else(|_| Arc::new(ShardMap::whole([])));
     let failure = shared.failure().map(|error| error.to_string());
     let (epoch, last) = shared.log.with_state(|state| (state.epoch(), state.last()));
     let again = lock(&shared.again).is_some();
@@ -117,7 +127,9 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
                 "address": process.peer.address,
                 "zone": process.peer.zone,
                 "roles": roles,
-                "is_complete": registry.is_complete(number),
+                "is_complete": shared.has_its_share(process.tag),
+                "shards": map.iter().filter(|(_, shard)| shard.team().contains(&process.tag)).count(),
+                "shards_held_alone": map.only_in(&BTreeSet::from([process.tag])).len(),
                 "excluded": registry.excluded.contains(&number),
                 "popped_version": shared.log.with_state(|state| state.popped(process.tag)).map(Version::get),
             });
@@ -145,6 +157,12 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
             "processes": processes,
             "excluded": registry.excluded,
             "replication": registry.replication,
+            "shards": {
+                "count": map.len(),
+                "moving": map.iter().filter(|(_, shard)| shard.moving.is_some()).count(),
+                "replicas": registry.replicas(),
+                "replicas_least": map.iter().map(|(_, shard)| shard.team().len()).min(),
+            },
             "controller": seen["controller"],
             "seen_seconds_ago": seen_seconds_ago.map(|age| age.as_secs_f64()),
             "qos": seen["qos"],
@@ -171,7 +189,7 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
                 "number": shared.identity.process,
                 "generation": shared.identity.generation,
                 "directory": shared.dir.display().to_string(),
-                "is_complete": shared.is_complete.load(Ordering::Relaxed),
+                "is_complete": shared.has_its_share(shared.identity.tag),
                 "leads": shared.leading.coordinator().is_some(),
                 "is_introduced": shared.log.is_introduced(),
                 "log": { "term": group.term, "applied": group.applied, "snapshot": group.snapshot, "purged": group.purged,
@@ -201,10 +219,12 @@ fn messages(
             "This process begins again as a new one, with an empty storage server; its log says why.".to_owned(),
         );
     }
-    if let Some(error) = lock(&shared.filling).as_ref() {
+    if let Some(error) = lock(&shared.moving).as_ref() {
         say(
-            "filling",
-            format!("This process is not filled with data yet, and tries again; the last attempt ended so: {error}"),
+            "moving",
+            format!(
+                "This process fetches data that it is to hold, and tries again; the last attempt ended so: {error}"
+            ),
         );
     }
     let group = shared.log.view();

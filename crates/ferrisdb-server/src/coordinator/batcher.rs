@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ferrisdb_core::codec::DecodeError;
 use ferrisdb_core::key::{DATABASE_LOCK_KEY, SYSTEM_END, printable};
 use ferrisdb_core::mutation::apply;
 use ferrisdb_core::planted::{Bug, planted};
@@ -27,6 +28,9 @@ use super::sequencer::Sequencer;
 use crate::log::state::change_tags;
 use crate::log::{Batch, Entry, EpochStart, IdOutcome, Known, LeaseChange, Outcome, Owner, Recovered, Section, Tag};
 use crate::resolver::{Checked, ConflictWindow};
+use crate::shards::ShardMap;
+use crate::shards::change::{Change, Moment};
+use crate::shards::holding::Assignment;
 
 /// What clients ask the coordinator for, in order.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub enum Request {
     Lease(LeaseRequest),
     /// To change the cluster's metadata, in this order. Only the controller asks that, and it knows what is there.
     Metadata(Vec<Mutation>),
+    /// To change who holds which keys, if it fits the map as it is by then.
+    Shards(Change),
 }
 
 /// An answer to a [`Request`] of its kind.
@@ -50,7 +56,7 @@ pub enum Response {
     Resolve(Option<Committed>),
     /// To a lease.
     Lease(Lease),
-    /// To a change of the metadata: at which version it is there. What storage servers there are by then get all mutations above it.
+    /// To a change of the metadata or of the shards: at which version it is there. Who gets which mutations is as it says for those above it.
     Metadata(Version),
 }
 
@@ -80,6 +86,9 @@ pub struct Group {
     pub bytes: u64,
     /// Changes of the metadata.
     metadata: Vec<Mutation>,
+    /// The map of the shards after it, if it changes that, and what storage servers must know of it.
+    shards: Option<ShardMap>,
+    assignments: Vec<(Tag, Assignment)>,
     /// The batch's horizon.
     horizon: Version,
     /// The ids that it decides.
@@ -110,10 +119,12 @@ pub struct Batcher {
     leases: Leases,
     /// Lease entries that the log has refused so far.
     ended: Vec<Entry>,
-    /// The storage servers: each has everything.
+    /// The storage servers.
     tags: BTreeSet<Tag>,
     /// What the database is locked with, if it is.
     lock: Option<Bytes>,
+    /// Who holds what; `None`: each of them has everything. An error: nobody can tell, and nothing commits.
+    shards: std::result::Result<Option<ShardMap>, DecodeError>,
     /// A batch was refused after its writes went into the window: an empty one above it lets readers get past them.
     needs_batch: bool,
 }
@@ -144,6 +155,7 @@ impl Batcher {
             ended: Vec::new(),
             tags: recovered.popped.keys().copied().collect(),
             lock: recovered.lock.clone(),
+            shards: ShardMap::read(&recovered.metadata),
             needs_batch: false,
         };
         (start, batcher)
@@ -155,6 +167,7 @@ impl Batcher {
         self.leases = Leases::new(leases, &recovered.leases, recovered.next_lease, now);
         self.tags = recovered.popped.keys().copied().collect();
         self.lock = if planted(Bug::LockNotRecovered) { None } else { recovered.lock.clone() };
+        self.shards = ShardMap::read(&recovered.metadata);
     }
 
     /// Whose batches these are.
@@ -198,6 +211,8 @@ impl Batcher {
             transactions: 0,
             bytes: 0,
             metadata: Vec::new(),
+            shards: None,
+            assignments: Vec::new(),
             horizon: self.horizon,
             ids: Vec::new(),
             granted: Vec::new(),
@@ -217,11 +232,9 @@ impl Batcher {
                     self.resolve(request, version, known, &mut group, &mut ids)
                 }
                 (Request::Lease(request), _) => self.lease(request, now, durable, &mut group, &mut grants),
-                (Request::Metadata(mutations), Some(version)) => {
-                    group.metadata.extend(mutations);
-                    Decision::WhenDurable(version, Response::Metadata(version))
-                }
-                (Request::Commit(_) | Request::Resolve(_) | Request::Metadata(_), None) => {
+                (Request::Metadata(mutations), Some(version)) => self.change_metadata(mutations, version, &mut group),
+                (Request::Shards(change), Some(version)) => self.change_shards(change, version, &mut group),
+                (Request::Commit(_) | Request::Resolve(_) | Request::Metadata(_) | Request::Shards(_), None) => {
                     unreachable!("such a request makes a version needed")
                 }
             };
@@ -235,10 +248,18 @@ impl Batcher {
             let window = self.limits.window_versions;
             let behind = Version::from_u64(version.get().saturating_sub(window));
             let horizon = self.horizon.max(self.previous.min(behind));
-            let sections = match mutations.is_empty() {
-                true => Vec::new(),
-                false => vec![Section { tags: self.tags.iter().copied().collect(), mutations }],
+            // Those that change the map now go where the map before it says, like all of this batch.
+            let mut sections = match &self.shards {
+                Ok(Some(map)) => map.sections(mutations),
+                _ if mutations.is_empty() => Vec::new(),
+                _ => vec![Section { tags: self.tags.iter().copied().collect(), mutations }],
             };
+            sections.extend(
+                group
+                    .assignments
+                    .drain(..)
+                    .map(|(tag, assignment)| Section { tags: vec![tag], mutations: vec![assignment.to_mutation()] }),
+            );
             group.version = Some(version);
             group.horizon = horizon;
             group.entries.push(Entry::Batch(Batch {
@@ -266,8 +287,9 @@ impl Batcher {
             self.changed = version;
         }
         // Metadata governs what is above it: this group's mutations were for the storage servers before.
-        if !planted(Bug::NewTagForgotten) {
-            group.metadata.iter().for_each(|mutation| change_tags(&mut self.tags, mutation));
+        group.metadata.iter().for_each(|mutation| change_tags(&mut self.tags, mutation));
+        if let Some(map) = &group.shards {
+            self.shards = Ok(Some(map.clone()));
         }
         let behind = version.get().saturating_sub(self.limits.window_versions);
         self.window.forget_below(Version::from_u64(behind));
@@ -319,6 +341,10 @@ impl Batcher {
         }
         if let Err(error) = check(&request, &self.limits) {
             return Decision::Now(Err(error));
+        }
+        if let Err(error) = &self.shards {
+            let detail = format!("nobody can tell who holds the keys: {}; use a newer FerrisDB", error.what);
+            return Decision::Now(Err(Error::with(Code::InternalError, detail)));
         }
         if request.read_version > self.previous {
             let detail = format!("the read version {} was not given out yet", request.read_version);
@@ -389,6 +415,56 @@ impl Batcher {
                 Mutation::clear_range(begin, end)
             }
         });
+    }
+
+    /// The storage servers, once the metadata of the group is in force.
+    fn tags_after(&self, group: &Group) -> BTreeSet<Tag> {
+        let mut tags = self.tags.clone();
+        group.metadata.iter().for_each(|mutation| change_tags(&mut tags, mutation));
+        tags
+    }
+
+    /// The map, once the group is in force.
+    fn map_after<'a>(&'a self, group: &'a Group) -> Option<&'a ShardMap> {
+        group.shards.as_ref().or_else(|| self.shards.as_ref().ok()?.as_ref())
+    }
+
+    fn change_metadata(&self, mutations: Vec<Mutation>, version: Version, group: &mut Group) -> Decision {
+        let before = self.tags_after(group);
+        let mut after = before.clone();
+        mutations.iter().for_each(|mutation| change_tags(&mut after, mutation));
+        // Whoever decided that may not have seen a change of the map that came in between.
+        let orphan = self.map_after(group).filter(|_| !before.is_subset(&after)).and_then(|map| {
+            let mut shards = map.iter();
+            shards.find_map(|(range, shard)| shard.team().is_disjoint(&after).then_some(range))
+        });
+        if let Some(range) = orphan {
+            let (begin, end) = (printable(&range.begin), printable(&range.end));
+            let detail = format!("nobody else holds the keys from {begin} to {end}: their storage server stays");
+            return Decision::Now(Err(Error::with(Code::ClientInvalidOperation, detail)));
+        }
+        group.metadata.extend(mutations);
+        Decision::WhenDurable(version, Response::Metadata(version))
+    }
+
+    fn change_shards(&self, change: Change, version: Version, group: &mut Group) -> Decision {
+        if let Change::Move { team, .. } = &change
+            && let Some(gone) = team.difference(&self.tags_after(group)).next()
+        {
+            let detail = format!("no storage server has the tag {}: nothing can move there", gone.0);
+            return Decision::Now(Err(Error::with(Code::ClientInvalidOperation, detail)));
+        }
+        let mut map = self.map_after(group).cloned();
+        let leased = self.leases.versions();
+        match change.make(&mut map, Moment { version, horizon: self.horizon, leased: &leased }) {
+            Err(error) => Decision::Now(Err(error)),
+            Ok(changed) => {
+                group.metadata.extend(changed.metadata);
+                group.assignments.extend(changed.assignments);
+                group.shards = map;
+                Decision::WhenDurable(version, Response::Metadata(version))
+            }
+        }
     }
 
     fn resolve(

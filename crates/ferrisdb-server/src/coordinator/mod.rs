@@ -43,6 +43,7 @@ use ferrisdb_rpc::api::{
 use crate::counters::Counters;
 use crate::log::{Applied, Confirmed, Entry, Log, Owner};
 use crate::runtime::JobRuntime;
+use crate::shards::change::Change;
 use crate::signal::{Bell, Reply, lock, reply};
 use batcher::{Batcher, Decision, Request, Response};
 use lease::LeaseOptions;
@@ -375,6 +376,21 @@ impl Coordinator {
             window_bytes: shared.window_bytes.load(Ordering::Relaxed),
             leases: shared.leases.load(Ordering::Relaxed),
         }
+    }
+
+    /// Changes who holds which keys, if that fits the map as it is by then. The answer is the version above which it is so. For the controller.
+    pub(crate) fn change_shards(&self, change: Change) -> Answer<Version> {
+        let (answer, answered) = reply(Code::CommitUnknownResult);
+        match self.enqueue(Request::Shards(change), AnswerTo::Metadata(answer), size_of::<Item>() as u64) {
+            Ok(()) => Answer::Later(Box::pin(answered)),
+            Err(error) => Answer::from(error),
+        }
+    }
+
+    /// Has a batch follow, whether anything commits or not: somebody waits for a newer version.
+    pub(crate) fn advance(&self) {
+        lock(&self.shared.queue).wants_batch = true;
+        self.shared.bell.ring();
     }
 
     fn enqueue(&self, request: Request, answer: AnswerTo, bytes: u64) -> Result<()> {

@@ -636,14 +636,16 @@ fn delivery(entry: Entry, previous: Version, state: &State, horizon: Version, ta
             // An epoch ends no lease. Of a later state: what has ended since need not be kept, and what began since does no harm.
             leased: state.leased_versions(),
             mutations: Vec::new(),
+            batch_bytes: 0,
             owner_state: None,
         }),
         Entry::Batch(batch) => {
+            let batch_bytes = batch.mutation_bytes() as u64;
             let mut sections = batch.sections.into_iter().filter(|section| section.tags.contains(&tag));
             let mut mutations = sections.next().map(|section| section.mutations).unwrap_or_default();
             sections.for_each(|section| mutations.extend(section.mutations));
             let (version, leased) = (batch.version, batch.leased);
-            Some(Delivery { previous, version, horizon, leased, mutations, owner_state: None })
+            Some(Delivery { previous, version, horizon, leased, mutations, batch_bytes, owner_state: None })
         }
         Entry::Pop(_) | Entry::Lease(_) | Entry::Foundation(_) => None,
     }
@@ -711,6 +713,7 @@ impl Log for LocalLog {
             next_lease: state.next_lease(),
             popped: popped.collect(),
             lock: state.lock().cloned(),
+            metadata: Arc::clone(state.metadata()),
         }
     }
 

@@ -52,6 +52,8 @@ pub struct Recovered {
     pub popped: BTreeMap<Tag, Version>,
     /// What the database is locked with, if it is.
     pub lock: Option<Bytes>,
+    /// The cluster's own data.
+    pub metadata: Arc<BTreeMap<Bytes, Bytes>>,
 }
 
 /// Where the log's state machine stands, confirmed: see [`Log::read_index`].
@@ -78,6 +80,8 @@ pub struct Delivery {
     pub leased: Arc<[Version]>,
     /// The tag's mutations, in order. Often none.
     pub mutations: Vec<Mutation>,
+    /// Bytes of the mutations of the whole batch, whoever needs them.
+    pub batch_bytes: u64,
     /// What the subscriber keeps for the log, with the data and in the same atomic step: the log's state as of this version.
     pub owner_state: Option<Vec<u8>>,
 }

@@ -80,7 +80,8 @@ pub struct State {
     outcomes: usize,
     jumps: VecDeque<Jump>,
     id_floor: Version,
-    metadata: BTreeMap<Bytes, Bytes>,
+    /// Shared with whoever looks at it: a change makes a new one.
+    metadata: Arc<BTreeMap<Bytes, Bytes>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -115,7 +116,7 @@ impl State {
             outcomes: 0,
             jumps: VecDeque::new(),
             id_floor: Version::ZERO,
-            metadata: BTreeMap::new(),
+            metadata: Arc::default(),
         }
     }
 
@@ -170,7 +171,7 @@ impl State {
     }
 
     /// The cluster's own data: who belongs to it, who stores what, and whether the database is locked.
-    pub fn metadata(&self) -> &BTreeMap<Bytes, Bytes> {
+    pub fn metadata(&self) -> &Arc<BTreeMap<Bytes, Bytes>> {
         &self.metadata
     }
 
@@ -267,9 +268,11 @@ impl State {
     /// Sets and clears; others have no effect here. A new tag needs what is above this version.
     fn change_metadata(&mut self, mutation: &Mutation, version: Version) {
         match mutation.kind {
-            MutationKind::Set => drop(self.metadata.insert(mutation.key.clone(), mutation.value.clone())),
+            MutationKind::Set => {
+                Arc::make_mut(&mut self.metadata).insert(mutation.key.clone(), mutation.value.clone());
+            }
             MutationKind::ClearRange => {
-                self.metadata.retain(|key, _| *key < mutation.key || *key >= mutation.value);
+                Arc::make_mut(&mut self.metadata).retain(|key, _| *key < mutation.key || *key >= mutation.value);
             }
             _ => {}
         }
@@ -416,7 +419,7 @@ impl State {
         }
         if !self.metadata.is_empty() {
             put_varint(out, self.metadata.len() as u64);
-            for (key, value) in &self.metadata {
+            for (key, value) in self.metadata.iter() {
                 put_bytes(out, key);
                 put_bytes(out, value);
             }
@@ -489,12 +492,13 @@ impl State {
             if count == 0 {
                 return Err(DecodeError { what: "log state: no metadata, in a format that has some" });
             }
+            let metadata = Arc::make_mut(&mut state.metadata);
             for _ in 0..count {
                 let key = Bytes::copy_from_slice(decoder.bytes("log state: key of metadata")?);
-                if state.metadata.last_key_value().is_some_and(|(last, _)| *last >= key) {
+                if metadata.last_key_value().is_some_and(|(last, _)| *last >= key) {
                     return Err(unsorted);
                 }
-                state.metadata.insert(key, Bytes::copy_from_slice(decoder.bytes("log state: value of metadata")?));
+                metadata.insert(key, Bytes::copy_from_slice(decoder.bytes("log state: value of metadata")?));
             }
         }
         if state.last < state.horizon || state.last < state.id_floor {

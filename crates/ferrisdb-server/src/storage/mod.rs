@@ -343,6 +343,11 @@ impl StorageServer {
         Shared::watch(&self.shared, request)
     }
 
+    /// Has every watch of a key in this range fire, whatever the key's value: it is to be looked at elsewhere.
+    pub fn fire_watches(&self, range: &KeyRange, version: Version) {
+        self.shared.watches.fire(range, version);
+    }
+
     /// About how many bytes a range takes: in tables as they lie on disk, old versions included, and in memory from a sample of what is not
     /// flushed. After a restart the sample is what the log applies again, which is the same.
     pub fn estimated_size(&self, range: KeyRange) -> Answer<u64> {

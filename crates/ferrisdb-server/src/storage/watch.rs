@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use ferrisdb_core::{Bytes, Code, Error, Result, Version};
+use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Version};
 
 /// All watches of a storage server.
 pub(super) struct Watches {
@@ -103,6 +103,22 @@ impl Watches {
                     wakers.extend(watches.values_mut().filter_map(|watch| watch.look(None, version)));
                 }
             }
+        }
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Fires all watches of keys in this range, armed or not yet: the keys are looked after elsewhere.
+    pub(super) fn fire(&self, range: &KeyRange, version: Version) {
+        if range.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        let watches = state.watches.range_mut(range.begin.clone()..range.end.clone());
+        let mut wakers = Vec::new();
+        for watch in watches.flat_map(|(_, watches)| watches.values_mut()) {
+            watch.fired.get_or_insert(version);
+            wakers.extend(watch.waker.take());
         }
         drop(state);
         wakers.into_iter().for_each(Waker::wake);

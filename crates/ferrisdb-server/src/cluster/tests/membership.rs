@@ -15,7 +15,7 @@ const GONE: Duration = Duration::from_secs(5);
 /// A process that was gone for too long has lost its data to the others' log, keeps its number and its vote, and copies everything anew.
 #[test]
 fn a_process_that_was_gone_copies_everything_anew() {
-    let world = World::with(60, GONE);
+    let world = World::with(60, 3, GONE);
     world.grow_to(3);
     let lost = (1..=3).find(|&host| host != world.leader()).expect("there are three");
     let host = world.leader();
@@ -40,7 +40,7 @@ fn a_process_that_was_gone_copies_everything_anew() {
 /// A fourth process takes the vote of one that is gone, which is then forgotten; when it comes back after all, it is a new one.
 #[test]
 fn a_new_process_takes_the_place_of_one_that_is_gone() {
-    let world = World::with(61, GONE);
+    let world = World::with(61, 4, GONE);
     world.grow_to(4);
     let lost = (1..=3).find(|&host| host != world.leader()).expect("there are three");
     let host = world.leader();
@@ -61,7 +61,7 @@ fn a_new_process_takes_the_place_of_one_that_is_gone() {
 /// The leader is excluded: it hands over, gives up vote and data, may be stopped for good, and is forgotten. Commits go on all the time.
 #[test]
 fn an_excluded_process_is_drained() {
-    let world = World::with(62, GONE);
+    let world = World::with(62, 4, GONE);
     world.grow_to(4);
     // So that the fourth one has said that it has everything.
     world.run(2 * SECOND);
@@ -86,7 +86,7 @@ fn an_excluded_process_is_drained() {
 /// A process that was excluded is taken back, with nothing, and copies everything.
 #[test]
 fn an_excluded_process_is_taken_back() {
-    let world = World::with(63, GONE);
+    let world = World::with(63, 4, GONE);
     world.grow_to(4);
     world.order(1, Order::Exclude(4), false).expect("it has no vote");
     world.until("it is drained", || !world.is_complete(4));

@@ -3,6 +3,7 @@
 //! `FERRISDB_SIM_SEED=7 cargo test -p ferrisdb-server cluster::tests` replays one seed; `FERRISDB_SIM_SEEDS=100` tries so many.
 
 mod membership;
+mod reads;
 mod world;
 
 use std::time::Duration;
@@ -85,13 +86,21 @@ fn a_closing_process_does_not_make_the_unknown_undone() {
     assert_eq!(world.told_while_closing(1, Code::ProcessBehind), Code::OperationCancelled);
 }
 
+/// Six shards, each at one process only: ranges, selectors and watches that go over their borders are answered as if there were one.
+#[test]
+fn shards_read_like_one() {
+    let world = world::World::new(60);
+    world.grow_to(3);
+    world.reads_across_shards();
+}
+
 /// Seconds full of faults, for some seeds; then quiet, and everything is checked.
 #[test]
 #[expect(clippy::print_stdout, reason = "figures of a run")]
 fn a_cluster_keeps_its_promises_under_faults() {
     let (first, count) = seeds();
     for seed in first..first + count {
-        let outcome = world::live(seed, 20 * SECOND);
+        let outcome = world::live(seed, 3, false, 20 * SECOND);
         assert!(
             outcome.failures.is_empty(),
             "seed {seed}: {:#?}\nreplay: FERRISDB_SIM_SEED={seed} FERRISDB_SIM_SEEDS=1 cargo test -p ferrisdb-server cluster::tests::a_cluster",
@@ -105,10 +114,29 @@ fn a_cluster_keeps_its_promises_under_faults() {
     }
 }
 
+/// The same while shards are split, merged and moved all the time, for no reason, among three to five processes.
+#[test]
+#[expect(clippy::print_stdout, reason = "figures of a run")]
+fn shards_move_under_faults() {
+    let (first, count) = seeds();
+    for seed in first..first + count {
+        let outcome = world::live(seed, 3 + seed % 3, true, 20 * SECOND);
+        assert!(
+            outcome.failures.is_empty(),
+            "seed {seed}: {:#?}\nreplay: FERRISDB_SIM_SEED={seed} FERRISDB_SIM_SEEDS=1 cargo test -p ferrisdb-server cluster::tests::shards_move",
+            outcome.failures
+        );
+        println!(
+            "seed {seed}: {} commits, {} epochs, {} moves, trace {:016x}",
+            outcome.committed, outcome.epochs, outcome.moves, outcome.trace
+        );
+    }
+}
+
 /// The same seed gives the same life, to the last message.
 #[test]
 fn a_seed_decides_everything() {
-    let once = world::live(77, 5 * SECOND);
-    assert_eq!(once, world::live(77, 5 * SECOND));
-    assert_ne!(once.trace, world::live(78, 5 * SECOND).trace);
+    let once = world::live(77, 3, true, 5 * SECOND);
+    assert_eq!(once, world::live(77, 3, true, 5 * SECOND));
+    assert_ne!(once.trace, world::live(78, 3, true, 5 * SECOND).trace);
 }

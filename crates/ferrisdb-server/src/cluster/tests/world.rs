@@ -13,7 +13,9 @@ use std::time::Duration;
 use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::key::SYSTEM_END;
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, ManualClock, Random, Result, Runtime, SplitMix64, Version};
+use ferrisdb_core::{
+    Bytes, Clock, Code, Error, KeyRange, KeyValue, ManualClock, Random, Result, Runtime, SplitMix64, Version,
+};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
     LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
@@ -27,8 +29,11 @@ use futures_util::future::{Either, select};
 
 use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Network};
 use crate::lives::{Life, LifeSpawner};
+use crate::log::Tag;
 use crate::log::replicated::{LogStoreOptions, Peer, ProcessId, ReplicatedLogOptions};
 use crate::runtime::JobRuntime;
+use crate::shards::change::Change;
+use crate::shards::holding::Holding;
 use crate::signal::lock;
 use crate::storage::StorageOptions;
 
@@ -59,6 +64,7 @@ struct Truth {
     unknown: u64,
     acknowledged: Version,
     epochs: BTreeSet<u64>,
+    moves: BTreeSet<(Bytes, Version)>,
     failures: Vec<String>,
     trace: u64,
 }
@@ -82,6 +88,8 @@ struct State {
 }
 
 pub(super) struct World {
+    /// How many processes there are to be.
+    processes: u64,
     clock: Arc<ManualClock>,
     steps: Arc<StepSpawner>,
     seed: u64,
@@ -101,6 +109,8 @@ pub(super) struct Outcome {
     pub(super) failures: Vec<String>,
     pub(super) committed: u64,
     pub(super) epochs: usize,
+    /// How many moves of shards were seen to begin.
+    pub(super) moves: usize,
     pub(super) trace: u64,
 }
 
@@ -263,12 +273,17 @@ impl Endpoint for Anywhere {
 }
 
 impl World {
+    /// One in which nobody is ever lost for good.
     pub(super) fn new(seed: u64) -> Arc<World> {
-        World::with(seed, MemberOptions::default().gone_after)
+        World::of(seed, 3)
+    }
+
+    pub(super) fn of(seed: u64, processes: u64) -> Arc<World> {
+        World::with(seed, processes, MemberOptions::default().gone_after)
     }
 
     /// One in which a process that is silent for so long is gone.
-    pub(super) fn with(seed: u64, gone_after: Duration) -> Arc<World> {
+    pub(super) fn with(seed: u64, processes: u64, gone_after: Duration) -> Arc<World> {
         let clock = Arc::new(ManualClock::new());
         let steps = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
         let spawner = LifeSpawner { life: Life::new(OUTSIDE, seed), steps: Arc::clone(&steps) };
@@ -288,6 +303,7 @@ impl World {
             losses: Losses::default(),
         };
         Arc::new_cyclic(|me| World {
+            processes,
             clock,
             steps,
             seed,
@@ -381,10 +397,11 @@ impl World {
         let (me, options, life) = (self.me.clone(), self.options(), lock(&self.state).lives);
         let is_founder = lock(&self.state).hosts.len() == 1;
         let here = lock(&self.state).losses.address_of(process);
+        let processes = self.processes;
         let boot = async move {
             let here = Peer { address: here, zone: String::new() };
             loop {
-                let others = (1..=3).filter(|&other| other != process).map(address).collect();
+                let others = (1..=processes).filter(|&other| other != process).map(address).collect();
                 let beginning = if is_founder { Beginning::Found } else { Beginning::Join(others) };
                 let opened =
                     ClusterNode::open(doors.clone(), Path::new("/p"), options.clone(), here.clone(), beginning).await;
@@ -441,7 +458,7 @@ impl World {
                 (
                     process,
                     node.map(|node| {
-                        (node.is_complete(), node.failure(), lock(&node.life.shared().filling).clone(), node.group())
+                        (node.is_complete(), node.failure(), lock(&node.life.shared().moving).clone(), node.group())
                     }),
                 )
             })
@@ -453,11 +470,34 @@ impl World {
         self.steps.run_for(duration);
     }
 
+    /// Runs for so many milliseconds, with changes of the shards if that is wanted.
+    fn run_shuffled(&self, millis: u64, moves: bool) {
+        let end = self.clock.now() + millis as u32 * MILLISECOND;
+        while self.clock.now() < end {
+            let left = (end - self.clock.now()).as_millis() as u64;
+            let step = if moves { left.min(50 + self.random(400)) } else { left };
+            self.run((step.max(1) as u32) * MILLISECOND);
+            if moves {
+                self.shuffle();
+            }
+        }
+    }
+
     pub(super) fn committed(&self) -> u64 {
         lock(&self.truth).committed
     }
 
-    fn node(&self, process: ProcessId) -> Option<Arc<ClusterNode>> {
+    /// Clients begin nothing any more.
+    pub(super) fn be_quiet(&self) {
+        lock(&self.state).is_quiet = true;
+        self.run(Duration::from_secs(5));
+    }
+
+    pub(super) fn spawn_outside(&self, task: BoxFuture<()>) {
+        self.outside.spawn("task", task);
+    }
+
+    pub(super) fn node(&self, process: ProcessId) -> Option<Arc<ClusterNode>> {
         lock(&self.state).hosts.get(&process).and_then(|host| host.node.clone())
     }
 
@@ -587,7 +627,7 @@ impl World {
                         let code = error.code();
                         if let Err(error) = transaction.on_error(error).await {
                             // It has not happened; what cannot be tried again as it is begins anew.
-                            if !matches!(code, Code::ConnectionFailed) {
+                            if !matches!(code, Code::ConnectionFailed | Code::OperationCancelled) {
                                 self.fail(format!("client {client}: {error}"));
                             }
                             break;
@@ -645,15 +685,16 @@ impl World {
         }
     }
 
-    fn disturb(&self) {
+    /// `moves`: shards are moved at random, so that one process may be the only one that has one: none is lost for good.
+    fn disturb(&self, moves: bool) {
         // Whoever leads is hit more often: that is where something can go wrong.
         let process = match self.leading() {
             Some(leader) if self.random(2) == 0 => leader,
-            _ => 1 + self.random(3),
+            _ => 1 + self.random(self.processes),
         };
-        let other = 1 + (process + self.random(2)) % 3;
+        let other = 1 + (process + self.random(self.processes - 1)) % self.processes;
         let seed = self.random(u64::MAX);
-        match self.random(9) {
+        match self.random(if moves { 7 } else { 9 }) {
             7 => self.lose_for_good(process, seed),
             8 => self.set_back(process, seed),
             0 | 1 => {
@@ -672,7 +713,7 @@ impl World {
             3 => drop(lock(&self.state).cut.insert((process, other))),
             4 | 5 => {
                 let mut state = lock(&self.state);
-                for other in (OUTSIDE + 1..=3).filter(|&other| other != process) {
+                for other in (OUTSIDE + 1..=self.processes).filter(|&other| other != process) {
                     state.cut.insert((process, other));
                     state.cut.insert((other, process));
                 }
@@ -690,6 +731,70 @@ impl World {
             state.hosts.iter().filter(|(_, host)| host.life.is_none()).map(|(&process, _)| process).collect()
         };
         dead.into_iter().for_each(|process| self.start(process));
+    }
+
+    /// All rows, if those who hold a shard have the same of it, and nobody has anything else.
+    fn compare(
+        &self,
+        node: &ClusterNode,
+        stored: &BTreeMap<ProcessId, Vec<KeyValue>>,
+        holdings: &BTreeMap<ProcessId, Arc<Holding>>,
+    ) -> Option<Vec<KeyValue>> {
+        let map = node.life.shared().shards().expect("it is readable");
+        map.check();
+        let registry = node.life.shared().registry().expect("it is readable");
+        let mut all = Vec::new();
+        for (range, shard) in map.iter() {
+            let wanted = registry.replicas().min(stored.len());
+            if shard.team().len() < wanted || shard.moving.is_some() {
+                self.fail(format!("at the end {range:?} has not its replicas: {shard:?}"));
+            }
+            let mut copies = shard.team().into_iter().filter_map(|tag| {
+                let process = registry.storage[&tag].process;
+                if !holdings.get(&process)?.covers(&range, Version::MAX) {
+                    self.fail(format!("process {process} does not know that it holds {range:?}"));
+                }
+                let rows = stored.get(&process)?.iter().filter(|row| range.contains(&row.key));
+                Some(rows.cloned().collect::<Vec<_>>())
+            });
+            let first = copies.next()?;
+            if copies.any(|copy| copy != first) {
+                self.fail(format!("those who hold {range:?} differ at the end"));
+            }
+            all.extend(first);
+        }
+        for (process, rows) in stored {
+            let stray = rows.iter().find(|row| !holdings[process].has_now(&row.key));
+            if let Some(row) = stray {
+                self.fail(format!("process {process} has {row:?}, which it does not hold"));
+            }
+        }
+        Some(all)
+    }
+
+    /// A change of the shards that nobody has thought about: any that fits.
+    fn shuffle(&self) {
+        let Some(leader) = self.leading().and_then(|leader| self.node(leader)) else { return };
+        let Some(coordinator) = leader.life.shared().leading.coordinator() else { return };
+        let (Ok(map), Ok(registry)) = (leader.life.shared().shards(), leader.life.shared().registry()) else { return };
+        let shards: Vec<_> = map.iter().map(|(range, shard)| (range, shard.clone())).collect();
+        let (range, shard) = shards[self.random(shards.len() as u64) as usize].clone();
+        let moving = shards.iter().filter_map(|(range, shard)| Some((range.begin.clone(), shard.moving.as_ref()?.id)));
+        lock(&self.truth).moves.extend(moving);
+        let change = match (self.random(6), &shard.moving) {
+            (0, _) if shards.len() < 6 => Change::Split { at: format!("account/{}", self.random(ACCOUNTS)).into() },
+            (1, _) => Change::Merge { begin: range.begin },
+            (2, Some(moving)) => Change::Cancel { begin: range.begin, id: moving.id },
+            _ => {
+                let tags: Vec<Tag> = registry.storage.keys().copied().collect();
+                let size = 1 + self.random(3);
+                let team = (0..size).map(|_| tags[self.random(tags.len() as u64) as usize]).collect();
+                Change::Move { begin: range.begin, end: range.end, team }
+            }
+        };
+        lock(&self.truth).note(&format!("{change:?}"));
+        // What does not fit is refused.
+        self.outside.spawn("shuffle", Box::pin(async move { drop(coordinator.change_shards(change).await) }));
     }
 
     fn note_epochs(&self) {
@@ -720,6 +825,7 @@ impl World {
         }
         let last = nodes.iter().map(|(_, node)| node.storage().applied_version()).max().unwrap_or_default();
         let mut stored = BTreeMap::new();
+        let mut holdings = BTreeMap::new();
         for (process, node) in &nodes {
             let applied = node.storage().applied_version();
             if applied != last {
@@ -737,12 +843,9 @@ impl World {
                 Some(Ok(rows)) => drop(stored.insert(*process, rows.rows)),
                 other => self.fail(format!("storage of process {process} cannot be read: {other:?}")),
             }
+            holdings.insert(*process, node.life.shared().keeper.holding());
         }
-        let mut values = stored.values();
-        if let Some(first) = values.next() {
-            if values.any(|rows| rows != first) {
-                self.fail("the storage servers differ at the end".to_owned());
-            }
+        if let Some(first) = self.compare(&nodes[0].1, &stored, &holdings) {
             let truth = lock(&self.truth);
             let mut wrong = Vec::new();
             let mut beyond = 0;
@@ -782,15 +885,15 @@ fn number(value: &[u8]) -> i64 {
     i64::from_le_bytes(value.try_into().expect("eight bytes"))
 }
 
-/// The life of a cluster of three, under faults.
-pub(super) fn live(seed: u64, duration: Duration) -> Outcome {
-    let world = World::with(seed, 5 * Duration::from_secs(1));
-    world.grow_to(3);
+/// The life of a cluster, under faults; with `moves` its shards are changed all the time, for no reason.
+pub(super) fn live(seed: u64, processes: u64, moves: bool, duration: Duration) -> Outcome {
+    let world = World::with(seed, processes, 5 * Duration::from_secs(1));
+    world.grow_to(processes);
     let end = world.clock.now() + duration;
     while world.clock.now() < end {
-        world.run((100 + world.random(900)) as u32 * MILLISECOND);
-        world.disturb();
-        world.run((100 + world.random(2500)) as u32 * MILLISECOND);
+        world.run_shuffled(100 + world.random(900), moves);
+        world.disturb(moves);
+        world.run_shuffled(100 + world.random(2500), moves);
         if world.random(3) > 0 {
             world.heal();
         }
@@ -813,6 +916,7 @@ pub(super) fn live(seed: u64, duration: Duration) -> Outcome {
         failures: truth.failures.clone(),
         committed: truth.committed,
         epochs: truth.epochs.len(),
+        moves: truth.moves.len(),
         trace: truth.trace,
     }
 }

@@ -94,9 +94,9 @@ struct Hot {
 
 impl Hot {
     fn delivery(&self, tag: Tag) -> Delivery {
-        let mutations = match &self.proposal.0[self.at] {
-            Entry::Batch(batch) => mutations_of(batch, tag),
-            _ => Vec::new(),
+        let (mutations, batch_bytes) = match &self.proposal.0[self.at] {
+            Entry::Batch(batch) => (mutations_of(batch, tag), batch.mutation_bytes() as u64),
+            _ => (Vec::new(), 0),
         };
         let leased = Arc::clone(&self.leased);
         Delivery {
@@ -105,6 +105,7 @@ impl Hot {
             horizon: self.horizon,
             leased,
             mutations,
+            batch_bytes,
             owner_state: None,
         }
     }
@@ -254,6 +255,7 @@ impl Machine {
             next_lease: state.next_lease(),
             popped: state.tags().clone(),
             lock: state.lock().cloned(),
+            metadata: Arc::clone(state.metadata()),
         }
     }
 
@@ -497,6 +499,7 @@ impl Stream {
                             horizon: batch.horizon,
                             leased: Arc::clone(&batch.leased),
                             mutations: mutations_of(batch, self.tag),
+                            batch_bytes: batch.mutation_bytes() as u64,
                             owner_state: None,
                         },
                         Entry::EpochStart(start) if start.first_version > cursor => Delivery {
@@ -506,6 +509,7 @@ impl Stream {
                             horizon: Version::ZERO,
                             leased: core.now.state.leased_versions(),
                             mutations: Vec::new(),
+                            batch_bytes: 0,
                             owner_state: None,
                         },
                         _ => continue,

@@ -30,7 +30,7 @@ impl World {
         (losses.lost, losses.set_back)
     }
 
-    /// True if every host's process is up, has everything and a vote, and nothing is wrong: the next loss is the only one.
+    /// True if every host's process is up, has all that it is to have, as many as can vote do, and nothing is wrong: the next loss is the only one.
     fn is_whole(&self) -> bool {
         let state = lock(&self.state);
         let nodes: Option<Vec<Arc<ClusterNode>>> = state.hosts.values().map(|host| host.node.clone()).collect();
@@ -48,7 +48,8 @@ impl World {
                 Err(_) => return false,
             };
             node.is_complete()
-                && node.group().voters == processes
+                && node.group().voters.is_subset(&processes)
+                && node.group().voters.len() == processes.len().min(3)
                 && registered == processes
                 && shared.log.is_introduced()
         };
@@ -85,7 +86,7 @@ impl World {
                     node.is_complete(),
                     shared.log.is_introduced(),
                     node.failure(),
-                    lock(&shared.filling),
+                    lock(&shared.moving),
                     lock(&shared.again),
                     shared.registry(),
                     node.group(),
@@ -101,7 +102,7 @@ impl World {
         if !self.is_whole() {
             return;
         }
-        let host = 1 + self.random(3);
+        let host = 1 + self.random(self.processes);
         let mut state = lock(&self.state);
         let now = self.clock.now();
         if state.losses.images.get(&host).is_none_or(|(at, _)| now > *at + 2 * IMAGE_OLD) {

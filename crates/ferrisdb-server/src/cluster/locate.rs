@@ -1,0 +1,325 @@
+//! Reads where the data is: a question about keys goes to a storage server that holds them at that version, and one about a range to one after the other.
+//!
+//! Who holds what this process knows from its replica of the log, which may be behind, or ahead of the version that is read. Neither can make an answer wrong: the
+//! one who is asked refuses what it does not hold. Then the map is looked at again, up to a bound of time.
+//!
+//! # Invariants
+//! - An answer is of one version, whoever has which part of it.
+//! - A part of a range that says that there is more has at least one row, and the parts come in order: nothing is between two of them.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, KeySelector, KeyValue, Result, Runtime, Version};
+use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, Rows, SplitPointsRequest};
+use ferrisdb_rpc::{Answer, Endpoint};
+use futures_util::future::{Either, select};
+
+use super::lines::Line;
+use super::{LOOK, Shared};
+use crate::log::Tag;
+use crate::shards::{Shard, ShardMap};
+use crate::signal::lock;
+
+/// A storage server that has not answered after so long is not waited for if another one can be asked.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether another one may know better.
+fn is_elsewhere(code: Code) -> bool {
+    matches!(
+        code,
+        Code::WrongShardServer
+            | Code::ConnectionFailed
+            | Code::ProcessBehind
+            | Code::FutureVersion
+            | Code::OperationCancelled
+            | Code::IoError
+    )
+}
+
+impl Shared {
+    /// Who holds what, as this process's replica of the log knows it.
+    pub(super) fn shards(&self) -> Result<Arc<ShardMap>> {
+        let metadata = self.log.with_state(|state| Arc::clone(state.metadata()));
+        {
+            let known = lock(&self.shards);
+            if let Some((of, map)) = &*known
+                && Arc::ptr_eq(of, &metadata)
+            {
+                return Ok(Arc::clone(map));
+            }
+        }
+        let map = match ShardMap::read(&metadata).map_err(|error| unreadable(error.what))? {
+            Some(map) => map,
+            None => {
+                let registry = super::Registry::read(&metadata).map_err(|error| unreadable(error.what))?;
+                let complete = registry.storage.iter().filter(|(_, storage)| storage.is_complete);
+                ShardMap::whole(complete.map(|(&tag, _)| (tag, Version::ZERO)))
+            }
+        };
+        let map = Arc::new(map);
+        *lock(&self.shards) = Some((metadata, Arc::clone(&map)));
+        Ok(map)
+    }
+
+    /// The way to a storage server.
+    async fn to_storage(self: &Arc<Shared>, tag: Tag) -> Result<Arc<dyn Endpoint>> {
+        if tag == self.identity.tag {
+            return Ok(Arc::new(self.direct()));
+        }
+        let registry = self.registry()?;
+        let process = registry.storage.get(&tag).and_then(|storage| registry.processes.get(&storage.process));
+        let Some(process) = process else {
+            let detail = format!("the storage server with tag {} does not belong to the cluster any more", tag.0);
+            return Err(Error::with(Code::ConnectionFailed, detail));
+        };
+        self.lines.to(Line::Questions, &process.peer.address).await
+    }
+
+    /// Asks those who have a shard at `version`, one after the other, this process first.
+    async fn ask_holders<T: Unpin>(
+        self: &Arc<Shared>,
+        shard: &Shard,
+        version: Version,
+        ask: impl Fn(&dyn Endpoint) -> Answer<T>,
+    ) -> Result<T> {
+        self.ask_holders_for(shard, version, Some(PATIENCE), ask).await
+    }
+
+    /// The same; without `patience` an answer is waited for, however long it takes.
+    async fn ask_holders_for<T: Unpin>(
+        self: &Arc<Shared>,
+        shard: &Shard,
+        version: Version,
+        patience: Option<Duration>,
+        ask: impl Fn(&dyn Endpoint) -> Answer<T>,
+    ) -> Result<T> {
+        let mut tags: Vec<Tag> = shard.readable_at(version).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        // Each process begins with another one, so that all of them have something to do.
+        let first = self.identity.process % (tags.len().max(1) as u64);
+        tags.rotate_left(usize::try_from(first).expect("it is below a length"));
+        tags.sort_by_key(|&tag| tag != self.identity.tag);
+        let mut last = None;
+        for (index, &tag) in tags.iter().enumerate() {
+            let asking = std::pin::pin!(async { ask(self.to_storage(tag).await?.as_ref()).await });
+            let is_last = index + 1 == tags.len();
+            let result = match patience.map(|patience| if is_last { 4 * patience } else { patience }) {
+                None => asking.await,
+                Some(patience) => match select(asking, self.jobs.sleep(patience)).await {
+                    Either::Left((result, _)) => result,
+                    Either::Right(_) => {
+                        let detail =
+                            format!("the storage server with tag {} has not answered within {patience:?}", tag.0);
+                        Err(Error::with(Code::ConnectionFailed, detail))
+                    }
+                },
+            };
+            match result {
+                Err(error) if is_elsewhere(error.code()) => last = Some(error),
+                result => return result,
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            let detail = format!("no storage server has version {version} of these keys any more");
+            Error::with(Code::TransactionTooOld, detail)
+        }))
+    }
+
+    /// Tries again for as long as questions wait for a coordinator: the map may be behind, or nobody there for the moment.
+    async fn until_found<T, F: Future<Output = Result<T>>>(
+        self: &Arc<Shared>,
+        attempt: impl Fn(Arc<ShardMap>) -> F,
+    ) -> Result<T> {
+        let until = self.jobs.now() + self.options.coordinator_wait;
+        loop {
+            let error = match attempt(self.shards()?).await {
+                Err(error) if is_elsewhere(error.code()) => error,
+                result => return result,
+            };
+            if self.is_closed.load(std::sync::atomic::Ordering::SeqCst) {
+                return Err(self.closed());
+            }
+            if self.jobs.now() >= until {
+                let detail = format!("nobody who has the keys could be asked; the last one said: {error}");
+                return Err(Error::with(Code::ProcessBehind, detail));
+            }
+            self.jobs.sleep(LOOK).await;
+        }
+    }
+
+    /// Has somebody answer who has `key` at `version`.
+    pub(super) async fn read_key<T: Unpin>(
+        self: &Arc<Shared>,
+        key: Bytes,
+        version: Version,
+        ask: impl Fn(&dyn Endpoint) -> Answer<T>,
+    ) -> Result<T> {
+        let (key, ask) = (&key, &ask);
+        self.until_found(|map| async move { self.ask_holders(map.of_key(key).1, version, ask).await }).await
+    }
+
+    /// Has somebody answer who holds `key` now, however long that takes.
+    pub(super) async fn wait_for_key<T: Unpin>(
+        self: &Arc<Shared>,
+        key: Bytes,
+        ask: impl Fn(&dyn Endpoint) -> Answer<T>,
+    ) -> Result<T> {
+        let (key, ask) = (&key, &ask);
+        let attempt =
+            |map: Arc<ShardMap>| async move { self.ask_holders_for(map.of_key(key).1, Version::MAX, None, ask).await };
+        self.until_found(attempt).await
+    }
+
+    /// Rows of a range, shard after shard until there are enough.
+    pub(super) async fn read_range(self: &Arc<Shared>, request: GetRangeRequest) -> Result<Rows> {
+        let GetRangeRequest { range, version, limit, target_bytes, reverse } = request;
+        let bytes_max = match target_bytes as usize {
+            0 => self.options.storage.range_bytes,
+            target => target,
+        };
+        let (mut rest, mut rows, mut bytes) = (range, Vec::<KeyValue>::new(), 0);
+        while !rest.is_empty() {
+            let (limit_left, bytes_left) = (limit.saturating_sub(count(&rows)), bytes_max - bytes);
+            let (piece, part) = {
+                let rest = &rest;
+                self.until_found(|map| async move {
+                    let (of, shard) = if reverse { map.below(&rest.end) } else { map.of_key(&rest.begin) };
+                    let piece = part_in(rest, &of);
+                    let request = GetRangeRequest {
+                        range: piece.clone(),
+                        version,
+                        limit: if limit == 0 { 0 } else { limit_left },
+                        target_bytes: u32::try_from(bytes_left).unwrap_or(u32::MAX),
+                        reverse,
+                    };
+                    let rows = self.ask_holders(shard, version, |endpoint| endpoint.get_range(request.clone())).await?;
+                    Ok((piece, rows))
+                })
+                .await?
+            };
+            bytes += part.rows.iter().map(|row| 8 + row.key.len() + row.value.len()).sum::<usize>();
+            rows.extend(part.rows);
+            if part.more {
+                return Ok(Rows { rows, more: true });
+            }
+            if reverse {
+                rest.end = piece.begin
+            } else {
+                rest.begin = piece.end
+            }
+            if bytes >= bytes_max || (limit > 0 && count(&rows) >= limit) {
+                return Ok(Rows { rows, more: !rest.is_empty() });
+            }
+        }
+        Ok(Rows { rows, more: false })
+    }
+
+    /// The key at a place. If that leads out of the shard where it begins, the keys on the way are counted.
+    pub(super) async fn read_key_at(self: &Arc<Shared>, request: GetKeyRequest) -> Result<Bytes> {
+        let KeySelector { key, offset, .. } = request.selector.clone().without_or_equal();
+        let (is_forward, steps) = (offset > 0, offset.unsigned_abs());
+        let key = key.min(request.end.clone());
+        let at_once = {
+            let (map, request) = (self.shards()?, request.clone());
+            let (_, shard) = if is_forward { map.of_key(&key) } else { map.below(&key) };
+            self.ask_holders(shard, request.version, |endpoint| endpoint.get_key(request.clone())).await
+        };
+        match at_once {
+            Err(error) if is_elsewhere(error.code()) => {}
+            answer => return answer,
+        }
+        let (mut rest, mut left, off) = match is_forward {
+            true => (KeyRange { begin: key, end: request.end.clone() }, steps, request.end.clone()),
+            false => (KeyRange { begin: Bytes::new(), end: key }, steps + 1, Bytes::new()),
+        };
+        while !rest.is_empty() {
+            let (version, reverse) = (request.version, !is_forward);
+            let part = GetRangeRequest { range: rest.clone(), version, limit: left, target_bytes: 0, reverse };
+            let rows = self.read_range(part).await?;
+            left -= count(&rows.rows);
+            match rows.rows.last() {
+                Some(last) if left == 0 => return Ok(last.key.clone()),
+                Some(last) if rows.more && is_forward => rest.begin = ferrisdb_core::key::key_after(&last.key),
+                Some(last) if rows.more => rest.end = last.key.clone(),
+                _ => break,
+            }
+        }
+        Ok(off)
+    }
+
+    /// About how many bytes a range has.
+    pub(super) async fn read_size(self: &Arc<Shared>, range: KeyRange) -> Result<u64> {
+        let mut bytes = 0;
+        let mut rest = range;
+        while !rest.is_empty() {
+            let at = &rest;
+            let (piece, part) = self
+                .until_found(|map| async move {
+                    let (of, shard) = map.of_key(&at.begin);
+                    let piece = part_in(at, &of);
+                    let ask = |endpoint: &dyn Endpoint| endpoint.estimated_size(piece.clone());
+                    let bytes = self.ask_holders(shard, Version::MAX, ask).await?;
+                    Ok((piece, bytes))
+                })
+                .await?;
+            bytes += part;
+            rest.begin = piece.end;
+        }
+        Ok(bytes)
+    }
+
+    /// Where to cut a range.
+    pub(super) async fn read_split_points(self: &Arc<Shared>, request: SplitPointsRequest) -> Result<Vec<Bytes>> {
+        let SplitPointsRequest { range, part_bytes, limit } = request;
+        let mut points = Vec::new();
+        let mut rest = range;
+        while !rest.is_empty() {
+            let at = &rest;
+            let (piece, part) = self
+                .until_found(|map| async move {
+                    let (of, shard) = map.of_key(&at.begin);
+                    let range = part_in(at, &of);
+                    let request = SplitPointsRequest { range: range.clone(), part_bytes, limit: 0 };
+                    let ask = |endpoint: &dyn Endpoint| endpoint.split_points(request.clone());
+                    let points = self.ask_holders(shard, Version::MAX, ask).await?;
+                    Ok((range, points))
+                })
+                .await?;
+            points.extend(part);
+            rest.begin = piece.end;
+        }
+        Ok(thin(points, limit as usize))
+    }
+}
+
+fn unreadable(what: &str) -> Error {
+    let detail = format!("the metadata of the cluster cannot be read: {what}; use a newer FerrisDB");
+    Error::with(Code::InternalError, detail)
+}
+
+fn count(rows: &[KeyValue]) -> u32 {
+    u32::try_from(rows.len()).unwrap_or(u32::MAX)
+}
+
+/// The part of a range that a shard has; the last shard has all that is above it, too.
+fn part_in(range: &KeyRange, shard: &KeyRange) -> KeyRange {
+    let begin = range.begin.clone().max(shard.begin.clone());
+    let end = if shard.end == ferrisdb_core::key::SYSTEM_END {
+        range.end.clone()
+    } else {
+        range.end.clone().min(shard.end.clone())
+    };
+    KeyRange { begin, end }
+}
+
+/// As many points as make `parts` parts (0: all), evenly chosen.
+fn thin(points: Vec<Bytes>, parts: usize) -> Vec<Bytes> {
+    let all = points.len() + 1;
+    if parts == 0 || all <= parts {
+        return points;
+    }
+    (1..parts).map(|part| points[part * all / parts - 1].clone()).collect()
+}
