@@ -15,8 +15,8 @@ use ferrisdb_rpc::Endpoint;
 use ferrisdb_server::{JobRuntime, Node, NodeOptions};
 use ferrisdb_sim::history::unreliable::Unreliable;
 use ferrisdb_storage::Env;
-use ferrisdb_storage::env::{SeededEntropy, Spawner as _};
 use ferrisdb_storage::env::steps::StepSpawner;
+use ferrisdb_storage::env::{SeededEntropy, Spawner as _};
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 
 /// A simulated machine with everything on one thread.

@@ -22,6 +22,7 @@ use super::lead::{self, no_coordinator};
 use super::lines::Line;
 use super::{LOOK, Shared};
 use crate::coordinator::Coordinator;
+use crate::log::State;
 use crate::log::replicated::ProcessId;
 use crate::signal::lock;
 use crate::storage::StorageServer;
@@ -191,6 +192,7 @@ impl Shared {
                 "state": state,
                 "failure": failure,
                 "messages": messages,
+                "database_lock_state": self.log.with_state(State::lock_document),
                 "leader": view.leader,
                 "processes": processes,
                 "versions": {
