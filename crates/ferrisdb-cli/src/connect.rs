@@ -14,6 +14,8 @@ use tokio::runtime::{Builder, Runtime};
 use crate::arguments::ConnectArguments;
 use crate::failure::Failure;
 
+/// How long to find out whether a database that has not answered is locked.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// A server's address, or several with commas between them, when nothing else is said.
 pub(crate) const CONNECT_VARIABLE: &str = "FERRISDB_CONNECT";
 /// A database's directory when nothing else is said.
@@ -80,13 +82,25 @@ impl Connected {
     /// Waits for a future, not longer than the timeout.
     pub(crate) fn run<T>(&self, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         self.runtime.block_on(async {
-            tokio::time::timeout(self.timeout, future).await.unwrap_or_else(|_| {
-                Err(Failure::failed(
-                    format!("{} has not answered within {}", self.place, seconds(self.timeout)),
-                    "try again, or wait longer with --timeout; what was asked may have happened",
-                ))
-            })
+            match tokio::time::timeout(self.timeout, future).await {
+                Ok(answer) => answer,
+                Err(_) => Err(self.overdue().await),
+            }
         })
+    }
+
+    /// Why nothing has come within the timeout.
+    async fn overdue(&self) -> Failure {
+        let waited = seconds(self.timeout);
+        if let Ok(Ok(Some(id))) = tokio::time::timeout(LOCK_PATIENCE, self.database.locked_by()).await {
+            let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+            let what = format!("{} is locked, under the id {id}, and was not unlocked within {waited}", self.place);
+            return Failure::failed(what, Code::DatabaseLocked.remedy());
+        }
+        Failure::failed(
+            format!("{} has not answered within {waited}", self.place),
+            "try again, or wait longer with --timeout; what was asked may have happened",
+        )
     }
 
     /// Ends the work: of an embedded database everything is made durable in tables and the directory is free again.

@@ -122,7 +122,11 @@ fn print_range(
         return Ok(());
     }
     // A snapshot stays readable for as long as printing takes; a transaction would be too old after five seconds.
-    let options = SnapshotOptions { read_system_keys: arguments.system, ..SnapshotOptions::default() };
+    let options = SnapshotOptions {
+        read_system_keys: arguments.system,
+        lock_aware: arguments.system,
+        ..SnapshotOptions::default()
+    };
     let snapshot = connected.run(async { Ok(connected.database.snapshot(options).await?) })?;
     while let Some(options) = next {
         let chunk = connected.run(async { Ok(snapshot.get_range(options.clone()).await?) })?;
@@ -155,8 +159,10 @@ fn print_commit(output: Output, version: Option<Version>, mut out: impl Write) -
     Ok(out.flush()?)
 }
 
+/// Whoever works on system keys may do so while the database is locked: the lock is one of them.
 fn allow_system_keys(tx: &Transaction, system: bool) {
     if system {
+        tx.set_option(&TransactionOption::LockAware);
         tx.set_option(&TransactionOption::AccessSystemKeys);
     }
 }

@@ -12,6 +12,7 @@
 //! retry         on_error's decisions                 options, settings
 //! watch         keys that change                     snapshot      long reads at one version
 //! special       keys that the client answers         lock          who may use the database
+//! about         what a client says of itself
 //! mapped        an index and what it leads to, at once promise, read futures
 //! layers        tuples, subspaces, directories
 //! ```
@@ -19,6 +20,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
+mod about;
 mod begin;
 mod commit;
 mod conflicts;

@@ -92,7 +92,7 @@ impl Inner {
     }
 
     fn begin_get(&self, state: &mut State, key: &[u8], is_snapshot: bool) -> Get {
-        if key.starts_with(SYSTEM_END) {
+        if key.first() == Some(&0xFF) && special::answers(state, key) {
             return match state.check_deferred() {
                 Ok(()) => Get::Special,
                 Err(error) => Get::Told(Err(error)),
@@ -199,7 +199,7 @@ impl Inner {
             Ok(budget) => budget,
             Err(error) => return ReadFuture::ready(Err(error)),
         };
-        if options.begin.key.starts_with(SYSTEM_END) && options.end.key.starts_with(SYSTEM_END) {
+        if options.begin.key.first() == Some(&0xFF) && self.with(|state| special::answers_range(state, &options)) {
             let checked = self.with(|state| state.check_deferred());
             return match checked {
                 Ok(()) => special::get_range(self, options, budget),

@@ -279,6 +279,11 @@ pub trait Endpoint: Send + Sync + 'static {
     /// The status document, JSON.
     fn status(&self) -> Answer<String>;
 
+    /// True if there is a way to the database at this moment, as far as is known here without asking.
+    fn is_reachable(&self) -> bool {
+        true
+    }
+
     /// What one process of a cluster asks another: bytes that only the two of them understand. It is never sent twice, so that its end with
     /// `connection_failed` leaves open whether it arrived. Only peers may ask it: see [`for_peers`](Self::for_peers).
     ///

@@ -434,6 +434,11 @@ impl Endpoint for Client {
         self.ask(Status)
     }
 
+    fn is_reachable(&self) -> bool {
+        let state = self.handle.shared.lock();
+        state.connection.as_ref().is_some_and(|connection| connection.closed().is_none())
+    }
+
     fn message(&self, message: Bytes) -> Answer<Bytes> {
         self.ask(Message(message))
     }

@@ -351,6 +351,7 @@ impl Node {
                 "state": state,
                 "failure": failure,
                 "messages": messages,
+                "database_lock_state": self.log.state().lock_document(),
                 "processes": { "0": {
                     "address": "",
                     "directory": self.dir.display().to_string(),

@@ -19,9 +19,9 @@
 mod database;
 
 pub use ferrisdb_client::{
-    Commit, ConflictRangeType, Database as Client, DatabaseOption, DatabaseOptions, RangeChunk, RangeOptions,
-    RangeStream, ReadFuture, Snapshot, SnapshotOptions, SnapshotReads, StreamingMode, Transaction, TransactionOption,
-    WatchFuture, layers,
+    Commit, ConflictRangeType, Database as Client, DatabaseOption, DatabaseOptions, LockId, Mapped, MappedChunk,
+    MappedRow, RangeChunk, RangeOptions, RangeStream, ReadFuture, Snapshot, SnapshotOptions, SnapshotReads,
+    StreamingMode, Transaction, TransactionOption, WatchFuture, layers,
 };
 pub use ferrisdb_core::{
     Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Limits, Mutation, MutationKind, Result, Version, Versionstamp,

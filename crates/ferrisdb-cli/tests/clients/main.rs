@@ -7,6 +7,7 @@ mod cluster;
 mod held;
 mod hostile;
 mod interrupted;
+mod locked;
 #[path = "../served/mod.rs"]
 mod served;
 mod terminal;

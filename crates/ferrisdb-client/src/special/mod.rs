@@ -15,16 +15,20 @@
 //! \xff\xff/transaction/write_conflict_range/<key>         likewise the write conflict ranges so far
 //! ```
 //!
+//! Two modules lie below `\xff`, where FoundationDB keeps such keys: see [`system`].
+//!
 //! Reads of special keys are allowed at any time, also while the transaction commits and after it failed, when the conflicts are of
 //! interest.
 
+mod system;
 pub(crate) mod tracing;
 
 use std::sync::Arc;
 
-use ferrisdb_core::key::printable;
+use ferrisdb_core::key::{SYSTEM_END, printable};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Result};
 
+use self::system::SystemModule;
 use crate::range::{RangeChunk, RangeOptions};
 use crate::read::ReadFuture;
 use crate::state::{Inner, State};
@@ -39,6 +43,18 @@ const TRANSACTION: &[u8] = b"\xff\xff/transaction/";
 const CONFLICTING_KEYS: &[u8] = b"\xff\xff/transaction/conflicting_keys/";
 const READ_CONFLICT_RANGE: &[u8] = b"\xff\xff/transaction/read_conflict_range/";
 const WRITE_CONFLICT_RANGE: &[u8] = b"\xff\xff/transaction/write_conflict_range/";
+
+/// True if the client answers what is read at a key, and the transaction may read there.
+pub(crate) fn answers(state: &State, key: &[u8]) -> bool {
+    key.starts_with(SYSTEM_END) || state.settings.reads_system && SystemModule::of(key).is_some()
+}
+
+/// The same for a range.
+pub(crate) fn answers_range(state: &State, options: &RangeOptions) -> bool {
+    let (begin, end) = (&options.begin.key, &options.end.key);
+    begin.starts_with(SYSTEM_END) && end.starts_with(SYSTEM_END)
+        || state.settings.reads_system && SystemModule::of(begin).is_some_and(|module| module.has_end(end))
+}
 
 /// A part of the special key space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +121,18 @@ impl Module {
 
 /// A special key's value.
 pub(crate) fn get(inner: &Arc<Inner>, key: &[u8]) -> ReadFuture<Option<Bytes>> {
+    if let Some(module) = SystemModule::of(key) {
+        let entered = inner.with(|state| inner.enter(state).map(|()| state.epoch));
+        let (key, of_rows) = (Bytes::copy_from_slice(key), Arc::clone(inner));
+        let rest = async move {
+            let rows = module.rows(&of_rows).await?;
+            Ok(rows.into_iter().find(|row| row.key == key).map(|row| row.value))
+        };
+        return match entered {
+            Ok(epoch) => ReadFuture::start(inner, epoch, true, Box::pin(rest)),
+            Err(error) => ReadFuture::ready(Err(error)),
+        };
+    }
     let (epoch, is_relaxed) = inner.with(|state| (state.epoch, state.settings.special_relaxed));
     let module = match Module::of(key) {
         Some(module) => module,
@@ -121,6 +149,18 @@ pub(crate) fn get(inner: &Arc<Inner>, key: &[u8]) -> ReadFuture<Option<Bytes>> {
 
 /// Special keys in a range.
 pub(crate) fn get_range(inner: &Arc<Inner>, options: RangeOptions, budget: Budget) -> ReadFuture<RangeChunk> {
+    if let Some(module) = SystemModule::of(&options.begin.key) {
+        let entered = inner.with(|state| {
+            inner.enter(state)?;
+            options.check_limits().map(|()| state.epoch)
+        });
+        let of_rows = Arc::clone(inner);
+        let rest = async move { Ok(cut(module.rows(&of_rows).await?, &options, budget)) };
+        return match entered {
+            Ok(epoch) => ReadFuture::start(inner, epoch, true, Box::pin(rest)),
+            Err(error) => ReadFuture::ready(Err(error)),
+        };
+    }
     let begun = inner.with(|state| {
         options.check_limits()?;
         modules_of(&options, state.settings.special_relaxed).map(|modules| (state.epoch, modules))

@@ -157,3 +157,42 @@ fn a_dropped_question_for_a_snapshot_leaves_no_lease() {
     rt.run_until_idle();
     assert_eq!((endpoint.leases(), rt.tasks().len()), (0, 0));
 }
+
+/// Where FoundationDB's clients look: how the database is reached, and where keys are.
+#[test]
+fn some_system_keys_are_answered_by_the_client() {
+    let (db, endpoint, _) = database();
+    endpoint.write(vec![Mutation::set(&b"\xff/stored"[..], "1")]);
+    let tx = db.create_transaction();
+    assert_eq!(code(block_on(tx.get(b"\xff/coordinators"))), 2004, "a system key like any other");
+    let tx = db.create_transaction();
+    tx.set_option(&TransactionOption::ReadSystemKeys);
+    assert_eq!(block_on(tx.get(b"\xff/coordinators")), Ok(Some("memory".into())));
+    let boundaries = |begin: &str, end: &str| {
+        let key = |key: &str| [b"\xff/keyServers/", key.as_bytes()].concat();
+        let chunk = block_on(tx.snapshot().get_range(KeyRange::new(key(begin), key(end)))).expect("it reads");
+        chunk.rows.into_iter().map(|row| row.key.slice(13..)).collect::<Vec<_>>()
+    };
+    assert_eq!(boundaries("", "z"), [""]);
+    assert!(boundaries("a", "z").is_empty());
+    // What is stored is read as ever, and beside them.
+    assert_eq!(block_on(tx.get(b"\xff/stored")), Ok(Some("1".into())));
+    let all = block_on(tx.get_range(KeyRange::new(&b"\xff"[..], &b"\xff\xff"[..]))).expect("it reads");
+    assert_eq!(all.rows.len(), 1);
+    // Over: they are reads like others.
+    block_on(tx.commit()).expect("it has only read");
+    assert_eq!(code(block_on(tx.get(b"\xff/coordinators"))), 2017);
+}
+
+#[test]
+fn a_client_says_how_it_is() {
+    let (db, _, _) = database();
+    assert_eq!(
+        db.get_client_status(),
+        format!("{{\"Healthy\":true,\"ClusterID\":\"{}\",\"ProtocolVersion\":1}}", "07".repeat(16))
+    );
+    assert_eq!(db.get_server_protocol(), 1);
+    let tx = db.create_transaction();
+    assert!(tx.get_tag_throttled_duration().is_zero());
+    assert_eq!(code(tx.get_total_cost()), 2108);
+}

@@ -330,6 +330,7 @@ fn an_outage_has_a_bound() {
         let began = tokio::time::Instant::now();
         let failed = client.get(get("k")).await.unwrap_err();
         assert_eq!(failed.code(), Code::ConnectionFailed);
+        assert!(!client.is_reachable(), "there is no connection");
         assert!(failed.to_string().contains("cannot connect to hall"), "{failed}");
         assert!((10..12).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
         assert_eq!(code(client.commit(commit("k")).await), Code::ConnectionFailed);
@@ -338,6 +339,7 @@ fn an_outage_has_a_bound() {
         *hall.0.lock().unwrap() = Arc::clone(&again.hall);
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(client.commit(commit("k")).await.is_ok());
+        assert!(client.is_reachable());
     });
 }
 

@@ -14,7 +14,7 @@ use super::beat::VIEW_OLD;
 use super::control::Step;
 use super::metadata::Registry;
 use crate::coordinator::rate::Reason;
-use crate::log::Log;
+use crate::log::{Log, State};
 use crate::shards::ShardMap;
 use crate::signal::lock;
 
@@ -152,6 +152,7 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
             "state": state,
             "failure": failure,
             "messages": messages,
+            "database_lock_state": shared.log.with_state(State::lock_document),
             "leader": group.leader,
             "voters": group.voters,
             "processes": processes,

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_u64, put_varint};
 use ferrisdb_core::key::DATABASE_LOCK_KEY;
+use ferrisdb_core::versionstamp::VERSIONSTAMP_BYTES;
 use ferrisdb_core::{Bytes, Mutation, MutationKind, Version};
 use ferrisdb_rpc::api::CommitId;
 
@@ -178,6 +179,13 @@ impl State {
     /// What the database is locked with, if it is.
     pub fn lock(&self) -> Option<&Bytes> {
         self.metadata.get(DATABASE_LOCK_KEY)
+    }
+
+    /// Whether it is locked, for the status document.
+    pub(crate) fn lock_document(&self) -> serde_json::Value {
+        let id = self.lock().map(|value| value.get(VERSIONSTAMP_BYTES..).unwrap_or_default());
+        let id = id.map(|id| id.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        serde_json::json!({ "locked": id.is_some(), "lock_uid": id })
     }
 
     /// Where it stands, for whoever has confirmed that it is the newest.

@@ -61,6 +61,32 @@ fn a_power_cut_of_all_loses_nothing() {
     world.check_quiet();
 }
 
+/// The lock is the log's: whoever leads next keeps it, and so do all after a power cut.
+#[test]
+fn a_lock_outlives_its_leader() {
+    const ID: [u8; 16] = [5; 16];
+    let world = world::World::new(30);
+    world.grow_to(3);
+    world.ask(|db| async move { db.lock(ID).await }).expect("it is not locked");
+    let before = world.committed();
+    let leader = world.leader();
+    world.kill(leader, CrashMode::UnsyncedLost);
+    world.run(5 * SECOND);
+    assert_eq!(world.ask(|db| async move { db.locked_by().await }), Ok(Some(ID)));
+    world.start(leader);
+    world.run(SECOND);
+    for process in 1..=3 {
+        world.kill(process, CrashMode::UnsyncedLost);
+    }
+    (1..=3).for_each(|process| world.start(process));
+    world.run(5 * SECOND);
+    assert_eq!(world.committed(), before, "nobody of those who do not know has committed");
+    world.ask(|db| async move { db.unlock(ID).await }).expect("it is ours");
+    world.run(5 * SECOND);
+    assert!(world.committed() > before, "commits go on after the unlock");
+    world.check_quiet();
+}
+
 /// A leader that closes hands over: nobody waits for an election.
 #[test]
 fn a_leader_that_closes_hands_over() {

@@ -579,6 +579,22 @@ impl World {
         lock(&told).take().expect("it is told").code()
     }
 
+    /// What comes of a question to the database, which is asked wherever somebody lives.
+    pub(super) fn ask<T, F>(&self, question: impl FnOnce(Database) -> F) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let endpoint = Anywhere { world: self.me.clone(), runtime: self.outside.clone() };
+        let runtime: Arc<dyn Runtime> = Arc::new(self.outside.clone());
+        let asking = question(Database::new(Arc::new(endpoint), runtime, DatabaseOptions::default()));
+        let told = Arc::new(Mutex::new(None));
+        let tell = Arc::clone(&told);
+        self.outside.spawn("ask", Box::pin(async move { *lock(&tell) = Some(asking.await) }));
+        self.run(Duration::from_secs(5));
+        lock(&told).take().expect("it is answered within five seconds")
+    }
+
     fn start_clients(&self) {
         for client in 0..CLIENTS {
             let world = self.me.upgrade().expect("it is alive");

@@ -104,7 +104,7 @@ impl Transaction {
     }
 
     /// Own writes over nothing: enough to tell which parts they cover.
-    fn own_view(&self) -> View<'_> {
+    pub(super) fn own_view(&self) -> View<'_> {
         static NOTHING: BTreeMap<Bytes, Bytes> = BTreeMap::new();
         View { state: &NOTHING, own: &self.own }
     }
