@@ -400,7 +400,19 @@ mod tests {
     fn members_are_a_table() {
         let mut out = Vec::new();
         members(&document(), Printer::new(Output::Table, &mut out)).unwrap();
-        expect![[r#""#]].assert_eq(&String::from_utf8(out).unwrap());
+        expect![[r#"
+            leader                    1
+            voters                    1, 2, 3
+            replication               3
+            controller                -
+
+            processes
+              process  address  zone  state        roles                    data                             lag bytes  lag entries
+              1        h:1      a     up           storage log coordinator  complete                         0          0
+              2        h:2      -     gone         log                      none yet                         -          -
+              3        h:3      -     up excluded  none                     none yet                         -          -
+              4        h:4      -     up           storage                  5 rows, 100 of about 1000 bytes  -          -
+        "#]].assert_eq(&String::from_utf8(out).unwrap());
     }
 
     /// What a command waits for, and what it says meanwhile.

@@ -29,6 +29,9 @@ const COMMANDS: [&str; 18] = [
     "verify",
 ];
 
+/// The commands of `cluster`.
+const OF_CLUSTER: [&str; 5] = ["configure", "exclude", "include", "members", "transfer"];
+
 fn ferrisdb(arguments: &[&str]) -> Output {
     // No terminal and no COLUMNS: the width is the fixed one.
     let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
@@ -56,10 +59,10 @@ fn help_texts() {
     }
 }
 
-/// The commands of `cluster`.
+/// The same for the commands of `cluster`.
 #[test]
 fn help_texts_of_cluster() {
-    for command in ["members", "exclude", "include", "configure", "transfer"] {
+    for command in OF_CLUSTER {
         let help = stdout(&["cluster", command, "--help"]);
         expect_file![format!("help/cluster-{command}.txt")].assert_eq(&help);
         assert!(help.contains("Example:\n  ferrisdb cluster ") && help.contains("Exit codes:"), "{help}");
@@ -409,7 +412,9 @@ fn completions_and_manual_pages() {
     pages.sort();
     pages.retain(|page| !page.contains("help"));
     let mut expected: Vec<String> = COMMANDS.iter().map(|name| format!("ferrisdb-{name}.1")).collect();
+    expected.extend(OF_CLUSTER.iter().map(|name| format!("ferrisdb-cluster-{name}.1")));
     expected.push("ferrisdb.1".to_owned());
+    expected.sort();
     assert_eq!(pages, expected);
 
     let page = stdout(&["man"]);
