@@ -43,8 +43,12 @@ pub(crate) enum Command {
     /// transactions, reads, scans, moves money between accounts from many clients at once and proves the total, clears a range under
     /// a snapshot, starts a child process that commits transactions, kills it in the middle of one, reopens and checks that
     /// nothing acknowledged was lost. Takes a few seconds. At a terminal a shell on the database follows; then the directory is removed.
+    ///
+    /// With `--nodes` it starts a cluster of processes on this machine instead, moves the money there for a while, shows the total every
+    /// second, and ends with the proof; `--chaos` kills one of them every few seconds, and starts it again.
     #[command(after_help = example(
-        "ferrisdb demo\n  ferrisdb demo --directory /mnt/disk --keep && ferrisdb shell --data /mnt/disk/ferrisdb-demo-*"
+        "ferrisdb demo\n  ferrisdb demo --directory /mnt/disk --keep && ferrisdb shell --data /mnt/disk/ferrisdb-demo-*\n  \
+         ferrisdb demo --nodes 3 --chaos --seconds 60"
     ))]
     Demo(DemoArguments),
 
@@ -408,6 +412,10 @@ pub(crate) struct ExplainArguments {
 /// Each setting is optional here: what is not given is looked for in the file, and then has a default (`serve::config`).
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
+    /// End at once when standard input ends: for processes that must not outlive the one that started them
+    #[arg(long, hide = true)]
+    pub(crate) tethered: bool,
+
     /// A TOML file with settings
     #[arg(long, value_name = "FILE", env = "FERRISDB_CONFIG", hide_env_values = true)]
     pub(crate) config: Option<PathBuf>,
@@ -518,6 +526,18 @@ pub(crate) enum LogFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct DemoArguments {
+    /// Show a cluster of so many processes, 3 to 7
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(3..=7))]
+    pub(crate) nodes: Option<u8>,
+
+    /// With `--nodes`: kill -9 one of the processes every few seconds, and start it again
+    #[arg(long, requires = "nodes")]
+    pub(crate) chaos: bool,
+
+    /// With `--nodes`: how long the load runs
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "nodes", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) seconds: u32,
+
     /// Where to make the temporary directory [default: the system's]. Durable writes wait for its disk
     #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,

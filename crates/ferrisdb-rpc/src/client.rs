@@ -529,9 +529,26 @@ impl Supervisor {
     /// Connects, however long it takes.
     async fn reconnect(&mut self, shared: &Shared) -> (Connection, Driver) {
         let began = Instant::now();
+        let outage_max = self.options.outage_max;
+        let mut outage = std::pin::pin!(tokio::time::sleep(outage_max));
+        // Questions fail.
+        let mut is_out = false;
         let mut backoff = BACKOFF_MIN;
         loop {
-            match self.round().await {
+            let round = {
+                let mut round = std::pin::pin!(self.round());
+                tokio::select! {
+                    biased;
+                    ended = &mut round => ended,
+                    // A server that takes connections and says nothing holds up the round, and must not hold up questions.
+                    () = &mut outage, if !is_out => {
+                        is_out = true;
+                        shared.set(None, Some(no_connection_for(&shared.addresses, outage_max)));
+                        round.await
+                    }
+                }
+            };
+            match round {
                 Ok(connected) => {
                     tracing::info!(event = "rpc.reconnected", address = connected.0.peer(), "connected again");
                     return connected;
@@ -539,7 +556,8 @@ impl Supervisor {
                 Err(error) => {
                     tracing::debug!(event = "rpc.connect_failed", error = %error, "cannot connect");
                     // What will not pass by itself, such as another protocol version, need not be waited for.
-                    if began.elapsed() >= self.options.outage_max || error.code() != Code::ConnectionFailed {
+                    if began.elapsed() >= outage_max || error.code() != Code::ConnectionFailed {
+                        is_out = true;
                         shared.set(None, Some(error));
                     }
                 }
@@ -549,6 +567,12 @@ impl Supervisor {
             backoff = (backoff * 2).min(self.options.backoff_max.max(BACKOFF_MIN));
         }
     }
+}
+
+fn no_connection_for(addresses: &[String], outage_max: Duration) -> Error {
+    let detail =
+        format!("no connection to {} for {outage_max:?}, and none of them has said no yet", addresses.join(", "));
+    Error::with(Code::ConnectionFailed, detail)
 }
 
 /// One attempt to connect to one address.

@@ -57,6 +57,21 @@ enum Task {
         #[arg(long, default_value_t = 20)]
         seconds: u32,
     },
+    /// Kills, stops, cuts off and fills up real processes of a cluster under load, and certifies what clients saw
+    Chaos {
+        /// Minutes; a scenario that has begun is ended
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+        /// Seconds instead of minutes; faults are shorter then
+        #[arg(long, conflicts_with = "minutes")]
+        seconds: Option<u32>,
+        /// Only scenarios whose name contains this; may be given several times
+        #[arg(long, value_name = "TEXT")]
+        only: Vec<String>,
+        /// Decides who is hit, and for how long
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Checks that no dependency is banned or has a licence that we have not agreed to
     Deps,
 }
@@ -71,6 +86,7 @@ fn main() -> ExitCode {
         Task::Shuttle { filter } => checks::shuttle(filter.as_deref()),
         Task::Asan { filter } => checks::asan(&filter),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Task::Chaos { minutes, seconds, only, seed } => chaos(minutes, seconds, &only, seed),
         Task::Deps => deps::run(),
     };
     match outcome {
@@ -90,6 +106,20 @@ fn planted_bugs(only: Option<&str>, quick: bool) -> Outcome {
         Some(_) => planted::run(only, false),
         None => planted::run(None, false).and(planted_transactions::run(None, false)),
     }
+}
+
+/// The program is a test target of the command's crate, so that it is built with the command that it starts.
+fn chaos(minutes: u32, seconds: Option<u32>, only: &[String], seed: u64) -> Outcome {
+    let mut command = cargo();
+    command.args(["test", "--package", "ferrisdb-cli", "--test", "chaos", "--"]);
+    match seconds {
+        Some(seconds) => command.args(["--seconds", &seconds.to_string()]),
+        None => command.args(["--minutes", &minutes.to_string()]),
+    };
+    for text in only {
+        command.args(["--only", text]);
+    }
+    must_succeed(command.args(["--seed", &seed.to_string()]))
 }
 
 /// The workspace's root directory.

@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use ferrisdb::{Bytes, MutationKind, RangeOptions, Transaction};
+use ferrisdb::{Bytes, KeyValue, MutationKind, RangeOptions, Transaction};
 use ferrisdb_core::{Random, SplitMix64};
 use futures_util::future::{join, try_join_all};
 
@@ -19,40 +19,60 @@ use crate::stopwatch::Stopwatch;
 const ACCOUNTS: u64 = 20;
 /// What each account has in the beginning.
 const MONEY: u64 = 1_000;
+/// What all have together, always.
+pub(super) const TOTAL: u64 = ACCOUNTS * MONEY;
 const CLIENTS: u64 = 16;
 const TRANSFERS_EACH: u64 = 40;
 /// Between two audits.
 const AUDIT_PAUSE: Duration = Duration::from_millis(1);
 /// Counts transfers, little-endian as atomic additions are.
-const COUNT_KEY: &[u8] = b"transfers";
+pub(super) const COUNT_KEY: &[u8] = b"transfers";
+
+/// Money that goes from one account to another.
+pub(super) struct Transfer {
+    from: u64,
+    to: u64,
+    amount: u64,
+}
+
+impl Transfer {
+    /// Of any amount between any two accounts.
+    pub(super) fn random(random: &mut SplitMix64) -> Transfer {
+        let from = random.below(ACCOUNTS);
+        Transfer { from, to: (from + 1 + random.below(ACCOUNTS - 1)) % ACCOUNTS, amount: 1 + random.below(100) }
+    }
+
+    /// Moves as much of it as is there, and counts it.
+    pub(super) async fn make(&self, tx: &Transaction) -> ferrisdb::Result<()> {
+        let (has, gets) = (balance(tx, self.from).await?, balance(tx, self.to).await?);
+        let amount = self.amount.min(has);
+        tx.set(account_key(self.from), (has - amount).to_be_bytes());
+        tx.set(account_key(self.to), (gets + amount).to_be_bytes());
+        tx.atomic_op(COUNT_KEY, 1u64.to_le_bytes(), MutationKind::Add);
+        Ok(())
+    }
+}
+
+/// Gives each account its money.
+pub(super) async fn open_accounts(tx: Transaction) -> ferrisdb::Result<()> {
+    for account in 0..ACCOUNTS {
+        tx.set(account_key(account), MONEY.to_be_bytes());
+    }
+    Ok(())
+}
 
 /// Runs the bank.
 pub(super) fn run(connected: &Connected, report: &mut Report<'_>) -> Result<(), Failure> {
     let database = &connected.database;
     let watch = Stopwatch::start();
-    let open_accounts = async |tx: Transaction| {
-        for account in 0..ACCOUNTS {
-            tx.set(account_key(account), MONEY.to_be_bytes());
-        }
-        Ok(())
-    };
     let (attempts, audits, is_open) = (Cell::new(0u64), Cell::new(0u64), Cell::new(true));
     let client = async |client: u64| {
         let random = RefCell::new(SplitMix64::new(SEED + client));
         for _ in 0..TRANSFERS_EACH {
-            let [from, to, amount] = {
-                let mut random = random.borrow_mut();
-                let from = random.below(ACCOUNTS);
-                [from, (from + 1 + random.below(ACCOUNTS - 1)) % ACCOUNTS, 1 + random.below(100)]
-            };
+            let transfer = Transfer::random(&mut random.borrow_mut());
             let transfer = async |tx: Transaction| {
                 attempts.set(attempts.get() + 1);
-                let (has, gets) = (balance(&tx, from).await?, balance(&tx, to).await?);
-                let amount = amount.min(has);
-                tx.set(account_key(from), (has - amount).to_be_bytes());
-                tx.set(account_key(to), (gets + amount).to_be_bytes());
-                tx.atomic_op(COUNT_KEY, 1u64.to_le_bytes(), MutationKind::Add);
-                Ok(())
+                transfer.make(&tx).await
             };
             database.run(transfer).await?;
         }
@@ -62,7 +82,7 @@ pub(super) fn run(connected: &Connected, report: &mut Report<'_>) -> Result<(), 
         while is_open.get() {
             let sum = database.run(total).await?;
             audits.set(audits.get() + 1);
-            if sum != ACCOUNTS * MONEY {
+            if sum != TOTAL {
                 return Ok(Some(sum));
             }
             // All that it read was in memory, and nothing made it wait: let the clients have their turn.
@@ -81,7 +101,7 @@ pub(super) fn run(connected: &Connected, report: &mut Report<'_>) -> Result<(), 
     })?;
     clients?;
     if let Some(sum) = audited? {
-        return Err(mismatch(format_args!("an auditor saw {sum} in the bank, not {}", ACCOUNTS * MONEY)));
+        return Err(mismatch(format_args!("an auditor saw {sum} in the bank, not {TOTAL}")));
     }
     let took = watch.elapsed();
     check(connected)?;
@@ -91,7 +111,7 @@ pub(super) fn run(connected: &Connected, report: &mut Report<'_>) -> Result<(), 
         "{count} transfers by {CLIENTS} clients, {} retried; {} audits: always {}",
         thousands(retries),
         thousands(audits.get()),
-        thousands(ACCOUNTS * MONEY),
+        thousands(TOTAL),
     );
     report.add(Step { name: "bank", what, count, unit: "commits", took })
 }
@@ -102,8 +122,8 @@ pub(super) fn check(connected: &Connected) -> Result<(), Failure> {
         let read = async |tx: Transaction| Ok((total(tx.clone()).await?, tx.get(COUNT_KEY).await?));
         Ok(connected.database.run(read).await?)
     })?;
-    if sum != ACCOUNTS * MONEY {
-        return Err(mismatch(format_args!("{sum} in the bank, not {}", ACCOUNTS * MONEY)));
+    if sum != TOTAL {
+        return Err(mismatch(format_args!("{sum} in the bank, not {TOTAL}")));
     }
     let expected = (CLIENTS * TRANSFERS_EACH).to_le_bytes();
     if count.as_deref() != Some(&expected[..]) {
@@ -116,9 +136,15 @@ async fn balance(tx: &Transaction, account: u64) -> ferrisdb::Result<u64> {
     Ok(money(tx.get(account_key(account)).await?))
 }
 
-async fn total(tx: Transaction) -> ferrisdb::Result<u64> {
-    let rows = tx.get_ranges(RangeOptions::prefix(b"account/")).collect().await?;
-    Ok(rows.into_iter().map(|row| money(Some(row.value))).sum())
+/// What all accounts have together.
+pub(super) async fn total(tx: Transaction) -> ferrisdb::Result<u64> {
+    Ok(sum(&tx.get_ranges(RangeOptions::prefix(b"account/")).collect().await?))
+}
+
+/// The same, of rows of which some are accounts.
+pub(super) fn sum(rows: &[KeyValue]) -> u64 {
+    let accounts = rows.iter().filter(|row| row.key.starts_with(b"account/"));
+    accounts.map(|row| money(Some(row.value.clone()))).sum()
 }
 
 /// An account's value. One that is not there, or is no amount, has nothing: the total tells.

@@ -10,9 +10,12 @@
 //! - `category/Ll/0000E9` → nothing: the index by category;
 //! - `account/07` → eight bytes, big-endian: what it has ([`bank`]);
 //! - `log/…` and `last`: what the child process writes ([`child`]).
+//!
+//! With `--nodes` it is another demo, of several processes ([`cluster`]).
 
 mod bank;
 pub(crate) mod child;
+mod cluster;
 mod crash;
 
 use std::fmt::Display;
@@ -66,7 +69,10 @@ pub(crate) fn run(arguments: &DemoArguments, out: &mut dyn Write) -> Result<(), 
         )
     })?;
     let report = Report { output: arguments.output.output, out, steps: Vec::new() };
-    let done = Demo { directory: directory.path(), report, random: SplitMix64::new(SEED) }.run();
+    let done = match arguments.nodes {
+        Some(nodes) => cluster::run(arguments, nodes.into(), directory.path(), report),
+        None => Demo { directory: directory.path(), report, random: SplitMix64::new(SEED) }.run(),
+    };
     if arguments.keep || done.is_err() {
         let kept = directory.keep();
         // Standard output may be what failed.

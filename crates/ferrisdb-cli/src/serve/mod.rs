@@ -48,6 +48,9 @@ const REMINDER_INTERVALS: u32 = 60;
 
 /// Serves until it is stopped.
 pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn Write) -> Result<(), Failure> {
+    if arguments.tethered {
+        end_with_standard_input()?;
+    }
     let config = Config::new(arguments, matches)?;
     start_logging(&config)?;
     raise_file_limit(config.connections_max.value);
@@ -181,6 +184,16 @@ impl Stop {
             futures_util::future::Either::Right(_) => "SIGINT",
         }
     }
+}
+
+/// From now on the process ends when its standard input does, like one that is killed: whoever held the other end is gone.
+fn end_with_standard_input() -> Result<(), Failure> {
+    let waiting = std::thread::Builder::new().name("tether".to_owned()).spawn(|| {
+        // Nobody writes there; an error is an end too.
+        drop(io::copy(&mut io::stdin(), &mut io::sink()));
+        std::process::exit(0);
+    });
+    waiting.map(drop).map_err(|error| Failure::failed(format!("cannot start a thread: {error}"), ""))
 }
 
 /// Logs to standard error from now on.

@@ -243,6 +243,29 @@ fn the_wait_grows_from_round_to_round() {
     });
 }
 
+/// A server that takes connections and says nothing, as one that was stopped does, holds up questions for as long as an outage may, not for as long as an
+/// attempt to connect.
+#[test]
+fn an_attempt_under_way_does_not_hold_up_questions() {
+    run(async {
+        let (town, _, stages) = town(1);
+        let outage_max = Duration::from_millis(100);
+        let client = connect(&town, "a", ClientOptions { outage_max, ..first() }).await.unwrap();
+        town.kill("a");
+        town.set("a", Door::Silent);
+        let began = Instant::now();
+        for _ in 0..2 {
+            let error = client.get(get("k")).await.unwrap_err();
+            assert_eq!(error.code(), Code::ConnectionFailed);
+            assert!(error.to_string().contains("no connection to a for 100ms"), "{error}");
+            assert!(began.elapsed() <= outage_max + Duration::from_millis(1), "{:?}", began.elapsed());
+        }
+        town.open("a", &stages[0]);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(client.get(get("k")).await.is_ok());
+    });
+}
+
 /// An address of another cluster is not used, however long the right ones are away, and an error says so.
 #[test]
 fn every_address_must_lead_to_one_cluster() {

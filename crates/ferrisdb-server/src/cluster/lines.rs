@@ -19,6 +19,10 @@ const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// One that is gone is tried again after so long at most.
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
 
+/// For so long a question waits for a line that was lost. One that is up again is back in less; whoever asks one that is not looks for another process, or
+/// asks again.
+const OUTAGE_MAX: Duration = Duration::from_millis(100);
+
 /// Opens ways to other processes: over sockets, or in a simulated network.
 pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// The process at `address` (`HOST:PORT`) as an endpoint that takes this one for a peer. It lives through losses of the connection by itself;
@@ -32,8 +36,7 @@ pub fn line_options(cluster_id: Option<[u8; 16]>) -> ClientOptions {
         is_peer: true,
         cluster_id,
         keep_alive: KEEP_ALIVE,
-        // Whoever asks looks for another process, or asks again.
-        outage_max: Duration::ZERO,
+        outage_max: OUTAGE_MAX,
         backoff_max: BACKOFF_MAX,
         ..ClientOptions::default()
     }
