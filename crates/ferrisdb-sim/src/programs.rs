@@ -20,6 +20,7 @@ use ferrisdb_storage::{Env, inspect};
 use tokio::runtime::Handle;
 
 use crate::world::network::Network;
+use crate::world::trace::Trace;
 use crate::world::{DIRECTORY, Doors, Ended, Process};
 
 /// Where servers listen.
@@ -55,11 +56,18 @@ async fn serve_node(doors: Doors, options: NodeOptions) -> Ended {
 }
 
 /// One of the processes of a cluster: the first one founds it, the others join. It ends when it has failed, as [`one_process`] does.
-pub fn one_of_many(options: ClusterOptions, others: Vec<String>, is_first: bool) -> impl Process {
-    move |doors: Doors| serve_cluster_node(doors, options.clone(), others.clone(), is_first)
+/// The shards that come to it are counted in the trace.
+pub fn one_of_many(options: ClusterOptions, others: Vec<String>, is_first: bool, trace: Trace) -> impl Process {
+    move |doors: Doors| serve_cluster_node(doors, options.clone(), others.clone(), is_first, trace.clone())
 }
 
-async fn serve_cluster_node(doors: Doors, options: ClusterOptions, others: Vec<String>, is_first: bool) -> Ended {
+async fn serve_cluster_node(
+    doors: Doors,
+    options: ClusterOptions,
+    others: Vec<String>,
+    is_first: bool,
+    trace: Trace,
+) -> Ended {
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::new(Handle::current(), doors.seed));
     let network = Arc::new(PeerNetwork { doors_network: doors.network.clone(), seed: AtomicU64::new(doors.seed) });
     let of_node = cluster::Doors { env: doors.env.clone(), runtime, network };
@@ -79,7 +87,10 @@ async fn serve_cluster_node(doors: Doors, options: ClusterOptions, others: Vec<S
     let listener = doors.network.listen(PORT).await.map_err(|error| error.to_string())?;
     let mut serving = pin!(ferrisdb_rpc::serve(listener, node.endpoint(), ServeOptions::default(), pending()));
     let mut failing = pin!(async {
+        let mut arrived = 0;
         loop {
+            let before = std::mem::replace(&mut arrived, node.shards_arrived());
+            trace.add("shards that arrived", arrived - before);
             if let Some(failure) = node.failure() {
                 break failure;
             }

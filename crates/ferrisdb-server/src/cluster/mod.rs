@@ -215,13 +215,19 @@ struct Shared {
     failure: Mutex<Option<Error>>,
     /// What the storage server holds, and what comes to it.
     keeper: Arc<Keeper>,
-    /// The map of the shards, and the metadata in which it was read.
-    shards: Mutex<Option<KnownShards>>,
+    /// The metadata, as it was last read.
+    known: Mutex<Option<Known>>,
     /// What went wrong with the last attempt to fetch something that moves here.
     moving: Mutex<Option<Error>>,
 }
 
-type KnownShards = (Arc<BTreeMap<Bytes, Bytes>>, Arc<ShardMap>);
+/// The metadata, read.
+#[derive(Clone)]
+struct Known {
+    metadata: Arc<BTreeMap<Bytes, Bytes>>,
+    registry: Arc<Registry>,
+    shards: Arc<ShardMap>,
+}
 
 impl ClusterNode {
     /// Opens the process in `dir`, which others reach at `here`. A new directory becomes what `beginning` says; an old one is what it is. Returns
@@ -298,7 +304,7 @@ impl ClusterNode {
             stop: Latch::default(),
             failure: Mutex::default(),
             keeper: Arc::new(Keeper::new(holding, found.flushed, identity.readable_from)),
-            shards: Mutex::default(),
+            known: Mutex::default(),
             moving: Mutex::default(),
         });
         let roles: [(&str, ferrisdb_core::runtime::BoxFuture<()>); 5] = [
@@ -373,6 +379,11 @@ impl ClusterNode {
         self.shared.has_its_share(self.shared.identity.tag)
     }
 
+    /// How many shards have come to it by moves since it was opened.
+    pub fn shards_arrived(&self) -> u64 {
+        self.shared.keeper.arrived()
+    }
+
     /// The storage server.
     pub fn storage(&self) -> &StorageServer {
         &self.shared.storage
@@ -404,11 +415,8 @@ impl fmt::Debug for ClusterNode {
 }
 
 impl Shared {
-    fn registry(&self) -> Result<Registry> {
-        self.log.with_state(|state| Registry::read(state.metadata())).map_err(|error| {
-            let detail = format!("the metadata of the cluster cannot be read: {}; use a newer FerrisDB", error.what);
-            Error::with(Code::InternalError, detail)
-        })
+    fn registry(&self) -> Result<Arc<Registry>> {
+        Ok(self.known()?.registry)
     }
 
     fn failure(&self) -> Option<Error> {

@@ -241,6 +241,7 @@ impl Shared {
                     "generation": self.identity.generation,
                     "directory": self.dir.display().to_string(),
                     "is_complete": self.has_its_share(self.identity.tag),
+                    "shards_arrived": self.keeper.arrived(),
                     "leads": leads,
                     "log": { "term": view.term, "applied": view.applied, "snapshot": view.snapshot, "purged": view.purged,
                              "voters": view.voters, "learners": view.learners },
