@@ -29,6 +29,7 @@ use Catcher::{Group, History, Oracle, World};
 
 const LOG: &str = "log::replicated::tests::a_group_of_three_keeps_its_promises_under_faults";
 const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults";
+const MOVES: &str = "cluster::tests::shards_move_under_faults";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
 const POWER: &str = "power_failures_lose_nothing_acknowledged";
@@ -77,8 +78,13 @@ const TABLE: &[(&str, Catcher)] = &[
     ("read-not-confirmed", Group(LOG, 100)),
     ("cut-forgotten", Group(LOG, 100)),
     ("snapshot-too-new", Group(LOG, 100)),
-    ("new-tag-forgotten", Group(CLUSTER, 100)),
     ("pop-before-flush", Group(CLUSTER, 100)),
+    ("tag-forgotten-in-move", Group(MOVES, 100)),
+    ("move-keeps-nothing", Group(MOVES, 100)),
+    ("late-arrival", Group("shards::tests::a_late_arrival_does_nothing", 10)),
+    ("clear-put-off", Group(MOVES, 100)),
+    ("arrival-not-durable", Group(MOVES, 100)),
+    ("stranger-answers", Group(MOVES, 100)),
     ("answered-before-durable", World("counters", 100)),
     ("log-skips-sync", World("counters", 100)),
     ("lost-answer-is-no", World("counters", 100)),
