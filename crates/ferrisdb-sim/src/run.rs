@@ -247,7 +247,11 @@ impl Run {
             } else {
                 let others = servers.iter().filter(|other| *other != server).cloned().collect();
                 let is_first = server == &servers[0];
-                world.add(server, clock(), one_of_many(knobs.cluster_options(), others, is_first, members.clone()));
+                world.add(
+                    server,
+                    clock(),
+                    one_of_many(knobs.cluster_options(), others, is_first, members.clone(), trace.clone()),
+                );
             }
             world.host(server).disk().set_speed(knobs.speed);
         }

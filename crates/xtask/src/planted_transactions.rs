@@ -34,6 +34,7 @@ const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults
 const GONE: &str = "cluster::tests::membership::a_process_that_was_gone_copies_everything_anew";
 const WENT_BACK: &str = "cluster::tests::membership::a_disk_that_went_back_does_not_vote";
 const LAST_REPLICA: &str = "cluster::control::tests::the_last_replica_is_kept";
+const MOVES: &str = "cluster::tests::shards_move_under_faults";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
 const FINAL: &str = "an_unknown_outcome_is_final";
@@ -84,7 +85,6 @@ const TABLE: &[(&str, Catcher)] = &[
     ("read-not-confirmed", Group(LOG, 100)),
     ("cut-forgotten", Group(LOG, 100)),
     ("snapshot-too-new", Group(LOG, 100)),
-    ("new-tag-forgotten", Group(CLUSTER, 100)),
     ("pop-before-flush", Group(CLUSTER, 100)),
     ("lock-not-checked-at-commit", Oracle(200_000)),
     ("lock-not-checked-at-commit", Settled(LOCK, 30)),
@@ -97,6 +97,12 @@ const TABLE: &[(&str, Catcher)] = &[
     ("dropped-tag-serves", Group(GONE, 10)),
     ("went-back-votes", Group(WENT_BACK, 10)),
     ("removed-without-replica", Group(LAST_REPLICA, 10)),
+    ("tag-forgotten-in-move", Group(MOVES, 100)),
+    ("move-keeps-nothing", Group(MOVES, 100)),
+    ("late-arrival", Group("shards::tests::a_late_arrival_does_nothing", 10)),
+    ("clear-put-off", Group(MOVES, 100)),
+    ("arrival-not-durable", Group(MOVES, 100)),
+    ("stranger-answers", Group(MOVES, 100)),
     ("answered-before-durable", World("counters", 100)),
     ("log-skips-sync", World("counters", 100)),
     ("lost-answer-is-no", World("counters", 100)),

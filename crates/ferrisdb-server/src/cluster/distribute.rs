@@ -9,11 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ferrisdb_core::{Bytes, KeyRange};
+use ferrisdb_core::{Bytes, KeyRange, Version};
 
 use crate::log::Tag;
 use crate::shards::change::Change;
-use crate::shards::{Shard, ShardMap};
+use crate::shards::{Holder, Shard, ShardMap};
 
 /// A split shard's parts are this many times what a merged one may have at the most.
 const MERGE_DIVISOR: u64 = 4;
@@ -39,6 +39,8 @@ pub(super) struct View<'a> {
     pub(super) servers: &'a BTreeMap<Tag, Server>,
     /// How many replicas a shard is to have.
     pub(super) replicas: usize,
+    /// Nobody reads below this version any more.
+    pub(super) past: Version,
     /// A shard with more bytes is split.
     pub(super) split_bytes: u64,
     /// Moves that may be under way at once.
@@ -158,13 +160,13 @@ fn split(view: &View<'_>) -> Option<Step> {
     Some(Step::Split(range, bytes / 2))
 }
 
-/// Two neighbours with the same holders that are small together, and nothing is known to be read of them at versions at which they had others.
+/// Two neighbours with the same holders that are small together; nobody reads them any more at versions at which they had others.
 fn merge(view: &View<'_>) -> Option<Change> {
-    let is_alike = |one: &Shard, other: &Shard| {
-        let is_settled =
-            |shard: &Shard| shard.moving.is_none() && shard.holders.iter().all(crate::shards::Holder::is_open);
-        is_settled(one) && is_settled(other) && one.team() == other.team()
+    let is_settled = |shard: &Shard| {
+        let is_old = |holder: &Holder| holder.is_open() && holder.from <= view.past;
+        shard.moving.is_none() && shard.holders.iter().all(is_old)
     };
+    let is_alike = |one: &Shard, other: &Shard| is_settled(one) && is_settled(other) && one.team() == other.team();
     let shards: Vec<(KeyRange, &Shard)> = view.map.iter().collect();
     shards.windows(2).find_map(|pair| {
         let [(range, one), (next, other)] = pair else { return None };
@@ -211,7 +213,7 @@ fn zones(view: &View<'_>, team: &BTreeSet<Tag>) -> usize {
 #[cfg(test)]
 mod tests {
     use ferrisdb_core::key::SYSTEM_END;
-    use ferrisdb_core::{Random, SplitMix64, Version};
+    use ferrisdb_core::{Random, SplitMix64};
 
     use super::*;
     use crate::shards::change::Moment;
@@ -250,6 +252,7 @@ mod tests {
                 bytes: &self.bytes,
                 servers: &self.servers,
                 replicas: self.replicas,
+                past: Version::from_u64(self.version),
                 split_bytes: 100,
                 moves: 2,
             })

@@ -11,13 +11,15 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferrisdb_core::codec::DecodeError;
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, KeySelector, KeyValue, Result, Runtime, Version};
 use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, Rows, SplitPointsRequest};
 use ferrisdb_rpc::{Answer, Endpoint};
 use futures_util::future::{Either, select};
 
 use super::lines::Line;
-use super::{LOOK, Shared};
+use super::metadata::Registry;
+use super::{LOOK, Layout, Shared};
 use crate::log::Tag;
 use crate::shards::{Shard, ShardMap};
 use crate::signal::lock;
@@ -39,28 +41,31 @@ fn is_elsewhere(code: Code) -> bool {
 }
 
 impl Shared {
+    /// The metadata, as this process's replica of the log has it. Read anew when it has changed.
+    pub(super) fn layout(&self) -> Result<Layout> {
+        let metadata = self.log.with_state(|state| Arc::clone(state.metadata()));
+        if let Some(layout) = &*lock(&self.layout)
+            && Arc::ptr_eq(&layout.metadata, &metadata)
+        {
+            return Ok(layout.clone());
+        }
+        let unreadable = |error: DecodeError| {
+            let detail = format!("the metadata of the cluster cannot be read: {}; use a newer FerrisDB", error.what);
+            Error::with(Code::InternalError, detail)
+        };
+        let registry = Registry::read(&metadata).map_err(unreadable)?;
+        let shards = ShardMap::read(&metadata).map_err(unreadable)?.unwrap_or_else(|| {
+            let complete = registry.storage.iter().filter(|(_, storage)| storage.is_complete);
+            ShardMap::whole(complete.map(|(&tag, _)| (tag, Version::ZERO)))
+        });
+        let layout = Layout { metadata, registry: Arc::new(registry), shards: Arc::new(shards) };
+        *lock(&self.layout) = Some(layout.clone());
+        Ok(layout)
+    }
+
     /// Who holds what, as this process's replica of the log knows it.
     pub(super) fn shards(&self) -> Result<Arc<ShardMap>> {
-        let metadata = self.log.with_state(|state| Arc::clone(state.metadata()));
-        {
-            let known = lock(&self.shards);
-            if let Some((of, map)) = &*known
-                && Arc::ptr_eq(of, &metadata)
-            {
-                return Ok(Arc::clone(map));
-            }
-        }
-        let map = match ShardMap::read(&metadata).map_err(|error| unreadable(error.what))? {
-            Some(map) => map,
-            None => {
-                let registry = super::Registry::read(&metadata).map_err(|error| unreadable(error.what))?;
-                let complete = registry.storage.iter().filter(|(_, storage)| storage.is_complete);
-                ShardMap::whole(complete.map(|(&tag, _)| (tag, Version::ZERO)))
-            }
-        };
-        let map = Arc::new(map);
-        *lock(&self.shards) = Some((metadata, Arc::clone(&map)));
-        Ok(map)
+        Ok(self.layout()?.shards)
     }
 
     /// The way to a storage server.
@@ -293,11 +298,6 @@ impl Shared {
         }
         Ok(thin(points, limit as usize))
     }
-}
-
-fn unreadable(what: &str) -> Error {
-    let detail = format!("the metadata of the cluster cannot be read: {what}; use a newer FerrisDB");
-    Error::with(Code::InternalError, detail)
 }
 
 fn count(rows: &[KeyValue]) -> u32 {

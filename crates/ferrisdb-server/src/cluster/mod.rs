@@ -260,13 +260,19 @@ struct Shared {
     failure: Mutex<Option<Error>>,
     /// What the storage server holds, and what comes to it.
     keeper: Arc<Keeper>,
-    /// The map of the shards, and the metadata in which it was read.
-    shards: Mutex<Option<KnownShards>>,
+    /// The metadata, as it was last read.
+    layout: Mutex<Option<Layout>>,
     /// What went wrong with the last attempt to fetch something that moves here.
     moving: Mutex<Option<Error>>,
 }
 
-type KnownShards = (Arc<BTreeMap<Bytes, Bytes>>, Arc<ShardMap>);
+/// The metadata, read.
+#[derive(Clone)]
+struct Known {
+    metadata: Arc<BTreeMap<Bytes, Bytes>>,
+    registry: Arc<Registry>,
+    shards: Arc<ShardMap>,
+}
 
 impl ClusterNode {
     /// Opens the process in `dir`, which others reach at `here`. A new directory becomes what `beginning` says; an old one is what it is. Returns
@@ -352,6 +358,11 @@ impl ClusterNode {
     pub fn is_complete(&self) -> bool {
         let shared = self.life.shared();
         shared.has_its_share(shared.identity.tag)
+    }
+
+    /// How many shards have come to it by moves since it was opened.
+    pub fn shards_arrived(&self) -> u64 {
+        self.life.shared().keeper.arrived()
     }
 
     /// The storage server.
@@ -493,7 +504,7 @@ impl Shared {
             ends: Latch::default(),
             failure: Mutex::default(),
             keeper: Arc::new(Keeper::new(holding, recovery.flushed, identity.readable_from)),
-            shards: Mutex::default(),
+            layout: Mutex::default(),
             moving: Mutex::default(),
         });
         let recording = Arc::clone(&shared.recorder).run(shared.jobs.clone());
@@ -533,11 +544,8 @@ impl Shared {
         closed
     }
 
-    fn registry(&self) -> Result<Registry> {
-        self.log.with_state(|state| Registry::read(state.metadata())).map_err(|error| {
-            let detail = format!("the metadata of the cluster cannot be read: {}; use a newer FerrisDB", error.what);
-            Error::with(Code::InternalError, detail)
-        })
+    fn registry(&self) -> Result<Arc<Registry>> {
+        Ok(self.layout()?.registry)
     }
 
     fn failure(&self) -> Option<Error> {

@@ -65,11 +65,16 @@ async fn step(shared: &Arc<Shared>, coordinator: &Coordinator, seen: &mut Seen) 
     let servers = servers(shared, &registry, seen);
     let bytes = seen.sizes.iter().filter_map(|(begin, (bytes, _))| Some((begin.clone(), (*bytes)?))).collect();
     let options = &shared.options.shards;
+    let past = shared.log.with_state(|state| {
+        let leased = state.leases().values().copied().min();
+        leased.map_or(state.horizon(), |leased| leased.min(state.horizon()))
+    });
     let view = View {
         map: &map,
         bytes: &bytes,
         servers: &servers,
         replicas: registry.replicas(),
+        past,
         split_bytes: options.split_bytes,
         moves: options.moves,
     };
@@ -77,8 +82,8 @@ async fn step(shared: &Arc<Shared>, coordinator: &Coordinator, seen: &mut Seen) 
         None => {}
         Some(Step::Change(change)) => coordinator.change_shards(change).await.map(drop)?,
         Some(Step::Split(range, part_bytes)) => {
-            // Asked again only when its size is: there may be no place to cut it yet.
-            seen.sizes.remove(&range.begin);
+            // Looked at again only after a while: there may be no place to cut it yet.
+            seen.sizes.insert(range.begin.clone(), (None, now));
             if let Some(at) = cut(shared, &range, part_bytes).await? {
                 coordinator.change_shards(Change::Split { at }).await?;
             }

@@ -191,6 +191,7 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
                 "generation": shared.identity.generation,
                 "directory": shared.dir.display().to_string(),
                 "is_complete": shared.has_its_share(shared.identity.tag),
+                "shards_arrived": shared.keeper.arrived(),
                 "leads": shared.leading.coordinator().is_some(),
                 "is_introduced": shared.log.is_introduced(),
                 "log": { "term": group.term, "applied": group.applied, "snapshot": group.snapshot, "purged": group.purged,

@@ -144,6 +144,8 @@ pub(crate) struct Holding {
 pub(crate) enum Assigned {
     /// Nothing that the data must follow.
     Kept,
+    /// What a move has brought is held now.
+    Held,
     /// What there is of the range is not wanted any more, and is to be cleared at this version.
     Lost,
 }
@@ -272,7 +274,11 @@ impl Holding {
             self.incoming.insert(begin.clone(), incoming);
         }
         self.forget_past(now);
-        Ok(if !is_held && (held_before || came_before) { Assigned::Lost } else { Assigned::Kept })
+        Ok(match (is_held, held_before || came_before) {
+            (false, true) => Assigned::Lost,
+            (true, _) if has_arrived => Assigned::Held,
+            _ => Assigned::Kept,
+        })
     }
 
     /// A segment that has the key inside becomes two.

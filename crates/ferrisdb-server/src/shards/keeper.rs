@@ -10,6 +10,7 @@
 //! # Concurrency
 //! One task prepares and applies; others fetch and read.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use ferrisdb_core::key::printable;
@@ -32,6 +33,8 @@ pub(crate) struct Keeper {
     state: Mutex<State>,
     /// What there was below this version the storage server has never seen, whatever the map says.
     floor: Version,
+    /// Shards that have come by moves, since it was opened.
+    arrived: AtomicU64,
 }
 
 struct State {
@@ -92,6 +95,7 @@ pub(crate) struct Next {
     coming: Vec<Mutation>,
     /// What is not held any more: watches there are told.
     pub(crate) lost: Vec<KeyRange>,
+    arrived: u64,
     put_off: Vec<(KeyRange, Version)>,
 }
 
@@ -100,7 +104,7 @@ impl Keeper {
     pub(crate) fn new(holding: Holding, applied: Version, floor: Version) -> Keeper {
         let holding = Arc::new(holding);
         let state = State { holding: Arc::clone(&holding), applied, fetching: None, put_off: Vec::new() };
-        Keeper { shown: RwLock::new(holding), state: Mutex::new(state), floor }
+        Keeper { shown: RwLock::new(holding), state: Mutex::new(state), floor, arrived: AtomicU64::new(0) }
     }
 
     /// An empty storage server has begun at this version.
@@ -146,6 +150,11 @@ impl Keeper {
     /// The fetch is under way, or its chunk waits for a batch. Otherwise it is in, or was given up.
     pub(crate) fn is_fetching(&self, fetch: &Fetch) -> bool {
         lock(&self.state).fetching.as_ref().is_some_and(|fetching| fetching.fetch == *fetch)
+    }
+
+    /// How many shards have come by moves, since it was opened.
+    pub(crate) fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
     }
 
     /// What is all here, and not yet held.
@@ -201,7 +210,7 @@ impl Keeper {
                 }
             }
         }
-        let mut lost = Vec::new();
+        let (mut lost, mut arrived) = (Vec::new(), 0);
         for mut assignment in assignments {
             assignment.spans.iter_mut().for_each(|span| span.from = span.from.max(self.floor));
             assignment.spans.retain(|span| span.until.is_none_or(|until| span.from < until));
@@ -213,6 +222,7 @@ impl Keeper {
                     format!("at {version} the keys from {begin} to {end} are assigned to this storage server: {what}"),
                 )
             })?;
+            arrived += u64::from(assigned == Assigned::Held);
             if assigned == Assigned::Lost {
                 let range = assignment.range;
                 if planted(Bug::ClearPutOff) {
@@ -230,7 +240,7 @@ impl Keeper {
             *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&holding);
         }
         let batch = ApplyBatch { version, horizon, leased, mutations: out, owner_state };
-        Ok((batch, Next { version, holding, is_chunk_in, coming, lost, put_off }))
+        Ok((batch, Next { version, holding, is_chunk_in, coming, lost, arrived, put_off }))
     }
 
     /// The batch is applied.
@@ -239,6 +249,7 @@ impl Keeper {
         state.holding = next.holding;
         state.applied = next.version;
         state.put_off = next.put_off;
+        self.arrived.fetch_add(next.arrived, Ordering::Relaxed);
         let Some(fetching) = &mut state.fetching else { return };
         // The move may have been given up, too.
         let is_wanted = state

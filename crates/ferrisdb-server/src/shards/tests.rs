@@ -155,7 +155,7 @@ fn what_has_not_come_is_not_held() {
     let has = Assignment { spans: vec![Span { from: v(15), until: None }], incoming: None, ..coming };
     assert!(holding.assign(&has, at(20)).is_err());
     holding.copied(&"a".into(), &"b".into(), v(15));
-    assert_eq!(holding.assign(&has, at(20)), Ok(Assigned::Kept));
+    assert_eq!(holding.assign(&has, at(20)), Ok(Assigned::Held));
     assert!(!holding.has(b"a", v(14)) && holding.has(b"a", v(15)) && !holding.has(b"b", v(15)));
 }
 

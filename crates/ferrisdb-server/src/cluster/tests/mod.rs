@@ -120,6 +120,24 @@ fn shards_read_like_one() {
     world.reads_across_shards();
 }
 
+/// A cluster of an older FerrisDB has no map of shards: it gets one, and loses nothing by it.
+#[test]
+fn a_cluster_without_a_map_gets_one() {
+    let world = world::World::of(70, 3);
+    world.grow_to(1);
+    world.forget_map();
+    world.kill(1, CrashMode::UnsyncedLost);
+    world.start(1);
+    world.run(5 * SECOND);
+    let before = world.committed();
+    for process in 2..=3 {
+        world.start(process);
+        world.run(5 * SECOND);
+    }
+    assert!(world.committed() > before);
+    world.check_quiet();
+}
+
 /// Seconds full of faults, for some seeds; then quiet, and everything is checked.
 #[test]
 #[expect(clippy::print_stdout, reason = "figures of a run")]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ferrisdb_core::key::SYSTEM_END;
+use ferrisdb_core::key::{SYSTEM_END, prefix_end};
 use ferrisdb_core::{Bytes, KeyRange, KeySelector, Mutation, Random, SplitMix64, Version};
 use ferrisdb_rpc::Endpoint;
 use ferrisdb_rpc::api::{
@@ -13,6 +13,7 @@ use ferrisdb_rpc::api::{
 
 use super::super::ClusterNode;
 use super::world::World;
+use crate::shards::SHARD_PREFIX;
 use crate::shards::change::Change;
 use crate::signal::lock;
 
@@ -38,6 +39,18 @@ impl World {
             }
         }
         panic!("it does not end");
+    }
+
+    /// Takes the map of shards out of the metadata of a cluster of one, as an older FerrisDB would have left it.
+    pub(super) fn forget_map(&self) {
+        let node = self.leading_node();
+        let coordinator = node.shared.leading.coordinator().expect("it leads");
+        let end = prefix_end(SHARD_PREFIX).expect("it does not end with 0xFF only");
+        let forgetting = async move {
+            coordinator.change_metadata(vec![Mutation::clear_range(SHARD_PREFIX, end)]).await.expect("changed");
+            assert!(!node.shared.has_map());
+        };
+        self.finish(forgetting);
     }
 
     /// See the test.
