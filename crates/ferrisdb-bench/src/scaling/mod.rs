@@ -145,7 +145,7 @@ fn commit_us(measured: Duration) -> Result<f64> {
                         // Blind writes: nobody is refused.
                         let transaction = database.create_transaction();
                         for _ in 0..2 {
-                            let key = [random.next_u64().to_be_bytes(), number.to_be_bytes()].concat();
+                            let key = [number.to_be_bytes(), random.next_u64().to_be_bytes()].concat();
                             transaction.set(key, [b'v'; 100]);
                         }
                         transaction.commit().await?;

@@ -11,8 +11,8 @@ use crate::resolver::cpu_seconds;
 
 /// Transactions of a batch; each batch has a version.
 const BATCH: usize = 64;
-/// How many batches ago a transaction may have read: about 50 ms at 100,000 transactions/s.
-const LAG_BATCHES: u64 = 80;
+/// How many batches ago a transaction may have read: about 10 ms at 100,000 transactions/s.
+const LAG_BATCHES: u64 = 16;
 /// Batches in the window: five seconds at that rate.
 const WINDOW_BATCHES: u64 = 8000;
 
