@@ -268,7 +268,7 @@ struct Shared {
 
 /// The metadata, read.
 #[derive(Clone)]
-struct Known {
+struct Layout {
     metadata: Arc<BTreeMap<Bytes, Bytes>>,
     registry: Arc<Registry>,
     shards: Arc<ShardMap>,

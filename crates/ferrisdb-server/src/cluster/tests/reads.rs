@@ -44,11 +44,11 @@ impl World {
     /// Takes the map of shards out of the metadata of a cluster of one, as an older FerrisDB would have left it.
     pub(super) fn forget_map(&self) {
         let node = self.leading_node();
-        let coordinator = node.shared.leading.coordinator().expect("it leads");
+        let coordinator = node.life.shared().leading.coordinator().expect("it leads");
         let end = prefix_end(SHARD_PREFIX).expect("it does not end with 0xFF only");
         let forgetting = async move {
             coordinator.change_metadata(vec![Mutation::clear_range(SHARD_PREFIX, end)]).await.expect("changed");
-            assert!(!node.shared.has_map());
+            assert!(!node.life.shared().has_map());
         };
         self.finish(forgetting);
     }
