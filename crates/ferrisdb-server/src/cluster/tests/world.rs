@@ -579,18 +579,28 @@ impl World {
         lock(&told).take().expect("it is told").code()
     }
 
-    /// What comes of a question to the database, which is asked wherever somebody lives.
-    pub(super) fn ask<T, F>(&self, question: impl FnOnce(Database) -> F) -> T
+    /// What comes of a question to the database, which is asked again as long as it leads to a process that is not there.
+    pub(super) fn ask<T, F>(&self, question: impl Fn(Database) -> F + Send + Sync + 'static) -> Result<T>
     where
         T: Send + 'static,
-        F: Future<Output = T> + Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
     {
         let endpoint = Anywhere { world: self.me.clone(), runtime: self.outside.clone() };
         let runtime: Arc<dyn Runtime> = Arc::new(self.outside.clone());
-        let asking = question(Database::new(Arc::new(endpoint), runtime, DatabaseOptions::default()));
+        let database = Database::new(Arc::new(endpoint), runtime, DatabaseOptions::default());
         let told = Arc::new(Mutex::new(None));
-        let tell = Arc::clone(&told);
-        self.outside.spawn("ask", Box::pin(async move { *lock(&tell) = Some(asking.await) }));
+        let (tell, outside) = (Arc::clone(&told), self.outside.clone());
+        let asking = async move {
+            loop {
+                match question(database.clone()).await {
+                    Err(error) if error.code() == Code::ConnectionFailed => {
+                        outside.sleep(Duration::from_millis(10)).await;
+                    }
+                    result => break *lock(&tell) = Some(result),
+                }
+            }
+        };
+        self.outside.spawn("ask", Box::pin(asking));
         self.run(Duration::from_secs(5));
         lock(&told).take().expect("it is answered within five seconds")
     }
