@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ferrisdb::{ClientOptions, Database, KeyValue};
+use ferrisdb_core::{Random, SplitMix64};
 use ferrisdb_rpc::TokioRuntime;
 use ferrisdb_sim::history::workload::{Recorder, client, everything};
 use ferrisdb_sim::history::{Certificate, certify};
@@ -18,10 +19,12 @@ const CLIENTS: usize = 9;
 const TRANSACTIONS: u32 = 5;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
-/// What [`Load::also_write_much`] writes is no part of the history.
+/// What [`Load::write_much`] writes is no part of the history.
 const BULK: &[u8] = b"zz-bulk/";
 const BULK_VALUE_BYTES: usize = 90_000;
-const BULK_KEYS: u64 = 40;
+const BULK_KEYS: usize = 10;
+const BULK_IN_FLIGHT: usize = 4;
+const BULK_COMMIT: Duration = Duration::from_secs(3);
 
 /// Clients under way.
 pub(crate) struct Load {
@@ -59,29 +62,26 @@ impl Load {
         Ok(load)
     }
 
-    /// Beside all that, so much that disks fill.
-    pub(crate) fn also_write_much(&mut self) {
-        let (database, is_over) = (self.databases[0].clone(), Arc::clone(&self.is_over));
-        self.tasks.push(tokio::spawn(async move {
-            let mut number = 0_u64;
-            while !is_over.load(Ordering::SeqCst) {
-                let key = [BULK, (number % BULK_KEYS).to_string().as_bytes()].concat();
-                number += 1;
-                // Bytes that no compression makes few.
-                let mut word = number;
-                let bytes = std::iter::repeat_with(|| {
-                    word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    word.to_be_bytes()[0]
-                });
-                let value: Vec<u8> = bytes.take(BULK_VALUE_BYTES).collect();
-                let tx = database.create_transaction();
-                tx.set(&key, &value);
-                // What fails is written again soon, under the same key.
-                if tx.commit().await.is_err() {
-                    tokio::time::sleep(LOOK).await;
+    /// Writes so many bytes beside all that: more than logs and tables have room for without asking the disk for more.
+    pub(crate) async fn write_much(&self, bytes: usize) -> Outcome<()> {
+        let begun = Instant::now();
+        let each = bytes / BULK_VALUE_BYTES / BULK_IN_FLIGHT;
+        let writers = (0..BULK_IN_FLIGHT).map(async |writer| {
+            let (mut written, mut at) = (0, writer);
+            while written < each {
+                let key = [BULK, format!("{writer}/{}", written % BULK_KEYS).as_bytes()].concat();
+                let tx = self.databases[at % self.databases.len()].create_transaction();
+                tx.set(&key, noise((writer * each + written) as u64));
+                // A process whose disk is full may leave its clients waiting for the space: the next client has another process.
+                match tokio::time::timeout(BULK_COMMIT, tx.commit()).await {
+                    Ok(Ok(())) => written += 1,
+                    _ if begun.elapsed() < PATIENCE => at += 1,
+                    _ => return Err(format!("large values are not committed within {PATIENCE:?}")),
                 }
             }
-        }));
+            Ok(())
+        });
+        futures_util::future::try_join_all(writers).await.map(drop)
     }
 
     /// Waits for so many more commits.
@@ -117,4 +117,10 @@ impl Load {
         }
         certificate.ok_or_else(|| "there are processes".to_owned())
     }
+}
+
+/// A large value that no compression makes small.
+fn noise(seed: u64) -> Vec<u8> {
+    let mut random = SplitMix64::new(seed);
+    (0..BULK_VALUE_BYTES / 8).flat_map(|_| random.next_u64().to_be_bytes()).collect()
 }

@@ -19,8 +19,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const ASKED: Duration = Duration::from_secs(1);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
-/// The size of a file system that is to be filled: some segments of logs, and tables.
-const SMALL_DISK: &str = "size=320m";
+/// The size of a file system that is to be filled: room for logs and tables of some rounds, in which nobody forgets anything while one disk is full.
+const SMALL_DISK: &str = "size=1g";
 
 /// One server, numbered from 0.
 pub(crate) struct Process {

@@ -10,6 +10,9 @@ use crate::load::Load;
 use crate::network::Network;
 use crate::processes::Cluster;
 
+/// What is written while a disk is full: three segments of the log.
+const MUCH_BYTES: usize = 48 << 20;
+
 /// What is done to the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -107,10 +110,7 @@ async fn scenario(
 ) -> Outcome<String> {
     let mut random = SplitMix64::new(settings.seed);
     let mut cluster = Cluster::start(directory, network, fault.fills_disks()).await?;
-    let mut load = Load::start(&cluster, settings.seed).await?;
-    if fault.fills_disks() {
-        load.also_write_much();
-    }
+    let load = Load::start(&cluster, settings.seed).await?;
     let (mut pauses, mut repaired) = (Vec::new(), 0);
     for _ in 0..settings.rounds {
         load.goes_on("with everything whole").await?;
@@ -120,6 +120,9 @@ async fn scenario(
         let hit = hit(fault, &mut cluster, network, leader, follower, other)?;
         if fault.leaves_a_majority() {
             pauses.push(load.goes_on("while a majority is whole").await?);
+        }
+        if fault.fills_disks() {
+            load.write_much(MUCH_BYTES).await?;
         }
         tokio::time::sleep(settings.hold).await;
         repaired += u32::from(mend(fault, &mut cluster, network, &hit).await?);

@@ -778,8 +778,9 @@ impl Opener<'_> {
 async fn register(shared: Arc<Shared>) {
     loop {
         let known = shared.registry().ok().and_then(|registry| {
+            // A replica that has not come so far still knows the tag of an earlier life, which had begun.
             let (_, process) = registry.of_instance(shared.identity.instance)?;
-            let has_begun = registry.storage.get(&process.tag).is_some_and(|storage| storage.is_complete);
+            let has_begun = registry.storage.get(&shared.identity.tag).is_some_and(|storage| storage.is_complete);
             Some((process.peer == shared.here, has_begun))
         });
         let message = match known {

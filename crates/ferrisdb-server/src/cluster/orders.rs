@@ -333,7 +333,7 @@ pub(super) mod tests {
             "{three}"
         );
         let alone = exclude(1, 1, &[], 1);
-        assert!(alone.starts_with("no: ") && alone.contains("would lose it"), "{alone}");
+        assert!(alone.starts_with("no: ") && alone.contains("would lose them"), "{alone}");
         let quorum = exclude(4, 3, &[2], 3);
         assert!(quorum.starts_with("no: ") && quorum.contains("no majority"), "{quorum}");
         let other = exclude(3, 3, &[], 7);

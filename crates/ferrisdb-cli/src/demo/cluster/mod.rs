@@ -154,7 +154,7 @@ async fn client(database: &Database, tally: &Tally, client: usize) -> Result<(),
     let random = RefCell::new(SplitMix64::new(SEED + client as u64));
     let key = client_key(client);
     while !tally.is_over.get() {
-        let transfer = bank::Transfer::random(&mut *random.borrow_mut());
+        let transfer = bank::Transfer::random(&mut random.borrow_mut());
         let number = tally.acknowledged[client].get() + 1;
         let attempt = async |tx: Transaction| {
             tally.attempts.set(tally.attempts.get() + 1);

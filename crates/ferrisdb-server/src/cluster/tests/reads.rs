@@ -12,6 +12,7 @@ use ferrisdb_rpc::api::{
 };
 
 use super::super::ClusterNode;
+use super::super::metadata::set_replication;
 use super::world::World;
 use crate::shards::SHARD_PREFIX;
 use crate::shards::change::Change;
@@ -67,8 +68,7 @@ impl World {
             let version = endpoint.begin(begin).await.expect("begun").version;
             let mutations = (0..KEYS).map(|number| Mutation::set(key(number), number.to_be_bytes().to_vec()));
             endpoint.commit(blind(version, mutations.collect())).await.expect("committed");
-            let one = Mutation::set(&b"\xff/conf/replication"[..], &b"1"[..]);
-            coordinator.change_metadata(vec![one]).await.expect("changed");
+            coordinator.change_metadata(vec![set_replication(1)]).await.expect("changed");
             for at in borders {
                 coordinator.change_shards(Change::Split { at }).await.expect("split");
             }
