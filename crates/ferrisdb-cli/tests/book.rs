@@ -47,7 +47,9 @@ fn run_page(page: &'static str, blocks_min: usize, addresses: &[(&str, String)])
             .expect("there is a shell");
         let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
-            let logs: Vec<String> = std::fs::read_dir(directory.path())
+            let logs: Vec<String> = directory
+                .path()
+                .read_dir()
                 .expect("it is there")
                 .filter_map(|entry| {
                     entry.ok().filter(|entry| entry.path().extension().is_some_and(|name| name == "log"))
@@ -71,7 +73,7 @@ fn run_page(page: &'static str, blocks_min: usize, addresses: &[(&str, String)])
 
 /// Kills the servers that a page has left.
 fn stop_servers(directory: &Path) {
-    for entry in std::fs::read_dir(directory).expect("it is there").flatten() {
+    for entry in directory.read_dir().expect("it is there").flatten() {
         if entry.path().extension().is_some_and(|name| name == "pid") {
             let kill = "kill -9 \"$(cat \"$0\")\" 2> /dev/null || true";
             Command::new("sh").args(["-c", kill]).arg(entry.path()).status().expect("there is a shell");

@@ -168,10 +168,10 @@ fn a_process_is_excluded() {
     assert_eq!(get(&servers[0].address, "k"), "1");
     let (code, out, error) = run(&["cluster", "configure", "replication=2", "--connect", &fourth.address]);
     assert!(code == 0 && out.contains("replication is 2"), "{out}{error}");
-    let to = number(&fourth.address).to_string();
+    let to = number(&fourth.address);
     until("it leads", || {
-        run(&["cluster", "transfer", &to, "--connect", &servers[0].address]).0 == 0
-            && status(&fourth.address)["cluster"]["leader"].to_string() == to
+        run(&["cluster", "transfer", &to.to_string(), "--connect", &servers[0].address]).0 == 0
+            && status(&fourth.address)["cluster"]["leader"] == to
     });
 }
 
