@@ -89,10 +89,13 @@ impl Shard {
     /// Who needs its mutations: the holders, and those that it moves to.
     pub(crate) fn tags(&self) -> BTreeSet<Tag> {
         let mut tags = self.team();
-        if !planted(Bug::TagForgottenInMove) {
-            tags.extend(self.moving.iter().flat_map(|moving| &moving.team));
-        }
+        tags.extend(self.moving.iter().flat_map(|moving| &moving.team));
         tags
+    }
+
+    /// Where its mutations are sent.
+    fn section_tags(&self) -> BTreeSet<Tag> {
+        if planted(Bug::TagForgottenInMove) { self.team() } else { self.tags() }
     }
 
     /// Who can be asked for what there was at `version`.
@@ -190,7 +193,7 @@ impl ShardMap {
     }
 
     fn look_for_uniformity(&mut self) {
-        let mut tags = self.shards.values().map(Shard::tags);
+        let mut tags = self.shards.values().map(Shard::section_tags);
         let first = tags.next().expect("a map has a first shard");
         self.uniform = tags.all(|tags| tags == first).then(|| first.into_iter().collect());
     }
@@ -283,7 +286,7 @@ impl ShardMap {
         // A key's shard is one, and so is its section: what comes later for the same key is behind what came before.
         let mut places: BTreeMap<Vec<Tag>, usize> = BTreeMap::new();
         let mut put = |shard: &Shard, mutation: Mutation| {
-            let tags: Vec<Tag> = shard.tags().into_iter().collect();
+            let tags: Vec<Tag> = shard.section_tags().into_iter().collect();
             let place = *places.entry(tags).or_insert_with_key(|tags| {
                 sections.push(Section { tags: tags.clone(), mutations: Vec::new() });
                 sections.len() - 1
