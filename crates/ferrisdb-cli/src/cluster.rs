@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::arguments::{ConnectArguments, OutputArguments, example};
 use crate::connect::{self, Connected, Missing};
 use crate::failure::Failure;
+use crate::lock::{self, LockArguments, UnlockArguments};
 use crate::printer::Printer;
 use crate::status::{self, text};
 
@@ -38,8 +39,8 @@ pub(crate) enum ClusterCommand {
 
     /// Drain a process, so that it may be stopped for good
     ///
-    /// It gives up its vote to another process that has all data, the lead if it has it, and its data once others have it. Then it may be stopped, and is
-    /// forgotten a minute later. Refused if no other process has all data, or if none could take its vote: then start another one first. A process that
+    /// It gives up its vote to another process, the lead if it has it, and its data once others have it. Then it may be stopped, and is
+    /// forgotten a minute later. Refused if no other process could hold its data, or if none could take its vote: then start another one first. A process that
     /// is dead already may be excluded too: others take its place at once, not only after a minute.
     #[command(after_help = example(
         "ferrisdb cluster exclude 3 --dry-run --connect localhost:4700\n  ferrisdb cluster exclude 10.0.0.3:4700 --connect localhost:4700"
@@ -48,11 +49,11 @@ pub(crate) enum ClusterCommand {
 
     /// Take an excluded process back
     ///
-    /// It copies all data, and may get a vote again.
+    /// It is given data again, and may get a vote.
     #[command(after_help = example("ferrisdb cluster include 3 --connect localhost:4700"))]
     Include(ProcessArguments),
 
-    /// Change what the cluster shall be like: replication=N, the copies of all data, 1 to 5
+    /// Change what the cluster shall be like: replication=N, the replicas of each shard, 1 to 5
     #[command(after_help = example("ferrisdb cluster configure replication=3 --connect localhost:4700"))]
     Configure(ConfigureArguments),
 
@@ -63,11 +64,22 @@ pub(crate) enum ClusterCommand {
         "ferrisdb cluster transfer --connect localhost:4700\n  ferrisdb cluster transfer 2 --connect localhost:4700"
     ))]
     Transfer(TransferArguments),
+
+    /// Have everybody keep still: only who knows the lock reads and writes
+    ///
+    /// For a migration or a restore. Programs wait, and go on after the unlock; `get`, `set`, `clear` and `range` with --system get through. Prints the id under which the database
+    /// is locked, which `unlock` asks for. For a database in one process, too.
+    #[command(after_help = example("ferrisdb cluster lock --connect localhost:4700"))]
+    Lock(LockArguments),
+
+    /// Let everybody go on
+    #[command(after_help = example("ferrisdb cluster unlock 00112233445566778899aabbccddeeff --connect localhost:4700"))]
+    Unlock(UnlockArguments),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct MembersArguments {
-    /// Wait until so many processes are up and have all data, and three of them, or the only one, vote
+    /// Wait until so many processes are up and have all that they are to have, and three of them, or the only one, vote
     #[arg(long, value_name = "N")]
     pub(crate) until_complete: Option<usize>,
 
@@ -157,6 +169,8 @@ pub(crate) fn cluster(arguments: &ClusterArguments, out: impl Write) -> Result<(
             let from = document["cluster"]["leader"].as_u64();
             Ok((Order::Transfer(to), Awaited::Leader { from, to }))
         }),
+        ClusterCommand::Lock(arguments) => lock::lock(arguments, out),
+        ClusterCommand::Unlock(arguments) => lock::unlock(arguments, out),
     }
 }
 
@@ -178,13 +192,15 @@ impl Awaited {
         match self {
             Awaited::Whole(wanted) => {
                 let processes = cluster["processes"].as_object().map_or(0, |processes| {
-                    let is_there = |process: &&Value| process["state"] == "up" && process["serves"] == true;
+                    let is_there = |process: &&Value| {
+                        process["state"] == "up" && process["serves"] == true && process["is_complete"] == true
+                    };
                     processes.values().filter(is_there).count()
                 });
                 let voters: Vec<String> = cluster["voters"].as_array().into_iter().flatten().map(text).collect();
                 let all_vote = voters.iter().all(|voter| cluster["processes"][voter]["state"] == "up");
                 let is_so = processes >= wanted && voters.len() >= if wanted < 3 { 1 } else { 3 } && all_vote;
-                (is_so, format!("{processes} of {wanted} processes have all data; voters: {}", voters.join(", ")))
+                (is_so, format!("{processes} of {wanted} processes are complete; voters: {}", voters.join(", ")))
             }
             Awaited::Drained(process) => {
                 let known = of(process);
@@ -195,10 +211,18 @@ impl Awaited {
             Awaited::Complete(process) => {
                 let known = of(process);
                 let is_so = known["excluded"] == false && known["is_complete"] == true && known["serves"] == true;
-                (is_so, format!("process {process} copies all data: {}", copied(known)))
+                (is_so, format!("process {process} is given its data: {}", copied(known)))
             }
             Awaited::Replication(copies) => {
-                (cluster["replication"].as_u64() == Some(copies), "the change is written".to_owned())
+                let shards = &cluster["shards"];
+                let stays = |process: &&Value| process["excluded"] == false && process["state"] == "up";
+                let there = cluster["processes"].as_object().map_or(0, |all| all.values().filter(stays).count() as u64);
+                let least = shards["replicas_least"].as_u64().unwrap_or_default();
+                let is_so = shards["replicas"].as_u64() == Some(copies)
+                    && shards["moving"].as_u64() == Some(0)
+                    && least >= copies.min(there);
+                let moving = text(&shards["moving"]);
+                (is_so, format!("{moving} shards are on the move; each has {least} replicas at least"))
             }
             Awaited::Leader { from, to } => {
                 let leader = cluster["leader"].as_u64();
@@ -210,11 +234,11 @@ impl Awaited {
 
     fn done(self) -> String {
         match self {
-            Awaited::Whole(processes) => format!("{processes} processes have all data"),
+            Awaited::Whole(processes) => format!("{processes} processes are complete"),
             Awaited::Drained(process) => format!(
                 "process {process} holds nothing any more: stop it for good, or take it back with `ferrisdb cluster include {process}`"
             ),
-            Awaited::Complete(process) => format!("process {process} has all data"),
+            Awaited::Complete(process) => format!("process {process} is complete"),
             Awaited::Replication(copies) => format!("replication is {copies}"),
             Awaited::Leader { .. } => "another process leads".to_owned(),
         }
@@ -335,7 +359,16 @@ pub(crate) fn tell_members(document: &Value, printer: &mut Printer<impl Write>) 
     printer.field("leader", text(&cluster["leader"]).as_str().into())?;
     let voters: Vec<String> = cluster["voters"].as_array().into_iter().flatten().map(text).collect();
     printer.field("voters", voters.join(", ").as_str().into())?;
-    printer.field("replication", text(&cluster["replication"]).as_str().into())?;
+    let shards = &cluster["shards"];
+    printer.field("replication", text(&shards["replicas"]).as_str().into())?;
+    let told = match shards["count"].as_u64() {
+        Some(count) => {
+            let (moving, least) = (text(&shards["moving"]), text(&shards["replicas_least"]));
+            format!("{count}, {moving} on the move, each with {least} replicas at least")
+        }
+        None => "-".to_owned(),
+    };
+    printer.field("shards", told.as_str().into())?;
     printer.field("controller", text(&cluster["controller"]).as_str().into())?;
     printer
         .table("processes", &["process", "address", "zone", "state", "roles", "data", "lag_bytes", "lag_entries"])?;
@@ -385,6 +418,7 @@ mod tests {
     fn document() -> Value {
         json!({"cluster": {
             "leader": 1, "voters": [1, 2, 3], "replication": 3, "controller": null,
+            "shards": {"count": 12, "moving": 0, "replicas": 3, "replicas_least": 3},
             "processes": {
                 "1": {"address": "h:1", "zone": "a", "state": "up", "roles": ["storage", "log", "coordinator"], "is_complete": true, "excluded": false,
                       "serves": true, "lag_bytes": 0, "lag_entries": 0},
@@ -404,6 +438,7 @@ mod tests {
             leader                    1
             voters                    1, 2, 3
             replication               3
+            shards                    12, 0 on the move, each with 3 replicas at least
             controller                -
 
             processes
@@ -424,7 +459,7 @@ mod tests {
         assert!(look(Awaited::Drained(3)).0 && look(Awaited::Drained(9)).0);
         assert_eq!(look(Awaited::Drained(2)), (false, "process 2 still has these roles: log".to_owned()));
         assert!(look(Awaited::Complete(1)).0);
-        let copying = "process 4 copies all data: 5 rows, 100 of about 1000 bytes".to_owned();
+        let copying = "process 4 is given its data: 5 rows, 100 of about 1000 bytes".to_owned();
         assert_eq!(look(Awaited::Complete(4)), (false, copying));
         assert!(look(Awaited::Replication(3)).0 && !look(Awaited::Replication(2)).0);
         assert!(look(Awaited::Leader { from: Some(2), to: None }).0);

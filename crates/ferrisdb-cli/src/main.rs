@@ -21,6 +21,7 @@ mod demo;
 mod explain;
 mod failure;
 mod inspect;
+mod lock;
 mod manual;
 mod oneshot;
 mod printer;

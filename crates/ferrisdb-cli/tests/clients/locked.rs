@@ -26,3 +26,30 @@ fn a_locked_database_is_told_as_such() {
     ok(&["clear", "--system", lock]);
     assert_eq!(ok(&["get", "a"]), "1\n");
 }
+
+/// The commands: the id is told, another one does not open, and a dry run changes nothing.
+#[test]
+fn the_commands_lock_and_unlock() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let data = ["--data", path.to_str().unwrap()];
+    let id = "00ff102030405060708090a0b0c0d0e0";
+    let command = |arguments: &[&str]| ok(&[&["cluster"], arguments, &data].concat());
+    ok(&[&["set", "a", "1"], &data[..]].concat());
+    assert!(command(&["lock", "--id", id, "--dry-run"]).contains("would be done"));
+    assert_eq!(ok(&[&["get", "a"], &data[..]].concat()), "1\n");
+    let told = command(&["lock", "--id", id]);
+    assert!(told.contains("done") && told.contains(id), "{told}");
+    assert!(command(&["lock", "--id", id]).contains("nothing to do"));
+    let (code, _, error) = run(&[&["get", "a", "--timeout", "500ms"], &data[..]].concat());
+    assert!(code == 1 && error.contains(id), "{error}");
+    for refused in [&["lock"][..], &["unlock", "11ff102030405060708090a0b0c0d0e0"]] {
+        let (code, _, error) = run(&[&["cluster"], refused, &data].concat());
+        assert!(code == 1 && error.contains(id), "{refused:?}: {error}");
+    }
+    let (code, ..) = run(&[&["cluster", "unlock", "7"], &data[..]].concat());
+    assert_eq!(code, 2, "that is no id");
+    assert!(command(&["unlock", id]).contains("done"));
+    assert!(command(&["unlock", id]).contains("nothing to do"));
+    assert_eq!(ok(&[&["get", "a"], &data[..]].concat()), "1\n");
+}
