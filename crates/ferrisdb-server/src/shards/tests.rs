@@ -32,6 +32,22 @@ fn whole() -> Option<ShardMap> {
     Some(ShardMap::whole([(Tag(0), Version::ZERO)]))
 }
 
+/// A log with so many storage servers, the first of which holds everything.
+fn begun(servers: u32) -> Recovered {
+    let metadata: BTreeMap<Bytes, Bytes> =
+        whole().unwrap().write().into_iter().map(|set| (set.key, set.value)).collect();
+    Recovered {
+        epoch: 0,
+        last: Version::ZERO,
+        horizon: Version::ZERO,
+        leases: BTreeMap::new(),
+        next_lease: 1,
+        popped: (0..servers).map(|tag| (Tag(tag), Version::ZERO)).collect(),
+        metadata: Arc::new(metadata),
+        lock: None,
+    }
+}
+
 fn do_move(team: &[u32]) -> Change {
     Change::Move { begin: Bytes::new(), end: Bytes::from_static(SYSTEM_END), team: tags(team) }
 }
@@ -360,18 +376,7 @@ fn mutations_go_where_their_keys_are() {
 /// A batch that changes the map goes where the map before it says; what comes next, where the new one does; and a change that the log refused has not happened.
 #[test]
 fn a_map_governs_what_is_above_it() {
-    let metadata: BTreeMap<Bytes, Bytes> =
-        whole().unwrap().write().into_iter().map(|set| (set.key, set.value)).collect();
-    let recovered = Recovered {
-        epoch: 0,
-        last: Version::ZERO,
-        horizon: Version::ZERO,
-        leases: BTreeMap::new(),
-        next_lease: 1,
-        popped: BTreeMap::from([(Tag(0), Version::ZERO), (Tag(1), Version::ZERO)]),
-        metadata: Arc::new(metadata),
-        lock: None,
-    };
+    let recovered = begun(2);
     let leases = LeaseOptions::default();
     let (start, mut batcher) = Batcher::begin_epoch(&recovered, [1; 16], Limits::DEFAULT, leases, Duration::ZERO);
     let Entry::EpochStart(EpochStart { first_version, .. }) = start else { panic!("an epoch starts") };
@@ -423,18 +428,7 @@ fn a_map_governs_what_is_above_it() {
 /// No tag goes with which a shard would, and nothing moves to a tag that has gone: whoever decided either may not have seen the other.
 #[test]
 fn the_last_holder_keeps_its_tag() {
-    let metadata: BTreeMap<Bytes, Bytes> =
-        whole().unwrap().write().into_iter().map(|set| (set.key, set.value)).collect();
-    let recovered = Recovered {
-        epoch: 0,
-        last: Version::ZERO,
-        horizon: Version::ZERO,
-        leases: BTreeMap::new(),
-        next_lease: 1,
-        popped: BTreeMap::from([(Tag(0), Version::ZERO), (Tag(1), Version::ZERO), (Tag(2), Version::ZERO)]),
-        metadata: Arc::new(metadata),
-        lock: None,
-    };
+    let recovered = begun(3);
     let leases = LeaseOptions::default();
     let (_, mut batcher) = Batcher::begin_epoch(&recovered, [1; 16], Limits::DEFAULT, leases, Duration::ZERO);
     let drop_tag = |tag| {
