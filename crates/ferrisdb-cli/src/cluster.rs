@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use ferrisdb::cluster::{Order, Ordered, line_options, order};
 use ferrisdb::{Code, Error};
 use ferrisdb_rpc::Client;
+use ferrisdb_storage::Env;
 use ferrisdb_storage::inspect::{Cell, Sink as _};
 use serde_json::Value;
 
@@ -145,6 +146,9 @@ fn parse_replication(text: &str) -> Result<u64, String> {
 pub(crate) fn cluster(arguments: &ClusterArguments, out: impl Write) -> Result<(), Failure> {
     match &arguments.command {
         ClusterCommand::Members(arguments) => {
+            if arguments.until_complete.is_some() {
+                wait_for_server(&arguments.connect);
+            }
             let document = connect::with(&arguments.connect, Missing::Refuse, |connected| {
                 if let Some(processes) = arguments.until_complete {
                     wait(connected, Awaited::Whole(processes))?;
@@ -280,6 +284,24 @@ fn refused(error: Error) -> Failure {
             Failure::failed(format!("refused: {reason}"), "")
         }
         _ => Failure::from(error),
+    }
+}
+
+/// Tries until it is connected: whoever waits for a cluster may begin before its first process has. What is wrong is told, for it may stay so.
+fn wait_for_server(arguments: &ConnectArguments) {
+    let env = Env::real();
+    let mut last = String::new();
+    while let Err(failure) = connect::with(arguments, Missing::Refuse, |_| Ok(())) {
+        // The command line does not become another one.
+        if !matches!(failure, Failure::Failed { .. }) {
+            return;
+        }
+        let said = format!("{failure}\ntrying again");
+        if said != last {
+            eprintln!("{said}");
+            last = said;
+        }
+        env.spawner.sleep(LOOK_EVERY);
     }
 }
 

@@ -83,8 +83,9 @@ impl Connected {
     pub(crate) fn run<T>(&self, future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         self.runtime.block_on(async {
             match tokio::time::timeout(self.timeout, future).await {
+                // The transaction has the same time, and may be the first to see that it is over.
+                Err(_) | Ok(Err(Failure::TimedOut { .. })) => Err(self.overdue().await),
                 Ok(answer) => answer,
-                Err(_) => Err(self.overdue().await),
             }
         })
     }

@@ -13,6 +13,8 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+use ferrisdb::Code;
+
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -21,6 +23,13 @@ pub(crate) enum Failure {
         /// What went wrong.
         what: String,
         /// What to do, if that is not in `what`.
+        remedy: String,
+    },
+    /// A transaction took longer than it was given: what that was, and what to do about it.
+    TimedOut {
+        /// What went wrong.
+        what: String,
+        /// What to do.
         remedy: String,
     },
     /// The command line, or the environment, does not say what to do.
@@ -54,7 +63,9 @@ impl Failure {
     /// The same, with what was to be done before it.
     pub(crate) fn about(self, doing: &str) -> Failure {
         match self {
-            Failure::Failed { what, remedy } => Failure::Failed { what: format!("{doing}: {what}"), remedy },
+            Failure::Failed { what, remedy } | Failure::TimedOut { what, remedy } => {
+                Failure::Failed { what: format!("{doing}: {what}"), remedy }
+            }
             other => other,
         }
     }
@@ -73,7 +84,7 @@ impl Failure {
     /// Says it on standard error and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         match self {
-            Failure::Failed { .. } => {
+            Failure::Failed { .. } | Failure::TimedOut { .. } => {
                 eprintln!("{self}");
                 ExitCode::from(1)
             }
@@ -102,7 +113,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Failed { what, remedy } if remedy.is_empty() => write!(f, "error: {what}"),
-            Failure::Failed { what, remedy } | Failure::Usage { what, remedy } => {
+            Failure::Failed { what, remedy } | Failure::TimedOut { what, remedy } | Failure::Usage { what, remedy } => {
                 write!(f, "error: {what}\n  help: {remedy}")
             }
             // The engine's own messages begin with the word, or name a missing file.
@@ -136,7 +147,11 @@ impl From<ferrisdb_storage::Error> for Failure {
 /// The database's errors have a number, by which `ferrisdb explain` finds them, and a remedy.
 impl From<ferrisdb::Error> for Failure {
     fn from(error: ferrisdb::Error) -> Failure {
-        Failure::failed(error.to_string(), error.code().remedy())
+        let (what, remedy) = (error.to_string(), error.code().remedy());
+        match error.code() {
+            Code::TransactionTimedOut => Failure::TimedOut { what, remedy: remedy.to_owned() },
+            _ => Failure::failed(what, remedy),
+        }
     }
 }
 
