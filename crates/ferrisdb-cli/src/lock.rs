@@ -7,6 +7,7 @@ use std::io::Write;
 
 use clap::Args;
 use ferrisdb_storage::Env;
+use ferrisdb_storage::inspect::Sink as _;
 
 use crate::arguments::{ConnectArguments, OutputArguments};
 use crate::connect::{self, Missing};

@@ -30,7 +30,7 @@ const COMMANDS: [&str; 18] = [
 ];
 
 /// The commands of `cluster`.
-const OF_CLUSTER: [&str; 5] = ["configure", "exclude", "include", "members", "transfer"];
+const OF_CLUSTER: [&str; 7] = ["configure", "exclude", "include", "lock", "members", "transfer", "unlock"];
 
 fn ferrisdb(arguments: &[&str]) -> Output {
     // No terminal and no COLUMNS: the width is the fixed one.
