@@ -35,7 +35,7 @@ fn a_transaction_reads_writes_and_commits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_may_borrow_in_its_transaction() {
     let (db, _, _) = database();
-    let keys = vec![b"a".to_vec(), b"b".to_vec()];
+    let keys = [b"a".to_vec(), b"b".to_vec()];
     let task = tokio::spawn(async move {
         db.run(async |tx| {
             keys.iter().for_each(|key| tx.set(key, b"v"));
