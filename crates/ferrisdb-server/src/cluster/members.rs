@@ -70,7 +70,7 @@ pub(super) struct Load {
     pub(super) is_stalled: bool,
     /// It has failed.
     pub(super) is_broken: bool,
-    /// Copied so far, while it is being filled.
+    /// Fetched in this life, of shards that came to it.
     pub(super) filled_rows: u64,
     pub(super) filled_bytes: u64,
     /// Of about so many bytes.
@@ -175,7 +175,7 @@ impl Detector {
         Health { standing: self.standing(now, process), serves: self.serves(now, process) }
     }
 
-    /// The one that is furthest behind, of those that serve and that `counts`: whoever is gone, or being filled, limits nobody.
+    /// The one that is furthest behind, of those that serve and that `counts`: whoever is gone, or has not begun, limits nobody.
     pub(super) fn worst(&self, now: Duration, counts: impl Fn(ProcessId) -> bool) -> Option<Lag> {
         let lags = self.heard.iter().filter(|&(&process, _)| counts(process) && self.serves(now, process));
         let lags = lags.map(|(&process, heard)| {
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(detector.standing(second(1000), 2), Standing::Gone, "it belongs no more");
     }
 
-    /// Who is behind is told by bytes; who is silent, filled or broken limits nobody.
+    /// Who is behind is told by bytes; who is silent, not begun or broken limits nobody.
     #[test]
     fn the_furthest_behind_limits() {
         let mut detector = Detector::new(MemberOptions::default());
@@ -230,6 +230,6 @@ mod tests {
         assert_eq!(detector.worst(second(2), |_| true).map(|lag| lag.process), Some(3));
         assert_eq!(worst(&detector, 10), None, "they are silent");
         detector.heard(second(11), 2, Load { serves: false, ..serving(1) }, 5000);
-        assert_eq!(worst(&detector, 11), None, "it is being filled");
+        assert_eq!(worst(&detector, 11), None, "it has not begun");
     }
 }

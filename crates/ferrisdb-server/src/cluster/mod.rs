@@ -276,7 +276,7 @@ struct Layout {
 
 impl ClusterNode {
     /// Opens the process in `dir`, which others reach at `here`. A new directory becomes what `beginning` says; an old one is what it is. Returns
-    /// when the process runs; it may have to be filled before it answers reads itself. To be awaited in a task of `doors.runtime`.
+    /// when the process runs; shards may have to come to it before it answers reads itself. To be awaited in a task of `doors.runtime`.
     ///
     /// # Errors
     /// What the disk says, naming the file; `file_not_writable` if another process has the directory open; what the cluster says to a process that wants to join,

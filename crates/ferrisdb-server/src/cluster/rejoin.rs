@@ -2,7 +2,7 @@
 //!
 //! | what happened | who says so | what it does |
 //! | --- | --- | --- |
-//! | It lost its tag: it was gone for long, or excluded and is taken back. | the log, and the leader | Keeps number, log and vote; empties its storage, which is filled for the new tag. |
+//! | It lost its tag: it was gone for long, or excluded and is taken back. | the log, and the leader | Keeps number, log and vote; empties its storage, and is given shards for the new tag. |
 //! | It was forgotten, or its disk went back. | the leader, or any voter | Empties everything and joins as a new process. |
 //!
 //! # Invariants
