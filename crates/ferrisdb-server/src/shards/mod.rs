@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A **shard** is a range of keys that the same storage servers hold. A **holder** is a storage server that has all of a shard from one version on,
-//! and until another one if it has lost it. A **move** gives a shard another team of holders; [`holding`] says how, and why nothing is lost by it.
+//! and until another one if it has lost it. A **move** gives a shard another team of holders; `holding.rs` says how, and why nothing is lost by it.
 //!
 //! # Invariants
 //! - The shards cover all keys, `''` to `\xff\xff`, without gaps and overlaps.
