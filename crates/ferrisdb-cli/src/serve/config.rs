@@ -155,7 +155,7 @@ impl Config {
             gone_after: pick.or("gone_after", a.gone_after, file.gone_after, "60s".to_owned()).parsed(
                 "gone_after",
                 "write it as 10s or 2m",
-                parse_duration,
+                parse_gone_after,
             )?,
             file: a.config,
         })
@@ -329,6 +329,16 @@ fn bytes(bytes: usize) -> String {
     if bytes.is_multiple_of(MIB) { format!("{} MiB", bytes / MIB) } else { format!("{bytes} B") }
 }
 
+/// Whoever is gone was suspected before: otherwise a process would lose its place between two of its beats.
+fn parse_gone_after(text: &str) -> Result<Duration, String> {
+    let after = parse_duration(text)?;
+    let suspected = ferrisdb::cluster::MemberOptions::default().suspected_after;
+    if after > suspected {
+        return Ok(after);
+    }
+    Err(format!("it must be longer than {suspected:?}, after which a silent process is suspected"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,5 +412,11 @@ mod tests {
         assert_eq!(config.block_cache.value, node.storage.engine.block_cache_bytes);
         assert_eq!(config.read_threads.value, node.storage.read_jobs);
         assert_eq!(config.gone_after.value, ferrisdb::cluster::MemberOptions::default().gone_after);
+    }
+
+    #[test]
+    fn nobody_is_gone_before_he_is_suspected() {
+        assert_eq!(parse_gone_after("4s"), Ok(Duration::from_secs(4)));
+        assert!(parse_gone_after("3s").is_err() && parse_gone_after("1ms").is_err());
     }
 }

@@ -167,7 +167,7 @@ pub(super) fn include(process: ProcessId) -> Mutation {
     clear(key_of(EXCLUDED_PREFIX, process))
 }
 
-/// Says how many copies of all data there shall be.
+/// Says how many replicas a shard is to have.
 pub(super) fn set_replication(copies: u64) -> Mutation {
     let mut value = vec![FORMAT_VERSION];
     put_varint(&mut value, copies);

@@ -6,7 +6,7 @@
 //! ```text
 //! order   u8 1 if it is only to be checked, u8 kind, then
 //!         1 exclude, 2 include   process
-//!         3 configure            copies of all data
+//!         3 configure            replicas of each shard
 //!         4 transfer             process, 0: any voter
 //! answer  u8 1 if it changes anything, otherwise 0; bytes: what it comes to, for people
 //! ```
@@ -24,7 +24,7 @@ use super::messages::{Message, invalid};
 use super::{Shared, metadata};
 use crate::log::replicated::ProcessId;
 
-/// Copies of all data that can be asked for.
+/// Replicas of each shard that can be asked for.
 pub const REPLICATION_MAX: u64 = 5;
 
 /// What is wanted.
@@ -34,7 +34,7 @@ pub enum Order {
     Exclude(ProcessId),
     /// An excluded process is to hold data again.
     Include(ProcessId),
-    /// So many copies of all data there shall be.
+    /// So many replicas each shard is to have.
     Replication(u64),
     /// This voter, or any other one, is to lead.
     Transfer(Option<ProcessId>),
@@ -207,7 +207,7 @@ fn check(situation: &Situation<'_>, order: Order) -> std::result::Result<Allowed
         }
         Order::Replication(copies) => {
             let there = registry.processes.keys().filter(|process| !registry.excluded.contains(process)).count();
-            let mut says = format!("all data is to have {copies} copies");
+            let mut says = format!("each shard is to have {copies} replicas");
             if (there as u64) < copies {
                 says.push_str(&format!("; the cluster has {there} processes for them, so start more"));
             }

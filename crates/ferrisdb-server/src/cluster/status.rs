@@ -290,7 +290,7 @@ fn messages(
         say(
             "few_voters",
             format!(
-                "The log has {} voter(s): the database does not survive the loss of one. It gets three by itself with the third process that has all data.",
+                "The log has {} voter(s): the database does not survive the loss of one. It gets three by itself with the third process.",
                 group.voters.len()
             ),
         );
