@@ -47,7 +47,10 @@ impl Database {
     /// None that are expected.
     pub fn open_in_memory() -> Result<Database> {
         let env = Env { fs: Arc::new(SimFileSystem::new()), ..Env::real() };
-        Database::open_with(env, "/ferrisdb", NodeOptions::default())
+        let mut options = NodeOptions::default();
+        // Zeros would take the memory that is the disk here.
+        options.log.fill = false;
+        Database::open_with(env, "/ferrisdb", options)
     }
 
     /// Opens a database with a disk, clock, threads and options of the caller's.

@@ -19,8 +19,11 @@ use crate::error::{Error, Result};
 use crate::fs::{File, FileSystem, OpenMode, read_exact_at, write_all_at};
 use crate::planted::{Bug, planted};
 
-/// How much one step of filling a fresh segment writes.
+/// How much one step of filling a fresh segment writes and syncs: little, because the log's own syncs wait behind it on the disk.
 const FILL_STEP_BYTES: u32 = 256 << 10;
+
+/// The first segment of a new log has this part of a segment's bytes if segments are filled, for opening waits until it is.
+const FILLED_FIRST_PART: u32 = 4;
 
 /// How much of an unsynced tail is written again at once.
 const REWRITE_BYTES: u32 = 1 << 20;
@@ -103,6 +106,16 @@ pub(super) fn open(fs: Arc<dyn FileSystem>, dir: &Path, options: WalOptions) -> 
     if is_new {
         let first = match ready.pop_front() {
             Some(first) => first,
+            None if options.fill => {
+                let first = create(
+                    fs.as_ref(),
+                    dir,
+                    (options.segment_bytes / FILLED_FIRST_PART).max(1 << 10),
+                    &mut maintenance,
+                )?;
+                fill(&first, 0, first.capacity)?;
+                first
+            }
             None => create(fs.as_ref(), dir, options.segment_bytes, &mut maintenance)?,
         };
         let (identity, number) = (options.identity, first.number);
@@ -291,6 +304,12 @@ fn create(fs: &dyn FileSystem, dir: &Path, capacity: u32, maintenance: &mut Main
     }
 }
 
+/// Writes zeros, so that the file system need not note with a later sync that a block has been written for the first time.
+fn fill(ready: &Ready, from: u32, bytes: u32) -> Result<()> {
+    let zeros = vec![0; bytes as usize];
+    write_all_at(ready.file.as_ref(), &zeros, u64::from(from)).map_err(|error| Error::io("fill", &ready.path, error))
+}
+
 /// Renames a file to the next number. Durable with the next sync of the directory. On an error the file is given back as it was.
 fn renumber(
     fs: &dyn FileSystem,
@@ -407,9 +426,7 @@ impl Inner {
                 self.publish(ready);
                 return Ok(PrepareStep::Idle);
             }
-            let zeros = vec![0; step as usize];
-            let written = write_all_at(ready.file.as_ref(), &zeros, u64::from(filled));
-            let written = written.map_err(|error| Error::io("fill", &ready.path, error));
+            let written = fill(&ready, filled, step).and_then(|()| self.sync_file(&ready));
             maintenance.filling = Some((ready, filled + if written.is_ok() { step } else { 0 }));
             return written.map(|()| PrepareStep::Again);
         }

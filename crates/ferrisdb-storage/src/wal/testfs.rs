@@ -120,6 +120,8 @@ struct State {
     fault: Option<Fault>,
     counts: BTreeMap<&'static str, usize>,
     changes: usize,
+    /// Bytes that were written to a file, under whatever names.
+    written: BTreeMap<usize, usize>,
     space: Option<usize>,
     /// A failed write leaves all of its bytes behind.
     failed_writes_land: bool,
@@ -231,6 +233,13 @@ impl TestFs {
         let state = self.lock();
         let path = state.disk.seen.keys().find(|path| path.ends_with(name)).unwrap();
         state.disk.inodes[state.disk.seen[path]].seen.clone()
+    }
+
+    /// Bytes that were written to a file since it was made.
+    pub(super) fn written(&self, name: &str) -> usize {
+        let state = self.lock();
+        let path = state.disk.seen.keys().find(|path| path.ends_with(name)).unwrap();
+        state.written.get(&state.disk.seen[path]).copied().unwrap_or(0)
     }
 
     pub(super) fn remove_behind_everyones_back(&self, name: &str) {
@@ -421,6 +430,7 @@ impl File for TestFile {
         let inode = &mut state.disk.inodes[self.inode];
         apply_bytes(&mut inode.seen, offset, data);
         inode.pending.push(Change::Write(offset, data.to_vec()));
+        *state.written.entry(self.inode).or_default() += data.len();
         result.map(|()| data.len())
     }
 

@@ -271,6 +271,7 @@ impl LogStore {
             segment_bytes: options.segment_bytes,
             reserve_bytes: (options.segment_bytes / 8).min(1 << 20),
             identity,
+            fill: true,
             ..WalOptions::default()
         };
         let fs = Arc::clone(&runtime.env().fs);

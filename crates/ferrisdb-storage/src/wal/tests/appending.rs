@@ -127,13 +127,37 @@ fn a_prepared_switch_is_one_write() {
         wal.set_prepare_waker(waker);
         while wal.prepare_step().unwrap() == PrepareStep::Again {}
         assert_eq!(wal.prepare_step().unwrap(), PrepareStep::Idle);
-        wal.append(&[&[1; 3900]]).unwrap();
-        let before = fs.changes();
+        let full = wal.append(&[&[1; 3900]]).unwrap().segment();
+        assert_eq!(full, if fill { 2 } else { 1 }, "a filled log begins with a smaller segment");
+        while wal.prepare_step().unwrap() == PrepareStep::Again {}
+        let (before, told) = (fs.changes(), woken.0.load(SeqCst));
         let position = wal.append(&[&[1; 300]]).unwrap();
-        assert_eq!((position.segment(), fs.changes() - before), (2, 1));
-        assert_eq!(woken.0.load(SeqCst), 1, "the preparer is told");
-        assert_eq!(fs.bytes("0000000002.wal").len(), 4096);
+        assert_eq!((position.segment(), fs.changes() - before), (full + 1, 1));
+        assert_eq!(woken.0.load(SeqCst) - told, 1, "the preparer is told");
+        assert_eq!(fs.bytes(&format!("{:010}.wal", full + 1)).len(), 4096);
     }
+}
+
+/// Every byte of a filled log's segments is written before a record is, the first segment's too: a sync never finds a block that the file system has yet to
+/// note as written. Opening waits for a quarter of a segment only.
+#[test]
+fn a_filled_log_never_writes_to_fresh_blocks() {
+    let fs = TestFs::new();
+    let (wal, _) = open_with(&fs, WalOptions { fill: true, ..options() }).unwrap();
+    assert_eq!((fs.bytes(FIRST).len(), fs.written(FIRST)), (1024, 1024 + SEGMENT_HEADER_LEN as usize));
+    while wal.prepare_step().unwrap() == PrepareStep::Again {}
+    assert_eq!(fs.written("0000000002.wal"), 4096);
+    let texts: Vec<_> =
+        (0..60).map(|index| format!("record {index}, long enough that they go through three segments")).collect();
+    for text in &texts {
+        append(&wal, text);
+        while wal.prepare_step().unwrap() == PrepareStep::Again {}
+    }
+    wal.sync().unwrap();
+    assert!(wal.last_position().segment() >= 3);
+    drop(wal);
+    let (wal, _) = open_with(&fs, WalOptions { fill: true, ..options() }).unwrap();
+    assert_eq!(contents(&wal).unwrap(), texts);
 }
 
 /// An option out of range is refused, by name.
