@@ -288,6 +288,16 @@ pub(super) fn shared_prefix(levels: &Levels<Table>) -> Vec<u8> {
     smallest.iter().zip(largest).take_while(|(a, b)| a == b).map(|(byte, _)| *byte).collect()
 }
 
+/// Bytes of the first memtable. Without a prefix to guess from, every comparison of an insert is a cache miss, for as long as that memtable lasts; so it is
+/// a small one, and the next knows what its keys begin with. (Not worth a table where memtables are small anyhow.)
+fn first_capacity(options: &Options, prefix: &[u8]) -> usize {
+    const LARGE_BYTES: usize = 16 << 20;
+    match prefix {
+        [] if options.write_buffer_bytes >= LARGE_BYTES => options.write_buffer_bytes / 64,
+        _ => options.write_buffer_bytes,
+    }
+}
+
 /// The file in which a position of the WAL lies.
 fn segment_of(wal_dir: &Path, position: WalPosition) -> std::path::PathBuf {
     wal_dir.join(crate::wal::segment_file_name(position.segment()))
@@ -315,7 +325,7 @@ impl Replay {
         last_version: Version,
         flushed: Version,
     ) -> Replay {
-        let first = LiveMemtable::new(Memtable::in_pool(options.write_buffer_bytes, &prefix, memory));
+        let first = LiveMemtable::new(Memtable::in_pool(first_capacity(options, &prefix), &prefix, memory));
         Replay {
             flushed,
             last_version,
@@ -360,6 +370,9 @@ impl Replay {
         let active = self.memtables.last().expect("there is always one");
         if !active.entries.try_reserve(needed, &mut self.inserter) {
             let capacity = self.capacity.max(Memtable::capacity_for(needed));
+            if self.prefix.is_empty() {
+                self.prefix = active.entries.common_prefix().to_vec();
+            }
             let fresh = LiveMemtable::new(Memtable::in_pool(capacity, &self.prefix, &self.memory));
             if active.is_idle() {
                 self.memtables.pop();

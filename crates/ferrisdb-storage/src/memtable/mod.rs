@@ -176,6 +176,12 @@ impl Memtable {
         self.list.common_prefix()
     }
 
+    /// What this memtable was told that most keys begin with.
+    #[cfg(all(test, not(any(loom, shuttle))))]
+    pub(crate) fn prefix(&self) -> &[u8] {
+        self.list.prefix()
+    }
+
     /// What an entry with these lengths, in bytes, may claim of the capacity. On average it takes 8 bytes less; taller nodes live on
     /// what low ones leave over, and near the end of the capacity towers stay low. [`Self::release`] gives back what is left.
     pub const fn bytes_needed(key_len: usize, value_len: usize) -> usize {

@@ -231,6 +231,12 @@ impl SkipList {
         self.id
     }
 
+    /// See the field.
+    #[cfg(all(test, not(any(loom, shuttle))))]
+    pub(super) fn prefix(&self) -> &[u8] {
+        &self.prefix
+    }
+
     /// Adds an entry with `height` levels. `reserved` must be of this list's arena and cover [`node_bytes`].
     ///
     /// # Panics

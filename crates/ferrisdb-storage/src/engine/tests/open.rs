@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{DIR, Machine, put};
+use super::{DIR, Machine, contents, put};
 use crate::fs::FileSystem;
 use crate::fs::sim::{CrashMode, DiskError, Injection, OpKind, SimFileSystem, Verdict};
 use crate::manifest::log;
@@ -53,4 +53,25 @@ fn a_bad_record_names_its_segment() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A new engine knows nothing of its keys, and inserts are slow in a memtable without a prefix to skip: so the first memtable is a small one, and the next
+/// knows, also when all of it comes from the WAL.
+#[test]
+fn the_first_memtable_only_looks_at_the_keys() {
+    let machine = Machine::new(SimFileSystem::new(), 1);
+    let options = || Options { write_buffer_bytes: 16 << 20, ..Options::tiny() };
+    let prefix = |engine: &Engine| engine.core().view.read().active().entries.prefix().to_vec();
+    let engine = machine.open(options()).unwrap();
+    put(&engine, "table 17, row 000000", "value");
+    assert_eq!(prefix(&engine), b"");
+    // Far from sixteen megabytes.
+    for row in 1..10_000 {
+        put(&engine, &format!("table 17, row {row:06}"), "value");
+    }
+    assert_eq!(prefix(&engine), b"table 17, row 00");
+    engine.close().unwrap();
+    let engine = machine.open(options()).unwrap();
+    assert_eq!(prefix(&engine), b"table 17, row 00");
+    assert_eq!(contents(&engine).len(), 10_000);
 }
