@@ -85,7 +85,7 @@ use crate::counters::Counters;
 use crate::failure::from_storage;
 use crate::feed::Progress;
 use crate::lifetime::{SharedLock, ended, spawn, take_directory};
-use crate::log::replicated::{GroupView, Position, ReplicatedLog, ReplicatedLogOptions};
+use crate::log::replicated::{GroupView, Position, ReplicatedLog, ReplicatedLogOptions, RunBy};
 use crate::log::{Applied, Entry, Log, State, Tag};
 use crate::runtime::JobRuntime;
 use crate::shards::holding::Holding;
@@ -645,7 +645,13 @@ impl Opener<'_> {
             identity.cluster_id,
             identity.process,
             Arc::new(peers),
-            |name, task| tasks.push(spawn(self.jobs, name, task, Arc::clone(self.lock))),
+            |by, name, task| {
+                let runtime: &dyn Runtime = match by {
+                    RunBy::Jobs => self.jobs,
+                    RunBy::Runtime => self.doors.runtime.as_ref(),
+                };
+                tasks.push(spawn(runtime, name, task, Arc::clone(self.lock)));
+            },
         )
         .await
     }

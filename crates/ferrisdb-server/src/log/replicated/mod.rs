@@ -127,6 +127,15 @@ impl ReplicatedLogOptions {
     }
 }
 
+/// What runs a task of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunBy {
+    /// The jobs: it blocks on the disk.
+    Jobs,
+    /// What runs the library's tasks: it never blocks, and talks with these all the time. With threads between them every word would wake one.
+    Runtime,
+}
+
 /// A handle to one replica of the log; clones share it. The tasks that drive it hold one too: they end with [`ReplicatedLog::close`].
 #[derive(Clone)]
 pub struct ReplicatedLog {
@@ -198,7 +207,8 @@ impl ReplicatedLog {
     /// Opens process `process`'s replica in `dir`, or makes a new one, which belongs to no group until it is
     /// [founded](Self::found) or a group takes it in.
     ///
-    /// `jobs` runs what blocks on the disk, `runtime` the library's tasks, which never do; the log's own tasks are given to `spawn`, with a name.
+    /// `jobs` runs what blocks on the disk, `runtime` the library's tasks, which never do; the log's own tasks are given to `spawn`, with a name, and which
+    /// of the two is to run them.
     ///
     /// # Errors
     /// What the disk says; options that do not fit together.
@@ -211,12 +221,12 @@ impl ReplicatedLog {
         cluster_id: [u8; 16],
         process: ProcessId,
         peers: Arc<dyn Peers>,
-        mut spawn: impl FnMut(&str, BoxFuture<()>),
+        mut spawn: impl FnMut(RunBy, &str, BoxFuture<()>),
     ) -> Result<ReplicatedLog> {
         let config = Arc::new(options.config()?);
         let store = LogStore::open(jobs, dir, options.store.clone(), cluster_id)?;
         // From here on it must be driven: the library writes before it answers.
-        store.spawn(&mut spawn);
+        store.spawn(|name, task| spawn(RunBy::Jobs, name, task));
         let machine = Machine::new(store.clone(), &options.tags, options.hot_bytes);
         let network = Network { peers: Arc::clone(&peers) };
         let raft = Raft::new(process, config, network, store.clone(), machine.clone());
@@ -242,11 +252,11 @@ impl ReplicatedLog {
         };
         let log = ReplicatedLog { shared: Arc::new(shared) };
         let task = log.clone();
-        spawn("raft-propose", task.clone().scoped(async move { task.propose_until_closed().await }));
+        spawn(RunBy::Runtime, "raft-propose", task.clone().scoped(async move { task.propose_until_closed().await }));
         let task = log.clone();
-        spawn("raft-read", task.clone().scoped(async move { task.read_until_closed().await }));
+        spawn(RunBy::Runtime, "raft-read", task.clone().scoped(async move { task.read_until_closed().await }));
         let task = log.clone();
-        spawn("raft-purge", task.clone().scoped(async move { task.purge_until_closed().await }));
+        spawn(RunBy::Jobs, "raft-purge", task.clone().scoped(async move { task.purge_until_closed().await }));
         Ok(log)
     }
 

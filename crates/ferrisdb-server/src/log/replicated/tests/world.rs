@@ -260,7 +260,7 @@ impl World {
                 CLUSTER,
                 process,
                 peers,
-                |name, task| tasks.spawn(name, task),
+                |_, name, task| tasks.spawn(name, task),
             );
             let Some(world) = me.upgrade() else { return };
             match opened.await {
