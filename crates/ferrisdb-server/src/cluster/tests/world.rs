@@ -1,10 +1,10 @@
 //! The world: processes over simulated disks and a simulated network, and clients that transfer between accounts.
 //!
 //! Checked as it happens: the accounts that any process shows at any version have one total, and a read version is at or above every version that was
-//! acknowledged before it was asked for. Checked at the end: every transfer that was acknowledged happened once, and all storage servers are equal.
+//! acknowledged before it was asked for. Checked at the end, by the [judge]: every transfer that was acknowledged happened once, and all storage servers are equal.
+//! How messages go is the [network]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,37 +16,33 @@ use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{
     Bytes, Clock, Code, Error, KeyRange, KeyValue, ManualClock, Random, Result, Runtime, SplitMix64, Version,
 };
-use ferrisdb_rpc::api::{
-    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
-};
+use ferrisdb_rpc::api::GetRangeRequest;
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::Env;
 use ferrisdb_storage::env::SeededEntropy;
 use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
-use futures_util::future::{Either, select};
 
-use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Network};
+use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions};
 use crate::lives::{Life, LifeSpawner};
 use crate::log::Tag;
 use crate::log::replicated::{LogStoreOptions, Peer, ProcessId, ReplicatedLogOptions};
 use crate::runtime::JobRuntime;
 use crate::shards::change::Change;
-use crate::shards::holding::Holding;
 use crate::signal::lock;
 use crate::storage::StorageOptions;
 
+mod judge;
 mod losses;
+mod network;
 
 use losses::Losses;
+use network::{Anywhere, OUTSIDE, SimNetwork, address};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const ACCOUNTS: u64 = 8;
 const BALANCE: i64 = 100;
 const CLIENTS: u64 = 3;
-/// A question without an answer for so long is given up.
-const DEADLINE: Duration = Duration::from_secs(3);
 
 struct Host {
     disk: SimFileSystem,
@@ -114,164 +110,6 @@ pub(super) struct Outcome {
     pub(super) trace: u64,
 }
 
-/// The clients are at 0.
-const OUTSIDE: ProcessId = 0;
-
-fn address(process: ProcessId) -> String {
-    format!("host{process}:1")
-}
-
-fn process_at(address: &str) -> Option<ProcessId> {
-    address.strip_prefix("host")?.split_once(':')?.0.parse().ok()
-}
-
-/// One process's way to the others.
-struct SimNetwork {
-    world: Weak<World>,
-    from: ProcessId,
-    runtime: JobRuntime,
-}
-
-impl fmt::Debug for SimNetwork {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the network of process {}", self.from)
-    }
-}
-
-impl Network for SimNetwork {
-    fn connect(&self, address: &str, _: Option<[u8; 16]>) -> BoxFuture<Result<Arc<dyn Endpoint>>> {
-        let to = process_at(address).expect("an address of this world");
-        let line = Line { world: self.world.clone(), from: self.from, to, runtime: self.runtime.clone() };
-        Box::pin(async move { Ok(Arc::new(line) as Arc<dyn Endpoint>) })
-    }
-}
-
-/// The way to one process.
-struct Line {
-    world: Weak<World>,
-    from: ProcessId,
-    to: ProcessId,
-    runtime: JobRuntime,
-}
-
-impl Line {
-    /// Has the other side answer, if it is reached, in a task of its own. `lost` is what the asker hears if the question may have arrived.
-    fn ask<T: Send + Unpin + 'static>(
-        &self,
-        lost: Code,
-        ask: impl FnOnce(&dyn Endpoint) -> Answer<T> + Send + 'static,
-    ) -> Answer<T> {
-        let (world, from, to, runtime) = (self.world.clone(), self.from, self.to, self.runtime.clone());
-        Answer::later(async move {
-            let failed = |code| Error::with(code, "lost on the way");
-            let world = world.upgrade().ok_or_else(|| failed(Code::ConnectionFailed))?;
-            let asking = std::pin::pin!(async {
-                let there = world.passes(from, to)?;
-                runtime.sleep(there).await;
-                let (endpoint, on) = world.endpoint(from, to)?;
-                let (sender, receiver) = futures_channel::oneshot::channel();
-                on.spawn("rpc", Box::pin(async move { drop(sender.send(ask(endpoint.as_ref()).await)) }));
-                let answer = receiver.await.ok()?;
-                runtime.sleep(world.passes(to, from)?).await;
-                Some(answer)
-            });
-            match select(asking, runtime.sleep(DEADLINE)).await {
-                Either::Left((Some(answer), _)) => answer,
-                // Nobody is told at once that a message was lost.
-                Either::Left((None, timer)) => {
-                    let wait = world.random(100);
-                    drop(timer);
-                    runtime.sleep(wait as u32 * MILLISECOND).await;
-                    Err(failed(lost))
-                }
-                Either::Right(_) => Err(failed(lost)),
-            }
-        })
-    }
-}
-
-macro_rules! over_the_line {
-    ($($method:ident($request:ty) -> $answer:ty, $lost:ident;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.ask(Code::$lost, move |endpoint| endpoint.$method(request))
-        })*
-    };
-}
-
-impl Endpoint for Line {
-    fn description(&self) -> Description {
-        let limits = ferrisdb_core::Limits::DEFAULT;
-        Description { cluster_id: [0; 16], limits, connection_string: address(self.to) }
-    }
-
-    over_the_line! {
-        begin(BeginRequest) -> Begun, ConnectionFailed;
-        get(GetRequest) -> Option<Bytes>, ConnectionFailed;
-        get_key(GetKeyRequest) -> Bytes, ConnectionFailed;
-        get_range(GetRangeRequest) -> Rows, ConnectionFailed;
-        commit(CommitRequest) -> Committed, CommitUnknownResult;
-        resolve(ResolveRequest) -> Option<Committed>, ConnectionFailed;
-        watch(WatchRequest) -> Version, ConnectionFailed;
-        lease(LeaseRequest) -> Lease, ConnectionFailed;
-        estimated_size(KeyRange) -> u64, ConnectionFailed;
-        split_points(SplitPointsRequest) -> Vec<Bytes>, ConnectionFailed;
-        addresses_for_key(Bytes) -> Vec<String>, ConnectionFailed;
-        message(Bytes) -> Bytes, ConnectionFailed;
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.ask(Code::ConnectionFailed, |endpoint| endpoint.status())
-    }
-}
-
-/// A client's way into the cluster: to any process, another one each time.
-struct Anywhere {
-    world: Weak<World>,
-    runtime: JobRuntime,
-}
-
-impl Anywhere {
-    fn line(&self) -> Line {
-        let world = self.world.upgrade().expect("clients end before their world");
-        let hosts: Vec<ProcessId> = lock(&world.state).hosts.keys().copied().collect();
-        let to = hosts[world.random(hosts.len() as u64) as usize];
-        Line { world: self.world.clone(), from: OUTSIDE, to, runtime: self.runtime.clone() }
-    }
-}
-
-macro_rules! anywhere {
-    ($($method:ident($request:ty) -> $answer:ty;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.line().$method(request)
-        })*
-    };
-}
-
-impl Endpoint for Anywhere {
-    fn description(&self) -> Description {
-        self.line().description()
-    }
-
-    anywhere! {
-        begin(BeginRequest) -> Begun;
-        get(GetRequest) -> Option<Bytes>;
-        get_key(GetKeyRequest) -> Bytes;
-        get_range(GetRangeRequest) -> Rows;
-        commit(CommitRequest) -> Committed;
-        resolve(ResolveRequest) -> Option<Committed>;
-        watch(WatchRequest) -> Version;
-        lease(LeaseRequest) -> Lease;
-        estimated_size(KeyRange) -> u64;
-        split_points(SplitPointsRequest) -> Vec<Bytes>;
-        addresses_for_key(Bytes) -> Vec<String>;
-        message(Bytes) -> Bytes;
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.line().status()
-    }
-}
-
 impl World {
     /// One in which nobody is ever lost for good.
     pub(super) fn new(seed: u64) -> Arc<World> {
@@ -321,31 +159,6 @@ impl World {
 
     fn fail(&self, what: String) {
         lock(&self.truth).failures.push(what);
-    }
-
-    /// How long a message from one to the other takes; `None` if it is lost.
-    fn passes(&self, from: ProcessId, to: ProcessId) -> Option<Duration> {
-        let mut state = lock(&self.state);
-        if state.cut.contains(&(from, to)) {
-            return None;
-        }
-        let loss = state.loss;
-        if state.random.below(1000) < loss {
-            return None;
-        }
-        let most = if state.random.one_in(100) { 100_000 } else { 2_000 };
-        Some(Duration::from_micros(100 + state.random.below(most)))
-    }
-
-    fn endpoint(&self, from: ProcessId, to: ProcessId) -> Option<(Arc<dyn Endpoint>, JobRuntime)> {
-        let (node, runtime) = {
-            let state = lock(&self.state);
-            let host = state.hosts.get(&to)?;
-            (host.node.clone()?, host.runtime.clone()?)
-        };
-        let endpoint = node.endpoint();
-        let endpoint = if from == OUTSIDE { endpoint } else { endpoint.for_peers().expect("a process has one") };
-        Some((endpoint, runtime))
     }
 
     fn options(&self) -> ClusterOptions {
@@ -759,45 +572,6 @@ impl World {
         dead.into_iter().for_each(|process| self.start(process));
     }
 
-    /// All rows, if those who hold a shard have the same of it, and nobody has anything else.
-    fn compare(
-        &self,
-        node: &ClusterNode,
-        stored: &BTreeMap<ProcessId, Vec<KeyValue>>,
-        holdings: &BTreeMap<ProcessId, Arc<Holding>>,
-    ) -> Option<Vec<KeyValue>> {
-        let map = node.life.shared().shards().expect("it is readable");
-        map.check();
-        let registry = node.life.shared().registry().expect("it is readable");
-        let mut all = Vec::new();
-        for (range, shard) in map.iter() {
-            let wanted = registry.replicas().min(stored.len());
-            if shard.team().len() < wanted || shard.moving.is_some() {
-                self.fail(format!("at the end {range:?} has not its replicas: {shard:?}"));
-            }
-            let mut copies = shard.team().into_iter().filter_map(|tag| {
-                let process = registry.storage[&tag].process;
-                if !holdings.get(&process)?.covers(&range, Version::MAX) {
-                    self.fail(format!("process {process} does not know that it holds {range:?}"));
-                }
-                let rows = stored.get(&process)?.iter().filter(|row| range.contains(&row.key));
-                Some(rows.cloned().collect::<Vec<_>>())
-            });
-            let first = copies.next()?;
-            if copies.any(|copy| copy != first) {
-                self.fail(format!("those who hold {range:?} differ at the end"));
-            }
-            all.extend(first);
-        }
-        for (process, rows) in stored {
-            let stray = rows.iter().find(|row| !holdings[process].has_now(&row.key));
-            if let Some(row) = stray {
-                self.fail(format!("process {process} has {row:?}, which it does not hold"));
-            }
-        }
-        Some(all)
-    }
-
     /// A change of the shards that nobody has thought about: any that fits.
     fn shuffle(&self) {
         let Some(leader) = self.leading().and_then(|leader| self.node(leader)) else { return };
@@ -827,77 +601,6 @@ impl World {
         let nodes: Vec<_> = lock(&self.state).hosts.values().filter_map(|host| host.node.clone()).collect();
         let epochs = nodes.iter().map(|node| node.life.shared().log.with_state(|state| state.epoch()));
         lock(&self.truth).epochs.extend(epochs);
-    }
-
-    /// Nobody commits any more; then everything is compared.
-    pub(super) fn check_quiet(&self) {
-        lock(&self.state).is_quiet = true;
-        self.run(Duration::from_secs(10));
-        let nodes: Vec<(ProcessId, Arc<ClusterNode>)> = {
-            let state = lock(&self.state);
-            state.hosts.iter().filter_map(|(&process, host)| Some((process, host.node.clone()?))).collect()
-        };
-        if nodes.len() != lock(&self.state).hosts.len() {
-            self.fail("not every process is there at the end".to_owned());
-        }
-        for (process, node) in &nodes {
-            if let Some(failure) = node.failure() {
-                self.fail(format!("process {process}: {failure}"));
-            }
-        }
-        let prints: BTreeSet<_> = nodes.iter().map(|(_, node)| node.life.shared().log.fingerprint()).collect();
-        if prints.len() > 1 {
-            self.fail("the replicas of the log differ at the end".to_owned());
-        }
-        let last = nodes.iter().map(|(_, node)| node.storage().applied_version()).max().unwrap_or_default();
-        let mut stored = BTreeMap::new();
-        let mut holdings = BTreeMap::new();
-        for (process, node) in &nodes {
-            let applied = node.storage().applied_version();
-            if applied != last {
-                self.fail(format!("storage of process {process} has come to {applied} of {last}"));
-                continue;
-            }
-            let range = KeyRange::new(Bytes::new(), Bytes::from_static(SYSTEM_END));
-            let request = GetRangeRequest { range, version: last, limit: 0, target_bytes: 0, reverse: false };
-            let answer = node.storage().get_range(request);
-            let found = Arc::new(Mutex::new(None));
-            let put = Arc::clone(&found);
-            self.outside.spawn("compare", Box::pin(async move { *lock(&put) = Some(answer.await) }));
-            self.run(Duration::from_secs(1));
-            match lock(&found).take() {
-                Some(Ok(rows)) => drop(stored.insert(*process, rows.rows)),
-                other => self.fail(format!("storage of process {process} cannot be read: {other:?}")),
-            }
-            holdings.insert(*process, node.life.shared().keeper.holding());
-        }
-        if let Some(first) = self.compare(&nodes[0].1, &stored, &holdings) {
-            let truth = lock(&self.truth);
-            let mut wrong = Vec::new();
-            let mut beyond = 0;
-            for client in 1..CLIENTS {
-                let key = format!("transfers/{client}");
-                let row = first.iter().find(|row| row.key == key.as_bytes());
-                let happened = row.map_or(0, |row| number(&row.value) as u64);
-                let acknowledged = truth.transfers.get(&client).copied().unwrap_or_default();
-                if happened < acknowledged {
-                    wrong.push(format!(
-                        "of {acknowledged} acknowledged transfers of client {client} {happened} are there"
-                    ));
-                }
-                beyond += happened.saturating_sub(acknowledged);
-            }
-            if beyond > truth.unknown {
-                wrong.push(format!(
-                    "{beyond} transfers happened that nobody acknowledged, {} are unknown",
-                    truth.unknown
-                ));
-            }
-            drop(truth);
-            wrong.into_iter().for_each(|what| self.fail(what));
-        }
-        let failures = lock(&self.truth).failures.clone();
-        assert!(failures.is_empty(), "seed {}: {failures:#?}", self.seed);
     }
 }
 
