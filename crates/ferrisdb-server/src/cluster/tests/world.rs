@@ -24,6 +24,8 @@ use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 
 use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions};
+use crate::coordinator::Coordinator;
+use crate::links::{Counts, Links};
 use crate::lives::{Life, LifeSpawner};
 use crate::log::Tag;
 use crate::log::replicated::{LogStoreOptions, Peer, ProcessId, ReplicatedLogOptions};
@@ -76,8 +78,7 @@ impl Truth {
 struct State {
     random: SplitMix64,
     hosts: BTreeMap<ProcessId, Host>,
-    cut: BTreeSet<(ProcessId, ProcessId)>,
-    loss: u64,
+    links: Links,
     lives: u64,
     is_quiet: bool,
     losses: Losses,
@@ -102,6 +103,7 @@ pub(super) struct World {
 pub(super) struct Outcome {
     /// Processes that were lost for good, and disks that went back.
     pub(super) losses: (u64, u64),
+    pub(super) counts: Counts,
     pub(super) failures: Vec<String>,
     pub(super) committed: u64,
     pub(super) epochs: usize,
@@ -134,8 +136,7 @@ impl World {
         let state = State {
             random: SplitMix64::new(seed ^ 0x5eed),
             hosts: BTreeMap::new(),
-            cut: BTreeSet::new(),
-            loss: 0,
+            links: Links::default(),
             lives: 0,
             is_quiet: false,
             losses: Losses::default(),
@@ -294,6 +295,23 @@ impl World {
                 self.shuffle();
             }
         }
+    }
+
+    /// The newest epoch that any process knows.
+    pub(super) fn epochs(&self) -> u64 {
+        self.note_epochs();
+        lock(&self.truth).epochs.last().copied().unwrap_or_default()
+    }
+
+    /// The newest version that was acknowledged.
+    pub(super) fn acknowledged(&self) -> Version {
+        lock(&self.truth).acknowledged
+    }
+
+    /// The coordinator that runs there.
+    pub(super) fn coordinator(&self, process: ProcessId) -> Coordinator {
+        let node = self.node(process).expect("it lives");
+        node.life.shared().leading.coordinator().expect("it leads")
     }
 
     pub(super) fn committed(&self) -> u64 {
@@ -549,23 +567,18 @@ impl World {
                     life.pause(true);
                 }
             }
-            3 => drop(lock(&self.state).cut.insert((process, other))),
+            3 => lock(&self.state).links.cut(process, other),
             4 | 5 => {
-                let mut state = lock(&self.state);
-                for other in (OUTSIDE + 1..=self.processes).filter(|&other| other != process) {
-                    state.cut.insert((process, other));
-                    state.cut.insert((other, process));
-                }
+                lock(&self.state).links.cut_off(process, OUTSIDE + 1..=self.processes);
             }
-            _ => lock(&self.state).loss = 150,
+            _ => lock(&self.state).links.lose(150),
         }
     }
 
     fn heal(&self) {
         let dead: Vec<ProcessId> = {
             let mut state = lock(&self.state);
-            state.cut.clear();
-            state.loss = 0;
+            state.links.heal();
             state.hosts.values().filter_map(|host| host.life.as_ref()).for_each(|life| life.pause(false));
             state.hosts.iter().filter(|(_, host)| host.life.is_none()).map(|(&process, _)| process).collect()
         };
@@ -619,6 +632,7 @@ pub(super) fn live(seed: u64, processes: u64, moves: bool, duration: Duration) -
     let world = World::with(seed, processes, 5 * Duration::from_secs(1));
     world.grow_to(processes);
     let end = world.clock.now() + duration;
+    lock(&world.state).links.is_disturbed = true;
     while world.clock.now() < end {
         world.run_shuffled(100 + world.random(900), moves);
         world.disturb(moves);
@@ -629,6 +643,7 @@ pub(super) fn live(seed: u64, processes: u64, moves: bool, duration: Duration) -
         world.note_epochs();
         world.take_image();
     }
+    lock(&world.state).links.is_disturbed = false;
     world.heal();
     let before = world.committed();
     world.run(Duration::from_secs(10));
@@ -639,9 +654,11 @@ pub(super) fn live(seed: u64, processes: u64, moves: bool, duration: Duration) -
     world.until_whole(3);
     world.check_quiet();
     let losses = world.losses();
+    let counts = lock(&world.state).links.counts();
     let truth = lock(&world.truth);
     Outcome {
         losses,
+        counts,
         failures: truth.failures.clone(),
         committed: truth.committed,
         epochs: truth.epochs.len(),

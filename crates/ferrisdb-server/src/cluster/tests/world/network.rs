@@ -1,4 +1,4 @@
-//! The simulated network: a question goes to a process and its answer comes back, late, never, or the question twice.
+//! The simulated network: a question goes to a process and its answer comes back, late, or never; or the question comes twice. What becomes of each says [`Links`].
 
 use std::fmt;
 
@@ -58,18 +58,30 @@ impl Line {
     fn ask<T: Send + Unpin + 'static>(
         &self,
         lost: Code,
-        ask: impl FnOnce(&dyn Endpoint) -> Answer<T> + Send + 'static,
+        ask: impl Fn(&dyn Endpoint) -> Answer<T> + Send + Sync + 'static,
     ) -> Answer<T> {
         let (world, from, to, runtime) = (self.world.clone(), self.from, self.to, self.runtime.clone());
         Answer::later(async move {
             let failed = |code| Error::with(code, "lost on the way");
             let world = world.upgrade().ok_or_else(|| failed(Code::ConnectionFailed))?;
+            let ask = Arc::new(ask);
             let asking = std::pin::pin!(async {
                 let there = world.passes(from, to)?;
-                runtime.sleep(there).await;
-                let (endpoint, on) = world.endpoint(from, to)?;
                 let (sender, receiver) = futures_channel::oneshot::channel();
-                on.spawn("rpc", Box::pin(async move { drop(sender.send(ask(endpoint.as_ref()).await)) }));
+                if lost != Code::CommitUnknownResult
+                    && let Some(again) = world.comes_twice()
+                {
+                    let ask = Arc::clone(&ask);
+                    world.deliver(from, to, there + again, move |endpoint| {
+                        let answer = ask(endpoint);
+                        Box::pin(async move { drop(answer.await) })
+                    });
+                }
+                let late = world.comes_late();
+                world.deliver(from, to, there + late, move |endpoint| {
+                    let answer = ask(endpoint);
+                    Box::pin(async move { drop(sender.send(answer.await)) })
+                });
                 let answer = receiver.await.ok()?;
                 runtime.sleep(world.passes(to, from)?).await;
                 Some(answer)
@@ -92,7 +104,7 @@ impl Line {
 macro_rules! over_the_line {
     ($($method:ident($request:ty) -> $answer:ty, $lost:ident;)*) => {
         $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.ask(Code::$lost, move |endpoint| endpoint.$method(request))
+            self.ask(Code::$lost, move |endpoint| endpoint.$method(request.clone()))
         })*
     };
 }
@@ -172,18 +184,39 @@ impl Endpoint for Anywhere {
 }
 
 impl World {
-    /// How long a message from one to the other takes; `None` if it is lost.
     fn passes(&self, from: ProcessId, to: ProcessId) -> Option<Duration> {
-        let mut state = lock(&self.state);
-        if state.cut.contains(&(from, to)) {
-            return None;
-        }
-        let loss = state.loss;
-        if state.random.below(1000) < loss {
-            return None;
-        }
-        let most = if state.random.one_in(100) { 100_000 } else { 2_000 };
-        Some(Duration::from_micros(100 + state.random.below(most)))
+        let State { links, random, .. } = &mut *lock(&self.state);
+        links.passes(random, from, to)
+    }
+
+    /// Takes a question to a process, which answers it in a task of its own. Nobody there: it is lost.
+    fn deliver(
+        &self,
+        from: ProcessId,
+        to: ProcessId,
+        after: Duration,
+        ask: impl FnOnce(&dyn Endpoint) -> BoxFuture<()> + Send + 'static,
+    ) {
+        let (world, outside) = (self.me.clone(), self.outside.clone());
+        let delivering = async move {
+            outside.sleep(after).await;
+            let Some((endpoint, on)) = world.upgrade().and_then(|world| world.endpoint(from, to)) else { return };
+            let asking = async move { ask(endpoint.as_ref()).await };
+            on.spawn("rpc", Box::pin(asking));
+        };
+        self.outside.spawn("message", Box::pin(delivering));
+    }
+
+    /// If a question comes a second time: how long after the first.
+    fn comes_twice(&self) -> Option<Duration> {
+        let State { links, random, .. } = &mut *lock(&self.state);
+        links.comes_twice(random)
+    }
+
+    /// How late a question is.
+    fn comes_late(&self) -> Duration {
+        let State { links, random, .. } = &mut *lock(&self.state);
+        links.comes_late(random, 1)
     }
 
     fn endpoint(&self, from: ProcessId, to: ProcessId) -> Option<(Arc<dyn Endpoint>, JobRuntime)> {
