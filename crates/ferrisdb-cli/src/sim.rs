@@ -75,6 +75,11 @@ pub(crate) fn run(arguments: &SimArguments, output: &mut (impl Write + Send)) ->
             "Build it in the repository, whose .cargo/config.toml has it, without a RUSTFLAGS variable.",
         ));
     }
+    let is_other = |name: &String| name != workloads::ALONE;
+    if arguments.workload.iter().any(is_other) && !arguments.workload.iter().all(is_other) {
+        let what = format!("the workload {} uses all keys there are, and runs beside no other", workloads::ALONE);
+        return Err(Failure::usage(what, "Leave the others out, or run them in a command of their own."));
+    }
     if arguments.trace {
         return trace(arguments, output);
     }

@@ -15,6 +15,8 @@ mod failure;
 mod feed;
 mod lifetime;
 #[cfg(test)]
+mod links;
+#[cfg(test)]
 mod lives;
 pub mod log;
 pub mod node;

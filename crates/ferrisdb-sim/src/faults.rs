@@ -52,7 +52,7 @@ pub enum Kind {
     SlowNetwork,
     /// Connections break in the middle of something.
     BrokenStreams,
-    /// What a client sent arrives long after it has given up the connection.
+    /// What a client or a process of a cluster sent arrives long after it has given up the connection, and after what it has asked again on the next one.
     LateMessages,
     /// A sync fails, and what it should have written is gone.
     FailedSync,
@@ -340,7 +340,11 @@ impl Chaos {
                 let host = if self.random.one_in(2) { host } else { std::sync::Arc::clone(world.host(&client)) };
                 host.network().break_streams();
             }
-            Kind::LateMessages => world.host(&client).network().delay_streams(),
+            Kind::LateMessages => {
+                // What processes of a cluster send each other is asked again on the next connection, and so comes twice.
+                let is_between_servers = self.servers.len() > 1 && self.random.one_in(2);
+                world.host(if is_between_servers { &server } else { &client }).network().delay_streams();
+            }
             Kind::FailedSync => {
                 let verdict = Verdict::FailAndDrop(DiskError::Io);
                 let after = self.random.below(20);

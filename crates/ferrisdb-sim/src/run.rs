@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use ferrisdb_client::{Database, DatabaseOptions};
 use ferrisdb_core::{Random, SplitMix64};
-use ferrisdb_rpc::{ClientOptions, TokioRuntime};
+use ferrisdb_rpc::{ClientOptions, Endpoint, TokioRuntime};
 use ferrisdb_server::NodeOptions;
 use ferrisdb_server::cluster::{ClusterOptions, ShardOptions};
 use ferrisdb_server::log::replicated::LogStoreOptions;
@@ -28,7 +28,7 @@ use futures_util::future::join_all;
 
 use crate::faults::{Chaos, Kind};
 use crate::programs::{self, Members, PORT, one_of_many, one_process};
-use crate::workloads::{self, Client, Shared, Verdict, Workload, client_name};
+use crate::workloads::{self, ALONE, Client, Shared, Verdict, Workload, client_name};
 use crate::world::clock::{HostClock, RATE_RIGHT};
 use crate::world::disk::Speed;
 use crate::world::trace::Trace;
@@ -37,7 +37,7 @@ use crate::world::{Death, Doors, Ended, World};
 /// Things go wrong for at least so long.
 const RAGE_MIN: Duration = Duration::from_secs(20);
 /// And for at most so long, if until then there were not enough commits.
-const RAGE_MAX: Duration = Duration::from_secs(120);
+const RAGE_MAX: Duration = Duration::from_secs(240);
 /// A run has at least so many faults.
 const FAULTS_MIN: u64 = 3;
 /// And at least so many commits that were acknowledged.
@@ -48,6 +48,8 @@ const PROGRESS_MAX: Duration = Duration::from_secs(10);
 const END_MAX: Duration = Duration::from_secs(20);
 /// Founding and judging take less than this.
 const CALM_MAX: Duration = Duration::from_secs(60);
+/// One in so many seeds has the workload that runs alone.
+const ALONE_ONE_IN: u64 = 6;
 /// How often the judge and clients in waiting look around.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const JUDGE: &str = "judge";
@@ -185,11 +187,15 @@ fn chosen(options: &RunOptions, random: &mut SplitMix64) -> Vec<Rc<dyn Workload>
     let all = workloads::ALL;
     let known = |name: &String| all.iter().any(|(known, _)| known == name);
     assert!(options.workloads.iter().all(known), "no such workload: {:?}", options.workloads);
+    let is_one = options.workloads.iter().all(|name| *name == options.workloads[0]);
+    assert!(is_one || !options.workloads.iter().any(|name| name == ALONE), "{ALONE} runs alone");
+    let is_alone = random.one_in(ALONE_ONE_IN);
     let mut chosen = Vec::new();
     while chosen.is_empty() {
         for (name, make) in all {
             let seed = random.next_u64();
             let is_chosen = match options.workloads.as_slice() {
+                [] if is_alone || *name == ALONE => is_alone && *name == ALONE,
                 [] => random.one_in(2),
                 names => names.iter().any(|wanted| wanted == name),
             };
@@ -392,7 +398,7 @@ impl fmt::Debug for Run {
 }
 
 /// Connects, again and again until it works.
-async fn connected(doors: &Doors, addresses: &str) -> (Database, Arc<TokioRuntime>) {
+async fn connected(doors: &Doors, addresses: &str) -> ((Database, Arc<dyn Endpoint>), Arc<TokioRuntime>) {
     let mut random = SplitMix64::new(doors.seed);
     let runtime = Arc::new(TokioRuntime::new(tokio::runtime::Handle::current(), random.next_u64()));
     loop {
@@ -409,7 +415,9 @@ async fn connected(doors: &Doors, addresses: &str) -> (Database, Arc<TokioRuntim
         match ferrisdb_rpc::Client::connect_with(doors.network.connector(), addresses, options).await {
             Ok(client) => {
                 let of_client = Arc::<TokioRuntime>::clone(&runtime);
-                return (Database::new(Arc::new(client), of_client, DatabaseOptions::default()), runtime);
+                let endpoint: Arc<dyn Endpoint> = Arc::new(client);
+                let db = Database::new(Arc::clone(&endpoint), of_client, DatabaseOptions::default());
+                return ((db, endpoint), runtime);
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50 + random.below(200))).await,
         }
@@ -421,12 +429,12 @@ async fn work(doors: Doors, stage: Rc<Stage>, addresses: Rc<str>, number: u64, t
     while stage.phase.get() == Phase::Prepare {
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let (db, runtime) = connected(&doors, &addresses).await;
+    let (way, runtime) = connected(&doors, &addresses).await;
     let mut random = SplitMix64::new(doors.seed ^ 1);
     let works = stage.workloads.iter().map(|workload| {
         let of_client = Arc::<TokioRuntime>::clone(&runtime);
         let shared = Arc::clone(&stage.shared);
-        let client = Client::new(db.clone(), number, of_client, random.next_u64(), shared);
+        let client = Client::new(way.clone(), number, of_client, random.next_u64(), shared);
         work_at(Rc::clone(workload), client, Rc::clone(&stage), think_max)
     });
     join_all(works.collect::<Vec<_>>()).await;
@@ -437,7 +445,7 @@ async fn work_at(workload: Rc<dyn Workload>, client: Client, stage: Rc<Stage>, t
     while !stage.shared.is_over() {
         stage.shared.begins(&client.name, workload.name());
         let done = workload.step(&client).await;
-        stage.shared.ends(&client.name, workload.name(), done.is_ok());
+        stage.shared.ends(&client.name, workload.name(), done.is_ok() && workload.is_driven_by(&client));
         let mut pause = client.below(think_max);
         if done.is_err() {
             client.count("steps that failed");
@@ -449,7 +457,7 @@ async fn work_at(workload: Rc<dyn Workload>, client: Client, stage: Rc<Stage>, t
 
 /// The program of the judge.
 async fn judge(doors: Doors, stage: Rc<Stage>, addresses: Rc<str>) -> Ended {
-    let (db, _) = connected(&doors, &addresses).await;
+    let ((db, endpoint), _) = connected(&doors, &addresses).await;
     for workload in &stage.workloads {
         while workload.prepare(&db).await.is_err() {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -471,6 +479,9 @@ async fn judge(doors: Doors, stage: Rc<Stage>, addresses: Rc<str>) -> Ended {
     }
     stage.phase.set(Phase::Judge);
     for workload in &stage.workloads {
+        while workload.settle(&endpoint).await.is_err() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
         let verdict = loop {
             match workload.judge(&db).await {
                 Ok(verdict) => break verdict,

@@ -25,6 +25,9 @@ pub const RARE: &[&str] = &[
     "power losses at the end",
     "watches that fired",
     "steps that failed",
+    "messages that came late",
+    "oracle: steps that a fault ended",
+    "oracle: outcomes asked for",
 ];
 
 /// A hundred times what a seed takes on a slow machine.
@@ -288,7 +291,7 @@ mod tests {
             simulated seconds: 40
             faults: kill 8
             counts: commits 600
-            never reached: fault power-loss, fault power-loss-at-io, fault power-loss-in-recovery, fault client-kill, fault pause, fault partition, fault one-way-partition, fault slow-network, fault broken-streams, fault late-messages, fault failed-sync, fault disk-errors, fault slow-disk, fault full-disk, fault bit-flip, fault clock-jump, fault clock-freeze, fault clock-rate, fault lost-for-good, fault went-back, conflicts, too old, unknown results, refused commits, power lost at an operation, processes that gave up, power losses at the end, watches that fired, steps that failed
+            never reached: fault power-loss, fault power-loss-at-io, fault power-loss-in-recovery, fault client-kill, fault pause, fault partition, fault one-way-partition, fault slow-network, fault broken-streams, fault late-messages, fault failed-sync, fault disk-errors, fault slow-disk, fault full-disk, fault bit-flip, fault clock-jump, fault clock-freeze, fault clock-rate, fault lost-for-good, fault went-back, conflicts, too old, unknown results, refused commits, power lost at an operation, processes that gave up, power losses at the end, watches that fired, steps that failed, messages that came late, oracle: steps that a fault ended, oracle: outcomes asked for
             failed: 8, 9
             1 passed, 2 failed
         "#]]

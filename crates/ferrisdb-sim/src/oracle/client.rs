@@ -19,7 +19,7 @@ use super::program::{MappedRow, Mode, Observed, RangeQuestion, SLOTS, Step};
 const WATCH_PATIENCE: Duration = Duration::from_secs(30);
 
 /// By what programs lock the database.
-const LOCK: [u8; 16] = *b"the oracle's one";
+pub const LOCK: [u8; 16] = *b"the oracle's one";
 
 /// Runs programs on a [`Database`].
 pub struct ClientSubject {

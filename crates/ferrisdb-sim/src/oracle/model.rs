@@ -13,6 +13,7 @@ use super::arithmetic;
 use super::program::{Observed, SLOTS, Step};
 use super::view::{END, Own, View};
 
+/// Bytes of a versionstamp.
 const STAMP_BYTES: usize = 10;
 
 /// Where a transaction stands, as far as the dice must know.
@@ -37,6 +38,16 @@ pub struct Model {
     slots: [Option<Transaction>; SLOTS],
     watches: Vec<Watch>,
     is_locked: bool,
+    refused: Vec<Refused>,
+}
+
+/// What a commit would have written that was refused after it was checked. Those who began before the next commit may be told that it conflicts with them: the
+/// resolver has it above what they read, and nothing takes it out again.
+#[derive(Debug)]
+struct Refused {
+    written: Vec<KeyRange>,
+    /// The next commit.
+    until: Option<u64>,
 }
 
 /// Ranges by whether the contract demands or only allows them.
@@ -261,6 +272,16 @@ impl Model {
         self.is_locked
     }
 
+    /// What is stored.
+    pub fn state(&self) -> &BTreeMap<Bytes, Bytes> {
+        &self.state
+    }
+
+    /// The version of the last commit.
+    pub fn newest(&self) -> u64 {
+        self.newest
+    }
+
     /// Watches that were set.
     pub fn watches(&self) -> usize {
         self.watches.len()
@@ -270,6 +291,68 @@ impl Model {
     pub fn must_fire(&self, watch: usize) -> bool {
         let watch = &self.watches[watch];
         watch.state == WatchState::Armed && self.state.get(&watch.key) != watch.value.as_ref()
+    }
+
+    /// True if this watch was armed, and nothing is known of its end.
+    pub fn is_armed(&self, watch: usize) -> bool {
+        self.watches[watch].state == WatchState::Armed
+    }
+
+    /// A step that asked the database was told that it could not be done now, for reasons that no model knows. After a commit its transaction has
+    /// failed; after anything else it takes only `on_error` or a reset.
+    pub fn fail(&mut self, step: &Step, code: Code) {
+        match step {
+            Step::Commit { slot } => {
+                self.note_refused(*slot);
+                self.end_watches(*slot, WatchState::Dead);
+                self.of(*slot).phase = Phase::Failed(code);
+            }
+            Step::SetLock { .. } => {
+                self.refused.push(Refused { written: vec![KeyRange::new("", END)], until: None });
+            }
+            Step::Watch { slot, key } => self.watches.push(Watch {
+                slot: *slot,
+                key: key.clone(),
+                value: None,
+                state: WatchState::Dead,
+                is_overwritten: false,
+            }),
+            Step::WatchFired { watch, .. } => self.watches[*watch].state = WatchState::Dead,
+            _ => {}
+        }
+    }
+
+    /// The client did not learn what became of a commit, and now somebody has: its version and stamp, or that it never will.
+    ///
+    /// # Errors
+    /// It should not have committed, or not there.
+    pub fn settle(&mut self, slot: usize, outcome: Option<(u64, [u8; STAMP_BYTES])>) -> Result<(), String> {
+        self.end_watches(slot, WatchState::Dead);
+        match outcome {
+            Some((version, stamp)) => {
+                self.commit(slot, &Observed::Committed { version: Some(version), stamp: Ok(stamp) })
+            }
+            None => {
+                self.note_refused(slot);
+                Ok(())
+            }
+        }
+    }
+
+    fn note_refused(&mut self, slot: usize) {
+        let transaction = self.of(slot);
+        let stamped = transaction.own.iter().filter_map(|own| match own {
+            Own::Stamped(range) => Some(range.clone()),
+            _ => None,
+        });
+        let written = transaction.write_conflicts.may.iter().cloned().chain(stamped).collect();
+        self.refused.push(Refused { written, until: None });
+    }
+
+    /// The client is gone, with its transactions and watches.
+    pub fn forget_client(&mut self) {
+        self.slots = Default::default();
+        self.watches.clear();
     }
 
     fn of(&mut self, slot: usize) -> &mut Transaction {
@@ -497,7 +580,13 @@ impl Model {
         let since = &self.commits[seen..];
         match observed {
             Observed::Failed(Code::NotCommitted) => {
-                if !since.iter().any(|commit| any_meets(&commit.may, &read_conflicts.may)) {
+                let read_version = transaction.reads_at.as_ref().map_or(self.newest, |(version, ..)| *version);
+                let mut refused = self.refused.iter();
+                let is_refused = refused.any(|refused| {
+                    refused.until.is_none_or(|until| read_version < until)
+                        && any_meets(&refused.written, &read_conflicts.may)
+                });
+                if !is_refused && !since.iter().any(|commit| any_meets(&commit.may, &read_conflicts.may)) {
                     return Err(format!("a conflict with nothing: it read {:?}", read_conflicts.may));
                 }
                 self.end_watches(slot, WatchState::Dead);
@@ -542,6 +631,9 @@ impl Model {
             };
         }
         self.newest = version;
+        for refused in &mut self.refused {
+            refused.until.get_or_insert(version);
+        }
         self.commits.push(writes);
         self.end_watches(slot, WatchState::Armed);
         let of = self.of(slot);

@@ -134,3 +134,62 @@ fn own_writes_add_no_conflicts() {
     ]);
     model.check(&Step::Commit { slot: 0 }, &Observed::Failed(Code::NotCommitted)).expect_err("it read only its own");
 }
+
+/// A commit that was refused late may cost those a conflict that began before the next one; nobody else.
+#[test]
+fn what_was_refused_may_conflict_until_the_next_commit() {
+    let begin = |slot| (Step::Begin { slot }, Observed::Done);
+    let version = |slot, version| (Step::ReadVersion { slot }, Observed::Version(version));
+    let refused = || {
+        let mut model = after(&[
+            begin(0),
+            version(0, 0),
+            (get(0, "a"), Observed::Value(None)),
+            (set(0, "x", "1"), Observed::Done),
+            begin(1),
+            (set(1, "a", "1"), Observed::Done),
+        ]);
+        model.fail(&Step::Commit { slot: 1 }, Code::ProcessBehind);
+        model
+    };
+    let conflict = Observed::Failed(Code::NotCommitted);
+    refused().check(&Step::Commit { slot: 0 }, &conflict).expect("the resolver has it");
+    refused().check(&Step::Commit { slot: 0 }, &committed(10)).expect("or it has not");
+    let mut model = refused();
+    for (step, observed) in [
+        begin(2),
+        (set(2, "y", "1"), Observed::Done),
+        (Step::Commit { slot: 2 }, committed(10)),
+        begin(3),
+        version(3, 10),
+        (get(3, "a"), Observed::Value(None)),
+        (set(3, "z", "1"), Observed::Done),
+    ] {
+        model.check(&step, &observed).expect("it fits");
+    }
+    model.check(&Step::Commit { slot: 3 }, &conflict).expect_err("it began after the next commit");
+}
+
+/// What became of a commit is learned later: it is there with its version, or not at all.
+#[test]
+fn a_commit_is_settled() {
+    let begun = || {
+        after(&[
+            (Step::Begin { slot: 0 }, Observed::Done),
+            (Step::ReadVersion { slot: 0 }, Observed::Version(5)),
+            (set(0, "a", "1"), Observed::Done),
+        ])
+    };
+    let stamp = |version: u64| {
+        let mut stamp = [0; 10];
+        stamp[..8].copy_from_slice(&version.to_be_bytes());
+        stamp
+    };
+    let mut model = begun();
+    model.settle(0, Some((10, stamp(10)))).expect("it fits");
+    assert_eq!((model.newest(), model.state().len()), (10, 1));
+    let mut model = begun();
+    model.settle(0, None).expect("it fits");
+    assert_eq!((model.newest(), model.state().len()), (0, 0));
+    begun().settle(0, Some((5, stamp(5)))).expect_err("it read at that version");
+}

@@ -12,10 +12,15 @@
 //! watches    whoever waits for a change is told                               watches
 //! sideband   one client tells another what it committed, past the database    real time
 //! history    everything mixed, recorded, certified in version order           strict serializability
+//! oracle     random programs of the whole API, compared with a model          every call of the API, under faults
 //! ```
+//!
+//! The oracle's programs use all keys there are, and lock the database: it runs [alone](ALONE).
 
 mod bank;
 mod counters;
+mod noting;
+mod oracle;
 mod recorded;
 mod ring;
 mod sideband;
@@ -32,6 +37,7 @@ use std::time::Duration;
 
 use ferrisdb_client::{Database, Transaction};
 use ferrisdb_core::{Bytes, Code, Error, Random, Result, Runtime, SplitMix64};
+use ferrisdb_rpc::Endpoint;
 
 use crate::world::trace::Trace;
 
@@ -54,8 +60,18 @@ pub trait Workload: fmt::Debug {
     /// Does a little of what it does. An error is nothing wrong by itself: the client pauses, and does something else.
     fn step<'a>(&'a self, client: &'a Client) -> Work<'a, ()>;
 
+    /// True if the workload has got something done when this client has. Not for those who only look on.
+    fn is_driven_by(&self, _client: &Client) -> bool {
+        true
+    }
+
     /// Lets end what waits, when no client begins anything any more.
     fn wind_up<'a>(&'a self, _db: &'a Database) -> Work<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Finds out what clients that have died did not learn. Nobody does anything any more by then. May be called again if it fails.
+    fn settle<'a>(&'a self, _endpoint: &'a Arc<dyn Endpoint>) -> Work<'a, ()> {
         Box::pin(async { Ok(()) })
     }
 
@@ -80,7 +96,11 @@ pub const ALL: &[(&str, Make)] = &[
     ("watches", |_| Box::<watches::Watches>::default()),
     ("sideband", |_| Box::<sideband::Sideband>::default()),
     ("history", |_| Box::<recorded::Recorded>::default()),
+    (ALONE, |seed| Box::new(oracle::Oracle::new(seed))),
 ];
+
+/// The workload that no other runs beside.
+pub const ALONE: &str = "oracle";
 
 /// What all clients of a run share.
 #[derive(Debug)]
@@ -157,10 +177,11 @@ impl Shared {
 }
 
 /// A client of the database, at work for one workload.
-#[derive(Debug)]
 pub struct Client {
     /// The database.
     pub db: Database,
+    /// The way to it.
+    pub endpoint: Arc<dyn Endpoint>,
     /// Its host.
     pub name: String,
     /// Which of the clients it is, from 1.
@@ -177,9 +198,20 @@ impl<R: Runtime + fmt::Debug> RuntimeOfClient for R {}
 
 impl Client {
     /// A client that chooses by `seed`.
-    pub fn new(db: Database, number: u64, runtime: Arc<dyn RuntimeOfClient>, seed: u64, shared: Arc<Shared>) -> Client {
+    pub fn new(
+        (db, endpoint): (Database, Arc<dyn Endpoint>),
+        number: u64,
+        runtime: Arc<dyn RuntimeOfClient>,
+        seed: u64,
+        shared: Arc<Shared>,
+    ) -> Client {
         let name = client_name(number);
-        Client { db, name, number, runtime, random: Mutex::new(SplitMix64::new(seed)), shared }
+        Client { db, endpoint, name, number, runtime, random: Mutex::new(SplitMix64::new(seed)), shared }
+    }
+
+    /// True if no client begins anything any more.
+    pub fn is_over(&self) -> bool {
+        self.shared.is_over()
     }
 
     /// A number below `bound`.
@@ -267,6 +299,12 @@ impl Client {
             }
         }
         committed
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("name", &self.name).finish_non_exhaustive()
     }
 }
 

@@ -165,6 +165,7 @@ impl Drop for SimStream {
         drop(runtime.spawn(async move {
             tokio::time::sleep(Duration::from_millis(delay)).await;
             trace.note(format_args!("{name} {} bytes, held back {delay} ms", held.len()));
+            trace.count("messages that came late");
             // Whether they arrive is nobody's business any more.
             stream.write_all(&held).await.ok();
         }));

@@ -9,7 +9,10 @@ mod world;
 use std::time::Duration;
 
 use ferrisdb_core::Code;
+use ferrisdb_rpc::api::{BeginRequest, Priority};
 use ferrisdb_storage::fs::sim::CrashMode;
+
+use super::orders::Order;
 
 fn seeds() -> (u64, u64) {
     let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
@@ -87,6 +90,57 @@ fn a_lock_outlives_its_leader() {
     world.check_quiet();
 }
 
+/// What could be read when a leader dies can be read when the next one leads: its epoch begins with a jump of versions, which makes nothing old.
+#[test]
+fn what_was_readable_stays_readable_in_the_next_epoch() {
+    let (first, count) = seeds();
+    for seed in first..first + count {
+        let world = world::World::new(80 + seed);
+        world.grow_to(3);
+        world.be_quiet();
+        let version =
+            world.ask(|db| async move { db.create_transaction().get_read_version().await }).expect("it is told");
+        let before = world.epochs();
+        let leader = world.leader();
+        world.kill(leader, CrashMode::UnsyncedLost);
+        world.until("another leads", || world.has_leader());
+        assert!(world.epochs() > before, "another epoch has begun");
+        let read = world.ask(move |db| async move {
+            let transaction = db.create_transaction();
+            transaction.set_read_version(version.get() as i64);
+            transaction.get("account/1").await
+        });
+        assert!(read.is_ok(), "seed {seed}: {read:?} at {version}");
+        world.start(leader);
+        world.until_whole(3);
+        world.check_quiet();
+    }
+}
+
+/// Who still asks a coordinator whose epoch is over, because it was held up, hears nothing that is not so any more: also if the same process leads again.
+#[test]
+fn a_coordinator_of_an_earlier_epoch_tells_no_read_version() {
+    let (first, count) = seeds();
+    for seed in first..first + count {
+        let world = world::World::new(90 + seed);
+        world.grow_to(3);
+        let leader = world.leader();
+        let other = 1 + leader % 3;
+        let earlier = world.coordinator(leader);
+        for to in [other, leader] {
+            world.order(leader, Order::Transfer(Some(to)), false).expect("it can lead");
+            world.until("it leads", || world.has_leader() && world.leader() == to);
+            world.run(SECOND);
+        }
+        let acknowledged = world.acknowledged();
+        let told = world
+            .finish(async move { earlier.begin(BeginRequest { transactions: 1, priority: Priority::Default }).await });
+        let is_right = told.as_ref().map_or(true, |begun| begun.version >= acknowledged);
+        assert!(is_right, "seed {seed}: {told:?}, and {acknowledged} was acknowledged before");
+        world.check_quiet();
+    }
+}
+
 /// A leader that closes hands over: nobody waits for an election.
 #[test]
 fn a_leader_that_closes_hands_over() {
@@ -152,8 +206,8 @@ fn a_cluster_keeps_its_promises_under_faults() {
         );
         let (lost, back) = outcome.losses;
         println!(
-            "seed {seed}: {} commits, {} epochs, {lost} lost for good, {back} went back, trace {:016x}",
-            outcome.committed, outcome.epochs, outcome.trace
+            "seed {seed}: {} commits, {} epochs, {lost} lost for good, {back} went back, {} questions twice, {} late, trace {:016x}",
+            outcome.committed, outcome.epochs, outcome.counts.twice, outcome.counts.late, outcome.trace
         );
     }
 }
@@ -171,8 +225,8 @@ fn shards_move_under_faults() {
             outcome.failures
         );
         println!(
-            "seed {seed}: {} commits, {} epochs, {} moves, trace {:016x}",
-            outcome.committed, outcome.epochs, outcome.moves, outcome.trace
+            "seed {seed}: {} commits, {} epochs, {} moves, {} questions twice, {} late, trace {:016x}",
+            outcome.committed, outcome.epochs, outcome.moves, outcome.counts.twice, outcome.counts.late, outcome.trace
         );
     }
 }

@@ -1,10 +1,10 @@
 //! The world: processes over simulated disks and a simulated network, and clients that transfer between accounts.
 //!
 //! Checked as it happens: the accounts that any process shows at any version have one total, and a read version is at or above every version that was
-//! acknowledged before it was asked for. Checked at the end: every transfer that was acknowledged happened once, and all storage servers are equal.
+//! acknowledged before it was asked for. Checked at the end, by the [judge]: every transfer that was acknowledged happened once, and all storage servers are equal.
+//! How messages go is the [network]'s.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,37 +16,35 @@ use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{
     Bytes, Clock, Code, Error, KeyRange, KeyValue, ManualClock, Random, Result, Runtime, SplitMix64, Version,
 };
-use ferrisdb_rpc::api::{
-    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
-};
+use ferrisdb_rpc::api::GetRangeRequest;
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::Env;
 use ferrisdb_storage::env::SeededEntropy;
 use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
-use futures_util::future::{Either, select};
 
-use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Network};
+use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions};
+use crate::coordinator::Coordinator;
+use crate::links::{Counts, Links};
 use crate::lives::{Life, LifeSpawner};
 use crate::log::Tag;
 use crate::log::replicated::{LogStoreOptions, Peer, ProcessId, ReplicatedLogOptions};
 use crate::runtime::JobRuntime;
 use crate::shards::change::Change;
-use crate::shards::holding::Holding;
 use crate::signal::lock;
 use crate::storage::StorageOptions;
 
+mod judge;
 mod losses;
+mod network;
 
 use losses::Losses;
+use network::{Anywhere, OUTSIDE, SimNetwork, address};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const ACCOUNTS: u64 = 8;
 const BALANCE: i64 = 100;
 const CLIENTS: u64 = 3;
-/// A question without an answer for so long is given up.
-const DEADLINE: Duration = Duration::from_secs(3);
 
 struct Host {
     disk: SimFileSystem,
@@ -80,8 +78,7 @@ impl Truth {
 struct State {
     random: SplitMix64,
     hosts: BTreeMap<ProcessId, Host>,
-    cut: BTreeSet<(ProcessId, ProcessId)>,
-    loss: u64,
+    links: Links,
     lives: u64,
     is_quiet: bool,
     losses: Losses,
@@ -106,170 +103,13 @@ pub(super) struct World {
 pub(super) struct Outcome {
     /// Processes that were lost for good, and disks that went back.
     pub(super) losses: (u64, u64),
+    pub(super) counts: Counts,
     pub(super) failures: Vec<String>,
     pub(super) committed: u64,
     pub(super) epochs: usize,
     /// How many moves of shards were seen to begin.
     pub(super) moves: usize,
     pub(super) trace: u64,
-}
-
-/// The clients are at 0.
-const OUTSIDE: ProcessId = 0;
-
-fn address(process: ProcessId) -> String {
-    format!("host{process}:1")
-}
-
-fn process_at(address: &str) -> Option<ProcessId> {
-    address.strip_prefix("host")?.split_once(':')?.0.parse().ok()
-}
-
-/// One process's way to the others.
-struct SimNetwork {
-    world: Weak<World>,
-    from: ProcessId,
-    runtime: JobRuntime,
-}
-
-impl fmt::Debug for SimNetwork {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the network of process {}", self.from)
-    }
-}
-
-impl Network for SimNetwork {
-    fn connect(&self, address: &str, _: Option<[u8; 16]>) -> BoxFuture<Result<Arc<dyn Endpoint>>> {
-        let to = process_at(address).expect("an address of this world");
-        let line = Line { world: self.world.clone(), from: self.from, to, runtime: self.runtime.clone() };
-        Box::pin(async move { Ok(Arc::new(line) as Arc<dyn Endpoint>) })
-    }
-}
-
-/// The way to one process.
-struct Line {
-    world: Weak<World>,
-    from: ProcessId,
-    to: ProcessId,
-    runtime: JobRuntime,
-}
-
-impl Line {
-    /// Has the other side answer, if it is reached, in a task of its own. `lost` is what the asker hears if the question may have arrived.
-    fn ask<T: Send + Unpin + 'static>(
-        &self,
-        lost: Code,
-        ask: impl FnOnce(&dyn Endpoint) -> Answer<T> + Send + 'static,
-    ) -> Answer<T> {
-        let (world, from, to, runtime) = (self.world.clone(), self.from, self.to, self.runtime.clone());
-        Answer::later(async move {
-            let failed = |code| Error::with(code, "lost on the way");
-            let world = world.upgrade().ok_or_else(|| failed(Code::ConnectionFailed))?;
-            let asking = std::pin::pin!(async {
-                let there = world.passes(from, to)?;
-                runtime.sleep(there).await;
-                let (endpoint, on) = world.endpoint(from, to)?;
-                let (sender, receiver) = futures_channel::oneshot::channel();
-                on.spawn("rpc", Box::pin(async move { drop(sender.send(ask(endpoint.as_ref()).await)) }));
-                let answer = receiver.await.ok()?;
-                runtime.sleep(world.passes(to, from)?).await;
-                Some(answer)
-            });
-            match select(asking, runtime.sleep(DEADLINE)).await {
-                Either::Left((Some(answer), _)) => answer,
-                // Nobody is told at once that a message was lost.
-                Either::Left((None, timer)) => {
-                    let wait = world.random(100);
-                    drop(timer);
-                    runtime.sleep(wait as u32 * MILLISECOND).await;
-                    Err(failed(lost))
-                }
-                Either::Right(_) => Err(failed(lost)),
-            }
-        })
-    }
-}
-
-macro_rules! over_the_line {
-    ($($method:ident($request:ty) -> $answer:ty, $lost:ident;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.ask(Code::$lost, move |endpoint| endpoint.$method(request))
-        })*
-    };
-}
-
-impl Endpoint for Line {
-    fn description(&self) -> Description {
-        let limits = ferrisdb_core::Limits::DEFAULT;
-        Description { cluster_id: [0; 16], limits, connection_string: address(self.to) }
-    }
-
-    over_the_line! {
-        begin(BeginRequest) -> Begun, ConnectionFailed;
-        get(GetRequest) -> Option<Bytes>, ConnectionFailed;
-        get_key(GetKeyRequest) -> Bytes, ConnectionFailed;
-        get_range(GetRangeRequest) -> Rows, ConnectionFailed;
-        commit(CommitRequest) -> Committed, CommitUnknownResult;
-        resolve(ResolveRequest) -> Option<Committed>, ConnectionFailed;
-        watch(WatchRequest) -> Version, ConnectionFailed;
-        lease(LeaseRequest) -> Lease, ConnectionFailed;
-        estimated_size(KeyRange) -> u64, ConnectionFailed;
-        split_points(SplitPointsRequest) -> Vec<Bytes>, ConnectionFailed;
-        addresses_for_key(Bytes) -> Vec<String>, ConnectionFailed;
-        message(Bytes) -> Bytes, ConnectionFailed;
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.ask(Code::ConnectionFailed, |endpoint| endpoint.status())
-    }
-}
-
-/// A client's way into the cluster: to any process, another one each time.
-struct Anywhere {
-    world: Weak<World>,
-    runtime: JobRuntime,
-}
-
-impl Anywhere {
-    fn line(&self) -> Line {
-        let world = self.world.upgrade().expect("clients end before their world");
-        let hosts: Vec<ProcessId> = lock(&world.state).hosts.keys().copied().collect();
-        let to = hosts[world.random(hosts.len() as u64) as usize];
-        Line { world: self.world.clone(), from: OUTSIDE, to, runtime: self.runtime.clone() }
-    }
-}
-
-macro_rules! anywhere {
-    ($($method:ident($request:ty) -> $answer:ty;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.line().$method(request)
-        })*
-    };
-}
-
-impl Endpoint for Anywhere {
-    fn description(&self) -> Description {
-        self.line().description()
-    }
-
-    anywhere! {
-        begin(BeginRequest) -> Begun;
-        get(GetRequest) -> Option<Bytes>;
-        get_key(GetKeyRequest) -> Bytes;
-        get_range(GetRangeRequest) -> Rows;
-        commit(CommitRequest) -> Committed;
-        resolve(ResolveRequest) -> Option<Committed>;
-        watch(WatchRequest) -> Version;
-        lease(LeaseRequest) -> Lease;
-        estimated_size(KeyRange) -> u64;
-        split_points(SplitPointsRequest) -> Vec<Bytes>;
-        addresses_for_key(Bytes) -> Vec<String>;
-        message(Bytes) -> Bytes;
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.line().status()
-    }
 }
 
 impl World {
@@ -296,8 +136,7 @@ impl World {
         let state = State {
             random: SplitMix64::new(seed ^ 0x5eed),
             hosts: BTreeMap::new(),
-            cut: BTreeSet::new(),
-            loss: 0,
+            links: Links::default(),
             lives: 0,
             is_quiet: false,
             losses: Losses::default(),
@@ -321,31 +160,6 @@ impl World {
 
     fn fail(&self, what: String) {
         lock(&self.truth).failures.push(what);
-    }
-
-    /// How long a message from one to the other takes; `None` if it is lost.
-    fn passes(&self, from: ProcessId, to: ProcessId) -> Option<Duration> {
-        let mut state = lock(&self.state);
-        if state.cut.contains(&(from, to)) {
-            return None;
-        }
-        let loss = state.loss;
-        if state.random.below(1000) < loss {
-            return None;
-        }
-        let most = if state.random.one_in(100) { 100_000 } else { 2_000 };
-        Some(Duration::from_micros(100 + state.random.below(most)))
-    }
-
-    fn endpoint(&self, from: ProcessId, to: ProcessId) -> Option<(Arc<dyn Endpoint>, JobRuntime)> {
-        let (node, runtime) = {
-            let state = lock(&self.state);
-            let host = state.hosts.get(&to)?;
-            (host.node.clone()?, host.runtime.clone()?)
-        };
-        let endpoint = node.endpoint();
-        let endpoint = if from == OUTSIDE { endpoint } else { endpoint.for_peers().expect("a process has one") };
-        Some((endpoint, runtime))
     }
 
     fn options(&self) -> ClusterOptions {
@@ -481,6 +295,23 @@ impl World {
                 self.shuffle();
             }
         }
+    }
+
+    /// The newest epoch that any process knows.
+    pub(super) fn epochs(&self) -> u64 {
+        self.note_epochs();
+        lock(&self.truth).epochs.last().copied().unwrap_or_default()
+    }
+
+    /// The newest version that was acknowledged.
+    pub(super) fn acknowledged(&self) -> Version {
+        lock(&self.truth).acknowledged
+    }
+
+    /// The coordinator that runs there.
+    pub(super) fn coordinator(&self, process: ProcessId) -> Coordinator {
+        let node = self.node(process).expect("it lives");
+        node.life.shared().leading.coordinator().expect("it leads")
     }
 
     pub(super) fn committed(&self) -> u64 {
@@ -736,66 +567,22 @@ impl World {
                     life.pause(true);
                 }
             }
-            3 => drop(lock(&self.state).cut.insert((process, other))),
+            3 => lock(&self.state).links.cut(process, other),
             4 | 5 => {
-                let mut state = lock(&self.state);
-                for other in (OUTSIDE + 1..=self.processes).filter(|&other| other != process) {
-                    state.cut.insert((process, other));
-                    state.cut.insert((other, process));
-                }
+                lock(&self.state).links.cut_off(process, OUTSIDE + 1..=self.processes);
             }
-            _ => lock(&self.state).loss = 150,
+            _ => lock(&self.state).links.lose(150),
         }
     }
 
     fn heal(&self) {
         let dead: Vec<ProcessId> = {
             let mut state = lock(&self.state);
-            state.cut.clear();
-            state.loss = 0;
+            state.links.heal();
             state.hosts.values().filter_map(|host| host.life.as_ref()).for_each(|life| life.pause(false));
             state.hosts.iter().filter(|(_, host)| host.life.is_none()).map(|(&process, _)| process).collect()
         };
         dead.into_iter().for_each(|process| self.start(process));
-    }
-
-    /// All rows, if those who hold a shard have the same of it, and nobody has anything else.
-    fn compare(
-        &self,
-        node: &ClusterNode,
-        stored: &BTreeMap<ProcessId, Vec<KeyValue>>,
-        holdings: &BTreeMap<ProcessId, Arc<Holding>>,
-    ) -> Option<Vec<KeyValue>> {
-        let map = node.life.shared().shards().expect("it is readable");
-        map.check();
-        let registry = node.life.shared().registry().expect("it is readable");
-        let mut all = Vec::new();
-        for (range, shard) in map.iter() {
-            let wanted = registry.replicas().min(stored.len());
-            if shard.team().len() < wanted || shard.moving.is_some() {
-                self.fail(format!("at the end {range:?} has not its replicas: {shard:?}"));
-            }
-            let mut copies = shard.team().into_iter().filter_map(|tag| {
-                let process = registry.storage[&tag].process;
-                if !holdings.get(&process)?.covers(&range, Version::MAX) {
-                    self.fail(format!("process {process} does not know that it holds {range:?}"));
-                }
-                let rows = stored.get(&process)?.iter().filter(|row| range.contains(&row.key));
-                Some(rows.cloned().collect::<Vec<_>>())
-            });
-            let first = copies.next()?;
-            if copies.any(|copy| copy != first) {
-                self.fail(format!("those who hold {range:?} differ at the end"));
-            }
-            all.extend(first);
-        }
-        for (process, rows) in stored {
-            let stray = rows.iter().find(|row| !holdings[process].has_now(&row.key));
-            if let Some(row) = stray {
-                self.fail(format!("process {process} has {row:?}, which it does not hold"));
-            }
-        }
-        Some(all)
     }
 
     /// A change of the shards that nobody has thought about: any that fits.
@@ -828,77 +615,6 @@ impl World {
         let epochs = nodes.iter().map(|node| node.life.shared().log.with_state(|state| state.epoch()));
         lock(&self.truth).epochs.extend(epochs);
     }
-
-    /// Nobody commits any more; then everything is compared.
-    pub(super) fn check_quiet(&self) {
-        lock(&self.state).is_quiet = true;
-        self.run(Duration::from_secs(10));
-        let nodes: Vec<(ProcessId, Arc<ClusterNode>)> = {
-            let state = lock(&self.state);
-            state.hosts.iter().filter_map(|(&process, host)| Some((process, host.node.clone()?))).collect()
-        };
-        if nodes.len() != lock(&self.state).hosts.len() {
-            self.fail("not every process is there at the end".to_owned());
-        }
-        for (process, node) in &nodes {
-            if let Some(failure) = node.failure() {
-                self.fail(format!("process {process}: {failure}"));
-            }
-        }
-        let prints: BTreeSet<_> = nodes.iter().map(|(_, node)| node.life.shared().log.fingerprint()).collect();
-        if prints.len() > 1 {
-            self.fail("the replicas of the log differ at the end".to_owned());
-        }
-        let last = nodes.iter().map(|(_, node)| node.storage().applied_version()).max().unwrap_or_default();
-        let mut stored = BTreeMap::new();
-        let mut holdings = BTreeMap::new();
-        for (process, node) in &nodes {
-            let applied = node.storage().applied_version();
-            if applied != last {
-                self.fail(format!("storage of process {process} has come to {applied} of {last}"));
-                continue;
-            }
-            let range = KeyRange::new(Bytes::new(), Bytes::from_static(SYSTEM_END));
-            let request = GetRangeRequest { range, version: last, limit: 0, target_bytes: 0, reverse: false };
-            let answer = node.storage().get_range(request);
-            let found = Arc::new(Mutex::new(None));
-            let put = Arc::clone(&found);
-            self.outside.spawn("compare", Box::pin(async move { *lock(&put) = Some(answer.await) }));
-            self.run(Duration::from_secs(1));
-            match lock(&found).take() {
-                Some(Ok(rows)) => drop(stored.insert(*process, rows.rows)),
-                other => self.fail(format!("storage of process {process} cannot be read: {other:?}")),
-            }
-            holdings.insert(*process, node.life.shared().keeper.holding());
-        }
-        if let Some(first) = self.compare(&nodes[0].1, &stored, &holdings) {
-            let truth = lock(&self.truth);
-            let mut wrong = Vec::new();
-            let mut beyond = 0;
-            for client in 1..CLIENTS {
-                let key = format!("transfers/{client}");
-                let row = first.iter().find(|row| row.key == key.as_bytes());
-                let happened = row.map_or(0, |row| number(&row.value) as u64);
-                let acknowledged = truth.transfers.get(&client).copied().unwrap_or_default();
-                if happened < acknowledged {
-                    wrong.push(format!(
-                        "of {acknowledged} acknowledged transfers of client {client} {happened} are there"
-                    ));
-                }
-                beyond += happened.saturating_sub(acknowledged);
-            }
-            if beyond > truth.unknown {
-                wrong.push(format!(
-                    "{beyond} transfers happened that nobody acknowledged, {} are unknown",
-                    truth.unknown
-                ));
-            }
-            drop(truth);
-            wrong.into_iter().for_each(|what| self.fail(what));
-        }
-        let failures = lock(&self.truth).failures.clone();
-        assert!(failures.is_empty(), "seed {}: {failures:#?}", self.seed);
-    }
 }
 
 impl Drop for World {
@@ -916,6 +632,7 @@ pub(super) fn live(seed: u64, processes: u64, moves: bool, duration: Duration) -
     let world = World::with(seed, processes, 5 * Duration::from_secs(1));
     world.grow_to(processes);
     let end = world.clock.now() + duration;
+    lock(&world.state).links.is_disturbed = true;
     while world.clock.now() < end {
         world.run_shuffled(100 + world.random(900), moves);
         world.disturb(moves);
@@ -926,6 +643,7 @@ pub(super) fn live(seed: u64, processes: u64, moves: bool, duration: Duration) -
         world.note_epochs();
         world.take_image();
     }
+    lock(&world.state).links.is_disturbed = false;
     world.heal();
     let before = world.committed();
     world.run(Duration::from_secs(10));
@@ -936,9 +654,11 @@ pub(super) fn live(seed: u64, processes: u64, moves: bool, duration: Duration) -
     world.until_whole(3);
     world.check_quiet();
     let losses = world.losses();
+    let counts = lock(&world.state).links.counts();
     let truth = lock(&world.truth);
     Outcome {
         losses,
+        counts,
         failures: truth.failures.clone(),
         committed: truth.committed,
         epochs: truth.epochs.len(),

@@ -34,7 +34,7 @@ impl World {
     fn is_whole(&self) -> bool {
         let state = lock(&self.state);
         let nodes: Option<Vec<Arc<ClusterNode>>> = state.hosts.values().map(|host| host.node.clone()).collect();
-        let is_disturbed = !state.cut.is_empty() || state.loss > 0;
+        let is_disturbed = !state.links.is_whole();
         let is_paused = state.hosts.values().any(|host| host.life.as_ref().is_none_or(|life| life.is_paused()));
         drop(state);
         let Some(nodes) = nodes else { return false };
@@ -193,14 +193,8 @@ impl World {
 
     /// Nothing goes between two hosts, or everything again.
     pub(in super::super) fn cut(&self, one: ProcessId, other: ProcessId, is_cut: bool) {
-        let mut state = lock(&self.state);
-        for link in [(one, other), (other, one)] {
-            if is_cut {
-                state.cut.insert(link)
-            } else {
-                state.cut.remove(&link)
-            };
-        }
+        let links = &mut lock(&self.state).links;
+        if is_cut { links.cut_off(one, [other]) } else { links.mend(one, other) }
     }
 
     /// Gives an order at a host, and waits for the answer.

@@ -16,8 +16,10 @@ use ferrisdb_storage::Env;
 use ferrisdb_storage::env::SeededEntropy;
 use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
+use futures_channel::oneshot;
 
 use super::super::{GroupView, LogStoreOptions, Peer, Peers, ProcessId, ReplicatedLog, ReplicatedLogOptions};
+use crate::links::{Counts, Links};
 use crate::lives::{Life, LifeSpawner};
 use crate::log::{Applied, Batch, Entry, EpochStart, Log, Owner, Section, Tag};
 use crate::runtime::JobRuntime;
@@ -25,6 +27,8 @@ use crate::signal::lock;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const CLUSTER: [u8; 16] = [7; 16];
+/// So much likelier than others messages that ask for a vote come late: an answer may be given in another life of the voter than the one that gave another.
+const LATE_VOTES: u64 = 20;
 /// The second byte of a message that asks for a vote, see `network.rs`.
 const VOTE: u8 = 2;
 
@@ -76,18 +80,15 @@ pub(super) struct World {
     truth: Mutex<Truth>,
     /// Only for the processes' clients to find the world.
     me: Weak<World>,
+    /// Where messages are under way.
+    outside: JobRuntime,
 }
 
 struct State {
     random: SplitMix64,
     hosts: BTreeMap<ProcessId, Host>,
-    /// Directions in which nothing goes through.
-    cut: BTreeSet<(ProcessId, ProcessId)>,
-    /// Of a thousand messages, so many are lost, and so many arrive twice.
-    loss: u64,
+    links: Links,
     lives: u64,
-    /// There are faults.
-    is_disturbed: bool,
     /// Nobody commits any more.
     is_quiet: bool,
     /// The storage server pops nothing.
@@ -114,10 +115,14 @@ impl Peers for Net {
             let lost = || Error::with(Code::ConnectionFailed, "lost");
             let world = world.upgrade().ok_or_else(lost)?;
             let asking = async {
-                runtime.sleep(world.passes(from, to).ok_or_else(lost)?).await;
                 let is_vote = message.get(1) == Some(&VOTE);
-                let answers = world.deliver(to, message);
-                let answer = answers.ok_or_else(lost)?.await.map_err(|_| lost())?;
+                let there = world.passes(from, to).ok_or_else(lost)?;
+                let (late, again) = world.comes_late_or_twice(is_vote);
+                let there = there + late;
+                if let Some(again) = again {
+                    drop(world.deliver(to, message.clone(), there + again));
+                }
+                let answer = world.deliver(to, message, there).await.map_err(|_| lost())?;
                 if is_vote {
                     world.perhaps_kill_a_voter(to);
                 }
@@ -148,13 +153,17 @@ impl World {
         let state = State {
             random: SplitMix64::new(seed ^ 0x5eed),
             hosts: (1..=processes).map(|process| (process, fresh())).collect(),
-            cut: BTreeSet::new(),
-            loss: 0,
+            links: Links::default(),
             lives: 0,
-            is_disturbed: false,
             is_quiet: false,
             keeps_pops: false,
         };
+        let outside = JobRuntime::new(Env {
+            fs: Arc::new(SimFileSystem::new()),
+            clock: Arc::<ManualClock>::clone(&clock),
+            spawner: Arc::new(LifeSpawner { life: Life::new(0, seed), steps: Arc::clone(&steps) }),
+            entropy: Arc::new(SeededEntropy::new(seed ^ 0xc11e)),
+        });
         Arc::new_cyclic(|me| World {
             clock,
             steps,
@@ -162,6 +171,7 @@ impl World {
             state: Mutex::new(state),
             truth: Mutex::default(),
             me: me.clone(),
+            outside,
         })
     }
 
@@ -169,44 +179,36 @@ impl World {
         lock(&self.state).random.below(below)
     }
 
-    /// How long a message from one to the other takes; `None` if it is lost.
     fn passes(&self, from: ProcessId, to: ProcessId) -> Option<Duration> {
-        let mut state = lock(&self.state);
-        if state.cut.contains(&(from, to)) {
-            return None;
-        }
-        let loss = state.loss;
-        if state.random.below(1000) < loss {
-            return None;
-        }
-        let most = if state.random.one_in(100) { 100_000 } else { 2_000 };
-        Some(Duration::from_micros(100 + state.random.below(most)))
+        let State { links, random, .. } = &mut *lock(&self.state);
+        links.passes(random, from, to)
     }
 
-    /// Has a process answer, in a task of its own: it goes on when the asker has gone.
-    fn deliver(&self, to: ProcessId, message: Bytes) -> Option<futures_channel::oneshot::Receiver<Result<Bytes>>> {
-        let (log, runtime, is_twice) = {
-            let mut state = lock(&self.state);
-            let loss = state.loss;
-            let is_twice = state.random.below(1000) < loss;
-            let host = state.hosts.get(&to)?;
-            (host.log.clone()?, host.runtime.clone()?, is_twice)
+    /// How late a message is, and, if it comes a second time, how long after that.
+    fn comes_late_or_twice(&self, is_vote: bool) -> (Duration, Option<Duration>) {
+        let State { links, random, .. } = &mut *lock(&self.state);
+        (links.comes_late(random, if is_vote { LATE_VOTES } else { 1 }), links.comes_twice(random))
+    }
+
+    /// Takes a message to a process, which answers it in a task of its own. It gets there whatever becomes of the asker meanwhile, and to whoever is there by then; to
+    /// nobody: it is lost.
+    fn deliver(&self, to: ProcessId, message: Bytes, after: Duration) -> oneshot::Receiver<Result<Bytes>> {
+        let (sender, receiver) = oneshot::channel();
+        let (world, outside) = (self.me.clone(), self.outside.clone());
+        let delivering = async move {
+            outside.sleep(after).await;
+            let Some((log, runtime)) = world.upgrade().and_then(|world| world.host(to)) else { return };
+            runtime.spawn("rpc", Box::pin(async move { drop(sender.send(log.answer(message).await)) }));
         };
-        if is_twice {
-            let again = log.answer(message.clone());
-            runtime.spawn("rpc", Box::pin(async move { drop(again.await) }));
-        }
-        let (sender, receiver) = futures_channel::oneshot::channel();
-        let answer = log.answer(message);
-        runtime.spawn("rpc", Box::pin(async move { drop(sender.send(answer.await)) }));
-        Some(receiver)
+        self.outside.spawn("message", Box::pin(delivering));
+        receiver
     }
 
     /// Power may fail just when a vote has been told, and come back soon.
     fn perhaps_kill_a_voter(&self, process: ProcessId) {
         let may_die = {
             let state = lock(&self.state);
-            state.is_disturbed && state.hosts[&process].life.is_some()
+            state.links.is_disturbed && state.hosts[&process].life.is_some()
         };
         if may_die && self.random(3) == 0 {
             self.kill(process, CrashMode::UnsyncedLost);
@@ -293,7 +295,7 @@ impl World {
 
     fn host(&self, process: ProcessId) -> Option<(ReplicatedLog, JobRuntime)> {
         let state = lock(&self.state);
-        let host = &state.hosts[&process];
+        let host = state.hosts.get(&process)?;
         Some((host.log.clone()?, host.runtime.clone()?))
     }
 
@@ -339,11 +341,8 @@ impl World {
     /// Cuts a process off from all others, in both directions.
     pub(super) fn cut_off(&self, process: ProcessId) {
         let mut state = lock(&self.state);
-        let others: Vec<ProcessId> = state.hosts.keys().copied().filter(|&other| other != process).collect();
-        for other in others {
-            state.cut.insert((process, other));
-            state.cut.insert((other, process));
-        }
+        let others: Vec<ProcessId> = state.hosts.keys().copied().collect();
+        state.links.cut_off(process, others);
     }
 
     pub(super) fn acknowledged(&self) -> usize {
@@ -534,18 +533,13 @@ impl World {
                     life.pause(true);
                 }
             }
-            4 => {
-                state.cut.insert((process, other));
-            }
-            5 => {
-                state.cut.insert((process, other));
-                state.cut.insert((other, process));
-            }
+            4 => state.links.cut(process, other),
+            5 => state.links.cut_off(process, [other]),
             6 => {
                 drop(state);
                 self.cut_off(process);
             }
-            _ => state.loss = 200,
+            _ => state.links.lose(200),
         }
     }
 
@@ -553,8 +547,7 @@ impl World {
     pub(super) fn heal(&self) {
         let dead: Vec<ProcessId> = {
             let mut state = lock(&self.state);
-            state.cut.clear();
-            state.loss = 0;
+            state.links.heal();
             for host in state.hosts.values() {
                 if let Some(life) = &host.life {
                     life.pause(false);
@@ -568,7 +561,7 @@ impl World {
     /// Some seconds with faults, then quiet; then everything is checked.
     pub(super) fn live(&self, duration: Duration) -> Outcome {
         let end = self.clock.now() + duration;
-        lock(&self.state).is_disturbed = true;
+        lock(&self.state).links.is_disturbed = true;
         while self.clock.now() < end {
             let pause = 100 + self.random(900);
             self.run(pause as u32 * MILLISECOND);
@@ -579,7 +572,7 @@ impl World {
                 self.heal();
             }
         }
-        lock(&self.state).is_disturbed = false;
+        lock(&self.state).links.is_disturbed = false;
         self.heal();
         let before = lock(&self.truth).acknowledged.len();
         self.run(Duration::from_secs(10));
@@ -631,6 +624,7 @@ impl World {
             acknowledged: truth.acknowledged.len(),
             epochs: truth.owners.len(),
             confirmed: truth.confirmed,
+            messages: lock(&self.state).links.counts(),
             snapshots: truth.snapshots,
             purged: views.iter().filter_map(|view| view.purged).max().unwrap_or(0),
             trace: truth.trace,
@@ -652,6 +646,7 @@ pub(super) struct Outcome {
     pub(super) acknowledged: usize,
     pub(super) epochs: usize,
     pub(super) confirmed: u64,
+    pub(super) messages: Counts,
     pub(super) snapshots: u64,
     pub(super) purged: u64,
     pub(super) trace: u64,
