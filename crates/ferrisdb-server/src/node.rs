@@ -33,7 +33,7 @@ use ferrisdb_core::codec::{Decoder, put_u32};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::env::Entropy;
@@ -491,6 +491,10 @@ impl Endpoint for Node {
 
     fn addresses_for_key(&self, _key: Bytes) -> Answer<Vec<String>> {
         Answer::now(Ok(Vec::new()))
+    }
+
+    fn locations(&self, _request: LocationsRequest) -> Answer<Locations> {
+        Answer::now(Ok(Locations::whole(Vec::new())))
     }
 
     fn status(&self) -> Answer<String> {

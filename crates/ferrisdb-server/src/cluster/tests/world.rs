@@ -18,7 +18,7 @@ use ferrisdb_core::{
 };
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::Env;
@@ -216,6 +216,7 @@ impl Endpoint for Line {
         estimated_size(KeyRange) -> u64, ConnectionFailed;
         split_points(SplitPointsRequest) -> Vec<Bytes>, ConnectionFailed;
         addresses_for_key(Bytes) -> Vec<String>, ConnectionFailed;
+        locations(LocationsRequest) -> Locations, ConnectionFailed;
         message(Bytes) -> Bytes, ConnectionFailed;
     }
 
@@ -264,6 +265,7 @@ impl Endpoint for Anywhere {
         estimated_size(KeyRange) -> u64;
         split_points(SplitPointsRequest) -> Vec<Bytes>;
         addresses_for_key(Bytes) -> Vec<String>;
+        locations(LocationsRequest) -> Locations;
         message(Bytes) -> Bytes;
     }
 
