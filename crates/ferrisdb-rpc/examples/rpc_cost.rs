@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Mutation, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitId, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest,
-    Lease, LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    Lease, LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Client, ClientOptions, Endpoint, ServeOptions, serve};
 
@@ -71,6 +71,10 @@ impl Endpoint for Memory {
     }
 
     fn addresses_for_key(&self, _: Bytes) -> Answer<Vec<String>> {
+        none()
+    }
+
+    fn locations(&self, _: LocationsRequest) -> Answer<Locations> {
         none()
     }
 

@@ -206,6 +206,39 @@ pub struct SplitPointsRequest {
     pub limit: u32,
 }
 
+/// Asks who holds which part of a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocationsRequest {
+    /// The range.
+    pub range: KeyRange,
+}
+
+/// Where keys are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// From this key on, up to where the next one begins: the first one may begin before the range that was asked for.
+    pub begin: Bytes,
+    /// Addresses (`IP:PORT`) of the servers that hold it; none in an embedded database.
+    pub addresses: Vec<String>,
+}
+
+/// Who holds which part of a range, in order, as the one who answers knows it at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Locations {
+    /// Without gaps.
+    pub locations: Vec<Location>,
+    /// More of the range is held elsewhere, behind the last of these. At least two are there then: whoever asks again, from behind where the last one begins,
+    /// gets on.
+    pub more: bool,
+}
+
+impl Locations {
+    /// Of a range that one server has all of.
+    pub fn whole(addresses: Vec<String>) -> Locations {
+        Locations { locations: vec![Location { begin: Bytes::new(), addresses }], more: false }
+    }
+}
+
 /// What a database is, as far as its clients must know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
@@ -275,6 +308,9 @@ pub trait Endpoint: Send + Sync + 'static {
 
     /// Addresses (`IP:PORT`) of the servers that hold a key; none in an embedded database.
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>>;
+
+    /// Who holds which part of a range. Of the moment: data moves, and two answers about neighbouring ranges need not fit.
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations>;
 
     /// The status document, JSON.
     fn status(&self) -> Answer<String>;

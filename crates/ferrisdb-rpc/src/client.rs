@@ -42,7 +42,7 @@ use tokio::time::Instant;
 use crate::answer::Answer;
 use crate::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, Endpoint, GetKeyRequest, GetRangeRequest, GetRequest,
-    Lease, LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    Lease, LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use crate::connection::Connection;
 use crate::options::ClientOptions;
@@ -270,6 +270,7 @@ asks! {
     LeaseRequest => lease -> Lease;
     KeyRange => estimated_size -> u64;
     SplitPointsRequest => split_points -> Vec<Bytes>;
+    LocationsRequest => locations -> Locations;
 }
 
 #[derive(Clone)]
@@ -428,6 +429,10 @@ impl Endpoint for Client {
 
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
         self.ask(AddressesFor(key))
+    }
+
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
+        self.ask(request)
     }
 
     fn status(&self) -> Answer<String> {

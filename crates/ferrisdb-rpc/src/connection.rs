@@ -37,7 +37,7 @@ use tokio::time::{Instant, Sleep};
 use crate::answer::Answer;
 use crate::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, Endpoint, GetKeyRequest, GetRangeRequest, GetRequest,
-    Lease, LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    Lease, LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use crate::frame::{Inbox, MESSAGE_BYTES_MAX, Outbox, ProtocolError, Writer, decode};
 use crate::hello::{Greeting, greet_server};
@@ -549,6 +549,10 @@ impl Endpoint for Connection {
 
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
         self.answer(Kind::Read, Question::AddressesForKey(proto::AddressesForKey { key }))
+    }
+
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
+        self.answer(Kind::Read, wire::locations_out(request))
     }
 
     fn status(&self) -> Answer<String> {

@@ -19,7 +19,7 @@ use ferrisdb_core::{Code, Version};
 use tokio::time::Instant;
 
 use crate::answer::Answer;
-use crate::api::{Begun, Committed, Lease, Rows};
+use crate::api::{Begun, Committed, Lease, Locations, Rows};
 use crate::stats::Method;
 use crate::wire::{Body, result_out};
 
@@ -63,6 +63,7 @@ pending! {
     Keys(Vec<Bytes>),
     Addresses(Vec<String>),
     Text(String),
+    Locations(Locations),
 }
 
 use std::future::Future;

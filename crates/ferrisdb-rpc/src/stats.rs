@@ -63,6 +63,8 @@ named! {
     SplitPoints = "split_points",
     /// `addresses_for_key`.
     AddressesForKey = "addresses_for_key",
+    /// `locations`.
+    Locations = "locations",
     /// `status`.
     Status = "status",
     /// `message`.

@@ -187,6 +187,14 @@ impl Endpoint for Puppet {
         Answer::now(Ok(vec![String::from_utf8_lossy(&key).into_owned()]))
     }
 
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
+        self.ask();
+        let KeyRange { begin, end } = request.range;
+        let count = begin.len();
+        let location = Location { begin, addresses: vec![String::from_utf8_lossy(&end).into_owned()] };
+        Answer::now(Ok(Locations { locations: vec![location; count], more: true }))
+    }
+
     fn status(&self) -> Answer<String> {
         self.ask();
         Answer::now(Ok("{}".to_owned()))

@@ -8,7 +8,8 @@ use ferrisdb_core::{Code, Error, KeyRange, KeySelector, KeyValue, Limits, Mutati
 
 use crate::api::{
     BeginRequest, Begun, CommitId, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest,
-    Lease, LeaseRequest, Priority, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    Lease, LeaseRequest, Location, Locations, LocationsRequest, Priority, ResolveRequest, Rows, SplitPointsRequest,
+    WatchRequest,
 };
 use crate::frame::ProtocolError;
 
@@ -269,6 +270,14 @@ pub(crate) fn split_points_in(split: proto::SplitPoints) -> Checked<SplitPointsR
     })
 }
 
+pub(crate) fn locations_out(request: LocationsRequest) -> Question {
+    Question::Locations(proto::LocationsOf { begin: request.range.begin, end: request.range.end })
+}
+
+pub(crate) fn locations_in(of: proto::LocationsOf) -> LocationsRequest {
+    LocationsRequest { range: KeyRange { begin: of.begin, end: of.end } }
+}
+
 // ---- answers ---------------------------------------------------------------------------------------------------------
 
 /// What an answer's type looks like in a reply. Errors are a [`Body`] of their own.
@@ -455,6 +464,25 @@ impl Answered for Vec<String> {
     fn from_body(body: Body) -> Checked<Vec<String>> {
         let Body::Addresses(addresses) = body else { return Err(OTHER_KIND) };
         Ok(addresses.addresses)
+    }
+}
+
+impl Answered for Locations {
+    fn out(self) -> Body {
+        let location = |of: Location| proto::Location { begin: of.begin, addresses: of.addresses };
+        Body::Locations(proto::Locations {
+            locations: self.locations.into_iter().map(location).collect(),
+            more: self.more,
+        })
+    }
+
+    fn from_body(body: Body) -> Checked<Locations> {
+        let Body::Locations(found) = body else { return Err(OTHER_KIND) };
+        if found.more && found.locations.len() < 2 {
+            return Err(ProtocolError::Field("locations: more of them, but fewer than two"));
+        }
+        let location = |of: proto::Location| Location { begin: of.begin, addresses: of.addresses };
+        Ok(Locations { locations: found.locations.into_iter().map(location).collect(), more: found.more })
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ferrisdb_core::{Code, Result};
 use ferrisdb_rpc::api::Committed;
+use serde_json::{Value, json};
 
 use crate::coordinator::batcher::Response;
 
@@ -40,6 +41,27 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// As `workload` in the status document, of a database in one process and of a process of a cluster.
+    pub(crate) fn document(&self) -> Value {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let latency = |share| self.commit_latency.quantile(share).as_secs_f64();
+        json!({
+            "begins": count(&self.begins),
+            "gets": count(&self.gets),
+            "get_keys": count(&self.get_keys),
+            "get_ranges": count(&self.get_ranges),
+            "watches": count(&self.watches),
+            "commits": count(&self.commits),
+            "resolves": count(&self.resolves),
+            "leases": count(&self.leases),
+            "committed": count(&self.committed),
+            "conflicts": count(&self.conflicts),
+            "too_old": count(&self.too_old),
+            "refused": count(&self.refused),
+            "commit_seconds": { "median": latency(0.5), "p99": latency(0.99), "max": latency(1.0) },
+        })
+    }
+
     /// Counts an answer that was given without a wait for the disk.
     pub(crate) fn count_decision(&self, result: &Result<Response>) {
         let counter = match result {

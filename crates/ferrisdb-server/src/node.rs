@@ -25,7 +25,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use ferrisdb_core::codec::{Decoder, put_u32};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::env::Entropy;
@@ -327,9 +327,6 @@ impl Node {
         let engine = self.storage.statistics();
         let failure = self.failure().map(|error| error.to_string());
         let is_closed = self.is_closed.load(Ordering::SeqCst);
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        let latency = |share| self.counters.commit_latency.quantile(share).as_secs_f64();
         let available = failure.is_none() && !is_closed;
         let state = match (is_closed, &failure) {
             (true, _) => "closed",
@@ -362,21 +359,7 @@ impl Node {
                     "applied": self.storage.applied_version().get(),
                     "flushed": self.storage.flushed_version().get(),
                 },
-                "workload": {
-                    "begins": count(&counters.begins),
-                    "gets": count(&counters.gets),
-                    "get_keys": count(&counters.get_keys),
-                    "get_ranges": count(&counters.get_ranges),
-                    "watches": count(&counters.watches),
-                    "commits": count(&counters.commits),
-                    "resolves": count(&counters.resolves),
-                    "leases": count(&counters.leases),
-                    "committed": count(&counters.committed),
-                    "conflicts": count(&counters.conflicts),
-                    "too_old": count(&counters.too_old),
-                    "refused": count(&counters.refused),
-                    "commit_seconds": { "median": latency(0.5), "p99": latency(0.99), "max": latency(1.0) },
-                },
+                "workload": self.counters.document(),
                 "qos": {
                     "performance_limited_by": {
                         "name": coordinator.reason.name(),
@@ -491,6 +474,10 @@ impl Endpoint for Node {
 
     fn addresses_for_key(&self, _key: Bytes) -> Answer<Vec<String>> {
         Answer::now(Ok(Vec::new()))
+    }
+
+    fn locations(&self, _request: LocationsRequest) -> Answer<Locations> {
+        Answer::now(Ok(Locations::whole(Vec::new())))
     }
 
     fn status(&self) -> Answer<String> {

@@ -47,6 +47,10 @@ impl Clock for JobRuntime {
     fn now(&self) -> Duration {
         self.env.clock.now()
     }
+
+    fn unix_time(&self) -> Duration {
+        self.env.clock.unix_time()
+    }
 }
 
 impl Runtime for JobRuntime {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use ferrisdb::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb::{Answer, Bytes, Endpoint, KeyRange, Version};
 use ferrisdb_rpc::Server;
@@ -152,6 +152,13 @@ impl Endpoint for Served {
             return Answer::now(Ok(vec![self.address.clone()]));
         }
         self.endpoint.addresses_for_key(key)
+    }
+
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
+        if self.is_alone {
+            return Answer::now(Ok(Locations::whole(vec![self.address.clone()])));
+        }
+        self.endpoint.locations(request)
     }
 
     fn status(&self) -> Answer<String> {

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use ferrisdb_core::key::{SYSTEM_END, printable};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Result};
 
-use self::system::SystemModule;
+use self::system::{Part, SystemModule};
 use crate::range::{RangeChunk, RangeOptions};
 use crate::read::ReadFuture;
 use crate::state::{Inner, State};
@@ -125,7 +125,7 @@ pub(crate) fn get(inner: &Arc<Inner>, key: &[u8]) -> ReadFuture<Option<Bytes>> {
         let entered = inner.with(|state| inner.enter(state).map(|()| state.epoch));
         let (key, of_rows) = (Bytes::copy_from_slice(key), Arc::clone(inner));
         let rest = async move {
-            let rows = module.rows(&of_rows).await?;
+            let rows = module.rows(&of_rows, &Part::of_key(&key)).await?;
             Ok(rows.into_iter().find(|row| row.key == key).map(|row| row.value))
         };
         return match entered {
@@ -155,7 +155,10 @@ pub(crate) fn get_range(inner: &Arc<Inner>, options: RangeOptions, budget: Budge
             options.check_limits().map(|()| state.epoch)
         });
         let of_rows = Arc::clone(inner);
-        let rest = async move { Ok(cut(module.rows(&of_rows).await?, &options, budget)) };
+        let rest = async move {
+            let part = Part::of_range(&options, &budget);
+            Ok(cut(module.rows(&of_rows, &part).await?, &options, budget))
+        };
         return match entered {
             Ok(epoch) => ReadFuture::start(inner, epoch, true, Box::pin(rest)),
             Err(error) => ReadFuture::ready(Err(error)),

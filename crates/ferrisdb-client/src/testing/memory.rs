@@ -13,7 +13,7 @@ use ferrisdb_core::{
 };
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitId, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest,
-    Lease, LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    Lease, LeaseRequest, Location, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 
@@ -63,6 +63,8 @@ struct State {
     stuck_wakers: Vec<Waker>,
     /// Values are there without a question.
     is_here: bool,
+    /// Where shards begin.
+    boundaries: Vec<Bytes>,
 }
 
 /// What was asked.
@@ -102,8 +104,14 @@ impl MemoryEndpoint {
             is_stuck: false,
             stuck_wakers: Vec::new(),
             is_here: false,
+            boundaries: vec![Bytes::new()],
         };
         MemoryEndpoint { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Shards begin at these keys from now on, the first of which is `''`.
+    pub(crate) fn set_boundaries(&self, boundaries: &[&'static str]) {
+        self.lock().boundaries = boundaries.iter().map(|&begin| Bytes::from(begin)).collect();
     }
 
     /// Answers come so many turns late from now on.
@@ -538,6 +546,18 @@ impl Endpoint for MemoryEndpoint {
 
     fn addresses_for_key(&self, _key: Bytes) -> Answer<Vec<String>> {
         self.answer(Ok(vec!["127.0.0.1:4500".to_owned()]))
+    }
+
+    /// Shards as a test has set them, at most two in an answer.
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
+        let LocationsRequest { range } = request;
+        let boundaries = self.lock().boundaries.clone();
+        let first = boundaries.partition_point(|begin| *begin <= range.begin).saturating_sub(1);
+        let inside: Vec<&Bytes> = boundaries[first..].iter().take_while(|begin| **begin < range.end).collect();
+        let location =
+            |begin: &&Bytes| Location { begin: (*begin).clone(), addresses: vec!["127.0.0.1:4500".to_owned()] };
+        let locations = inside.iter().take(2).map(location).collect();
+        self.answer(Ok(Locations { locations, more: inside.len() > 2 }))
     }
 
     fn status(&self) -> Answer<String> {

@@ -175,6 +175,7 @@ fn some_system_keys_are_answered_by_the_client() {
     };
     assert_eq!(boundaries("", "z"), [""]);
     assert!(boundaries("a", "z").is_empty());
+    assert_eq!(boundaries("", "").len(), 0);
     // What is stored is read as ever, and beside them.
     assert_eq!(block_on(tx.get(b"\xff/stored")), Ok(Some("1".into())));
     let all = block_on(tx.get_range(KeyRange::new(&b"\xff"[..], &b"\xff\xff"[..]))).expect("it reads");
@@ -182,6 +183,38 @@ fn some_system_keys_are_answered_by_the_client() {
     // Over: they are reads like others.
     block_on(tx.commit()).expect("it has only read");
     assert_eq!(code(block_on(tx.get(b"\xff/coordinators"))), 2017);
+}
+
+/// Each shard has a key that says where it begins, as many as there are, whatever part of them is asked for, and however few come with one answer.
+#[test]
+fn shards_are_among_the_system_keys() {
+    let (db, endpoint, _) = database();
+    endpoint.set_boundaries(&["", "b", "d", "f", "h", "j", "l"]);
+    let tx = db.create_transaction();
+    tx.set_option(&TransactionOption::ReadSystemKeys);
+    let key = |key: &str| [b"\xff/keyServers/", key.as_bytes()].concat();
+    let chunk = |options: RangeOptions| {
+        let chunk = block_on(tx.snapshot().get_range(options)).expect("it reads");
+        let keys: Vec<String> =
+            chunk.rows.iter().map(|row| String::from_utf8_lossy(&row.key[13..]).into_owned()).collect();
+        (keys.join(" "), chunk.more)
+    };
+    let between = |begin: &str, end: &str| RangeOptions::from(KeyRange::new(key(begin), key(end)));
+    let text = |text: &str, more| (text.to_owned(), more);
+    assert_eq!(chunk(between("", "z")), text(" b d f h j l", false));
+    assert_eq!(chunk(between("b", "h")), text("b d f", false));
+    assert_eq!(chunk(between("c", "g")), text("d f", false));
+    assert_eq!(chunk(between("b", "z").limit(3)), text("b d f", true));
+    assert_eq!(chunk(between("b", "h").limit(3)), text("b d f", false));
+    assert_eq!(chunk(between("b", "z").limit(2).reverse(true)), text("l j", true));
+    let places = |begin: KeySelector, end: KeySelector| RangeOptions::new(begin, end);
+    let at = |text: &str| KeySelector::first_greater_or_equal(key(text));
+    assert_eq!(chunk(places(at("c").offset_by(1), at("e").offset_by(2))), text("f h", false));
+    assert_eq!(chunk(places(KeySelector::last_less_than(key("e")), at("e"))), text("d", false));
+    // As every binding's locality reads them: the rest from behind the last one.
+    assert_eq!(chunk(between("f\0", "z").limit(2)), text("h j", true));
+    assert_eq!(block_on(tx.get(key("d"))), Ok(Some("127.0.0.1:4500".into())));
+    assert_eq!(block_on(tx.get(key("e"))), Ok(None));
 }
 
 #[test]

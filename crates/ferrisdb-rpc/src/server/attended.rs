@@ -428,6 +428,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             Question::AddressesForKey(of) => {
                 self.put(at, Method::AddressesForKey, Ok(of.key), |key| endpoint.addresses_for_key(key));
             }
+            Question::Locations(of) => {
+                self.put(at, Method::Locations, Ok(wire::locations_in(of)), |q| endpoint.locations(q));
+            }
             Question::Status(_) => self.put(at, Method::Status, Ok(()), |()| endpoint.status()),
             Question::Message(message) => {
                 let is_peer = self.is_peer;

@@ -52,6 +52,7 @@ pub(super) fn questions() -> Vec<(&'static str, Question)> {
         ("estimated_size", wire::estimated_size_out(range.clone())),
         ("split_points", wire::split_points_out(SplitPointsRequest { range, part_bytes: 1000, limit: 2 })),
         ("addresses_for_key", Question::AddressesForKey(proto::AddressesForKey { key: "k".into() })),
+        ("locations", wire::locations_out(LocationsRequest { range: KeyRange::new("a", "z") })),
         ("status", Question::Status(proto::Empty {})),
         ("cancel", Question::Cancel(proto::Empty {})),
         ("ping", Question::Ping(proto::Empty {})),
@@ -82,6 +83,13 @@ pub(super) fn answers() -> Vec<(&'static str, Body)> {
         ("size", result_out(Ok(1u64 << 40))),
         ("keys", result_out(Ok(vec![Bytes::from("a"), Bytes::new()]))),
         ("addresses", result_out(Ok(vec!["127.0.0.1:4500".to_owned()]))),
+        (
+            "locations",
+            result_out(Ok(Locations {
+                locations: vec![Location { begin: "k".into(), addresses: vec!["h:1".to_owned(), "h:2".to_owned()] }],
+                more: false,
+            })),
+        ),
         ("text", result_out(Ok("{}".to_owned()))),
         ("pong", Body::Pong(proto::Empty {})),
         ("goodbye", Body::Goodbye(proto::Empty {})),

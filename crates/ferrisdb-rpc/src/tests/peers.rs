@@ -33,6 +33,7 @@ impl Endpoint for Member {
         estimated_size(KeyRange) -> u64;
         split_points(SplitPointsRequest) -> Vec<Bytes>;
         addresses_for_key(Bytes) -> Vec<String>;
+        locations(LocationsRequest) -> Locations;
     }
 
     fn description(&self) -> Description {

@@ -7,6 +7,7 @@
 //! - A commit is sent on once at most, unless it is known that it did not arrive or was refused without a trace.
 //! - A question that found no coordinator waits for one, up to a bound.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +17,7 @@ use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    LeaseRequest, Location, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 
@@ -24,10 +25,14 @@ use super::lead::{self, no_coordinator};
 use super::lines::Line;
 use super::{LOOK, Life, Shared, status};
 use crate::coordinator::Coordinator;
+use crate::log::Tag;
 use crate::log::replicated::ProcessId;
 use crate::shards::holding::Holding;
 use crate::signal::lock;
 use crate::storage::StorageServer;
+
+/// Locations in one answer at most: some 100 kB.
+const LOCATIONS_MAX: usize = 1_000;
 
 /// The way to the present leader.
 #[derive(Default)]
@@ -232,6 +237,23 @@ impl Endpoint for Direct {
         Answer::now(found())
     }
 
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
+        let found = || {
+            let (registry, map) = (self.shared.registry()?, self.shared.shards()?);
+            let addresses = |team: BTreeSet<Tag>| {
+                let processes = registry.processes.values().filter(|process| team.contains(&process.tag));
+                processes.map(|process| process.peer.address.clone()).collect()
+            };
+            let mut inside = map.from_key(&request.range.begin).take_while(|(begin, _)| **begin < request.range.end);
+            let first = inside.by_ref().take(LOCATIONS_MAX);
+            let locations =
+                first.map(|(begin, shard)| Location { begin: begin.clone(), addresses: addresses(shard.team()) });
+            let locations = locations.collect();
+            Ok(Locations { locations, more: inside.next().is_some() })
+        };
+        Answer::now(found())
+    }
+
     fn status(&self) -> Answer<String> {
         Answer::now(Ok(status::document(&self.shared)))
     }
@@ -364,6 +386,10 @@ impl Endpoint for Cluster {
         self.life.shared().direct().addresses_for_key(key)
     }
 
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
+        self.life.shared().direct().locations(request)
+    }
+
     fn status(&self) -> Answer<String> {
         self.life.shared().direct().status()
     }
@@ -407,6 +433,7 @@ impl Endpoint for ForPeers {
         estimated_size(KeyRange) -> u64;
         split_points(SplitPointsRequest) -> Vec<Bytes>;
         addresses_for_key(Bytes) -> Vec<String>;
+        locations(LocationsRequest) -> Locations;
         message(Bytes) -> Bytes;
     }
 

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use ferrisdb_core::{Clock, Version};
 use serde_json::{Map, Value, json};
@@ -142,8 +141,6 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
         })
         .collect();
     let messages = messages(shared, failure.as_deref(), &registry, &processes, seen_seconds_ago);
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let counters = &shared.counters;
     json!({
         "client": { "database_status": { "available": available, "healthy": available && messages.is_empty() } },
         "cluster": {
@@ -172,20 +169,7 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
                 "applied": shared.storage.applied_version().get(),
                 "flushed": shared.storage.flushed_version().get(),
             },
-            "workload": {
-                "begins": count(&counters.begins),
-                "gets": count(&counters.gets),
-                "get_keys": count(&counters.get_keys),
-                "get_ranges": count(&counters.get_ranges),
-                "watches": count(&counters.watches),
-                "commits": count(&counters.commits),
-                "resolves": count(&counters.resolves),
-                "leases": count(&counters.leases),
-                "committed": count(&counters.committed),
-                "conflicts": count(&counters.conflicts),
-                "too_old": count(&counters.too_old),
-                "refused": count(&counters.refused),
-            },
+            "workload": shared.counters.document(),
             "process": {
                 "number": shared.identity.process,
                 "generation": shared.identity.generation,

@@ -22,6 +22,7 @@ pub mod batcher;
 pub mod lease;
 pub mod rate;
 pub mod sequencer;
+mod time_keeper;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -44,7 +45,7 @@ use crate::counters::Counters;
 use crate::log::{Applied, Confirmed, Entry, Log, Owner};
 use crate::runtime::JobRuntime;
 use crate::shards::change::Change;
-use crate::signal::{Bell, Reply, lock, reply};
+use crate::signal::{Bell, Latch, Reply, lock, reply};
 use batcher::{Batcher, Decision, Request, Response};
 use lease::LeaseOptions;
 use rate::{Lag, Rate, RateOptions, Reason};
@@ -119,6 +120,8 @@ struct Shared {
     is_limited: AtomicBool,
     gate: Mutex<Gate>,
     gate_bell: Bell,
+    /// Nothing more is to be begun.
+    closing: Latch,
 }
 
 /// What waits for the batcher.
@@ -223,6 +226,7 @@ impl Coordinator {
             is_limited: AtomicBool::new(false),
             gate: Mutex::new(Gate { rate, waiting: VecDeque::new(), is_closed: false }),
             gate_bell: Bell::default(),
+            closing: Latch::default(),
             runtime,
             log,
             options,
@@ -253,6 +257,7 @@ impl Coordinator {
         spawn("coordinator", Box::pin(std::future::poll_fn(move |context| driver.poll(context))));
         let shared = Arc::clone(&self.shared);
         spawn("begin-gate", Box::pin(async move { shared.run_gate().await }));
+        spawn("time-keeper", Box::pin(time_keeper::run(self.clone())));
     }
 
     /// Bytes of mutations appended in this epoch.
@@ -335,6 +340,7 @@ impl Coordinator {
     /// Refuses everything new. What was asked before is still done; then the tasks end.
     pub fn close(&self) {
         lock(&self.shared.queue).is_closed = true;
+        self.shared.closing.set();
         self.shared.bell.ring();
         let waiting = {
             let mut gate = lock(&self.shared.gate);

@@ -245,6 +245,12 @@ impl ShardMap {
         (self.range_from(begin), shard)
     }
 
+    /// The shards from the one that `key` is in on, by their first keys.
+    pub(crate) fn from_key(&self, key: &[u8]) -> impl Iterator<Item = (&Bytes, &Shard)> {
+        let (first, _) = self.of_key(key);
+        self.shards.range(first.begin..)
+    }
+
     /// The shard of the keys right below `end`.
     pub(crate) fn below(&self, end: &[u8]) -> (KeyRange, &Shard) {
         let (begin, shard) = self

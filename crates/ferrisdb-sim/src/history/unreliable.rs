@@ -6,7 +6,7 @@ use std::time::Duration;
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Random, Runtime, SplitMix64, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 
@@ -140,6 +140,10 @@ impl Endpoint for Unreliable {
 
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
         self.ask(|to| to.addresses_for_key(key))
+    }
+
+    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
+        self.ask(|to| to.locations(request))
     }
 
     fn status(&self) -> Answer<String> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitId, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest,
-    Lease, LeaseRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    Lease, LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 
@@ -132,6 +132,7 @@ impl Endpoint for Noting {
         estimated_size(KeyRange) -> u64;
         split_points(SplitPointsRequest) -> Vec<Bytes>;
         addresses_for_key(Bytes) -> Vec<String>;
+        locations(LocationsRequest) -> Locations;
         message(Bytes) -> Bytes;
     }
 

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "this is the one door to the real clock")]
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ferrisdb_core::Clock;
 
@@ -28,5 +28,10 @@ impl Default for RealClock {
 impl Clock for RealClock {
     fn now(&self) -> Duration {
         self.origin.elapsed()
+    }
+
+    fn unix_time(&self) -> Duration {
+        // A machine that believes it is before 1970 has no better time to tell.
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ferrisdb_client::TransactionOption;
 use ferrisdb_core::key::{SYSTEM_END, prefix_end};
 use ferrisdb_core::{Bytes, KeyRange, KeySelector, Mutation, Random, SplitMix64, Version};
 use ferrisdb_rpc::Endpoint;
@@ -87,6 +88,21 @@ impl World {
             let held = node.life.shared().keeper.holding().held().count();
             assert_eq!(held, 2, "each holds two of six shards");
         }
+        // The borders, in bytes, as a client finds them; and who has the keys from there on.
+        let found = self.ask(|db| async move {
+            let tx = db.create_transaction();
+            tx.set_option(&TransactionOption::ReadSystemKeys);
+            let found = tx.snapshot().get_range(KeyRange::prefix(b"\xff/keyServers/")).await?;
+            let addresses = tx.get_addresses_for_key(key(12)).await?;
+            Ok((found.rows, addresses))
+        });
+        let (rows, addresses) = found.expect("it reads");
+        let begins: Vec<Bytes> = rows.iter().map(|row| row.key.slice(13..)).collect();
+        let expected: Vec<Bytes> = [Bytes::new()].into_iter().chain([5, 10, 15, 20, 25].map(key)).collect();
+        assert_eq!(begins, expected);
+        let servers: BTreeSet<&Bytes> = rows.iter().map(|row| &row.value).collect();
+        assert_eq!(servers.len(), 3, "each holds two of six, alone: {rows:?}");
+        assert_eq!(addresses, [String::from_utf8_lossy(&rows[2].value)]);
         let endpoints: Vec<Arc<dyn Endpoint>> = nodes.iter().map(|node| node.endpoint()).collect();
         self.finish(compare(endpoints));
     }

@@ -23,7 +23,7 @@ use ferrisdb_storage::env::SeededEntropy;
 use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 
-use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions};
+use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, ShardOptions};
 use crate::coordinator::Coordinator;
 use crate::links::{Counts, Links};
 use crate::lives::{Life, LifeSpawner};
@@ -82,6 +82,7 @@ struct State {
     lives: u64,
     is_quiet: bool,
     losses: Losses,
+    shards: ShardOptions,
 }
 
 pub(super) struct World {
@@ -140,6 +141,7 @@ impl World {
             lives: 0,
             is_quiet: false,
             losses: Losses::default(),
+            shards: ShardOptions::default(),
         };
         Arc::new_cyclic(|me| World {
             processes,
@@ -176,8 +178,14 @@ impl World {
                 ..StorageOptions::default()
             },
             members: MemberOptions { gone_after: self.gone_after, ..MemberOptions::default() },
+            shards: lock(&self.state).shards.clone(),
             ..ClusterOptions::default()
         }
+    }
+
+    /// How processes that are started from now on distribute data.
+    pub(super) fn set_shards(&self, shards: ShardOptions) {
+        lock(&self.state).shards = shards;
     }
 
     /// Starts a process, on the disk that it has. The first one founds the cluster, the others join.

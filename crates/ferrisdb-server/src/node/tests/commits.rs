@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::log::{Known, Outcome};
-use ferrisdb_core::key::DATABASE_LOCK_KEY;
+use ferrisdb_client::layers::{Element, Tuple};
+use ferrisdb_core::key::{DATABASE_LOCK_KEY, key_after};
+use ferrisdb_rpc::api::GetRangeRequest;
 
 #[test]
 fn what_is_committed_is_read() {
@@ -15,7 +17,8 @@ fn what_is_committed_is_read() {
     assert_eq!(machine.get(&node, "a").as_deref(), Some("2"));
     assert_eq!(machine.get_at(&node, "a", first), Ok(Some("1".to_owned())));
     machine.wait(node.close()).expect("it closes");
-    assert!(machine.spawner.jobs().is_empty(), "every task has ended, but for {:?}", machine.spawner.jobs());
+    // The timers are the runtime's, which the node still has.
+    assert_eq!(machine.spawner.jobs(), ["timers"], "every task has ended");
     drop(node);
 
     let node = machine.open().expect("it opens again");
@@ -126,7 +129,10 @@ fn a_commit_below_the_window_or_above_the_newest_version_is_refused() {
 fn an_idle_database_gives_young_read_versions() {
     let machine = Machine::new(SimFileSystem::new(), 1);
     let node = machine.open().expect("it opens");
-    let before = machine.set(&node, "a", "1").expect("it commits");
+    machine.set(&node, "a", "1").expect("it commits");
+    // The time keeper writes an entry about that, and none about an idle hour.
+    machine.spawner.run_for(Duration::from_secs(11));
+    let before = node.log().last();
     machine.spawner.run_for(Duration::from_secs(3600));
     assert_eq!(machine.begin(&node), before, "nothing happens on an idle database");
     machine.spawner.run_until_idle();
@@ -134,6 +140,54 @@ fn an_idle_database_gives_young_read_versions() {
     assert_eq!(young.get(), before.get() + 1_000_000);
     let request = Transaction::at(young).read("a").set("a", "2").build();
     assert!(matches!(machine.commit(&node, request), Ok(Committed::At { .. })));
+}
+
+/// The time of day is written down beside the version, while something happens, also while the database is locked; and what is old is forgotten.
+#[test]
+fn times_of_versions_are_kept() {
+    let machine = Machine::new(SimFileSystem::new(), 1);
+    let node = machine.open().expect("it opens");
+    let entries = |node: &Node| {
+        let range = KeyRange::prefix(b"\xff\x02/timeKeeper/map/");
+        let version = node.log().last();
+        let request = GetRangeRequest { range, version, limit: 0, target_bytes: 0, reverse: false };
+        let number = |bytes: &[u8]| match Tuple::unpack(bytes).expect("a tuple").elements() {
+            [Element::Int(number)] => u64::try_from(*number).expect("not below zero"),
+            other => panic!("{other:?}"),
+        };
+        let rows = machine.wait(node.get_range(request)).expect("it reads").rows;
+        rows.iter()
+            .map(|row| (number(&row.key[b"\xff\x02/timeKeeper/map/".len()..]), v(number(&row.value))))
+            .collect::<Vec<_>>()
+    };
+    let ten = Duration::from_secs(10);
+    let begun = machine.clock.unix_time().as_secs();
+    machine.spawner.run_for(6 * ten);
+    assert_eq!(entries(&node), [], "nothing has happened");
+    let first = machine.set(&node, "a", "1").expect("it commits");
+    machine.spawner.run_for(3 * ten);
+    let once = entries(&node);
+    assert_eq!(once, [(begun + 70, first)], "once, though time went on");
+
+    let lock = Transaction::at(machine.begin(&node)).mutate(Mutation::set(DATABASE_LOCK_KEY, &b"mine"[..]));
+    let lock = lock.lock_aware().build();
+    let Ok(Committed::At { version: locked, .. }) = machine.commit(&node, lock) else { panic!("it locks") };
+    machine.spawner.run_for(2 * ten);
+    let twice = entries(&node);
+    assert_eq!(twice, [once[0], (begun + 100, locked)]);
+
+    // Thirty days and a little later the first entry of another life takes what is too old.
+    machine.spawner.run_for(Duration::from_secs(30 * 24 * 3600 + 20));
+    machine.wait(node.close()).expect("it closes");
+    let node = machine.open().expect("it opens");
+    assert_eq!(entries(&node), twice);
+    let unlock = Mutation::clear_range(DATABASE_LOCK_KEY, key_after(DATABASE_LOCK_KEY));
+    let unlock = Transaction::at(machine.begin(&node)).mutate(unlock).lock_aware().build();
+    machine.commit(&node, unlock).expect("it unlocks");
+    machine.spawner.run_for(2 * ten);
+    let after = entries(&node);
+    assert_eq!(after.len(), 1, "{after:?}");
+    assert!(after[0].0 > begun + 30 * 24 * 3600 && after[0].1 > locked);
 }
 
 #[test]

@@ -45,7 +45,8 @@ impl World {
     /// Nobody commits any more; then everything is compared.
     pub(in super::super) fn check_quiet(&self) {
         lock(&self.state).is_quiet = true;
-        self.run(Duration::from_secs(10));
+        // Until the time keeper has written about the last commit, too: then nothing happens any more.
+        self.run(Duration::from_secs(12));
         let nodes: Vec<(ProcessId, Arc<ClusterNode>)> = {
             let state = lock(&self.state);
             state.hosts.iter().filter_map(|(&process, host)| Some((process, host.node.clone()?))).collect()
@@ -62,11 +63,11 @@ impl World {
         if prints.len() > 1 {
             self.fail("the replicas of the log differ at the end".to_owned());
         }
-        let last = nodes.iter().map(|(_, node)| node.storage().applied_version()).max().unwrap_or_default();
+        let applied: Vec<Version> = nodes.iter().map(|(_, node)| node.storage().applied_version()).collect();
+        let last = applied.iter().copied().max().unwrap_or_default();
         let mut stored = BTreeMap::new();
         let mut holdings = BTreeMap::new();
-        for (process, node) in &nodes {
-            let applied = node.storage().applied_version();
+        for ((process, node), applied) in nodes.iter().zip(applied) {
             if applied != last {
                 self.fail(format!("storage of process {process} has come to {applied} of {last}"));
                 continue;

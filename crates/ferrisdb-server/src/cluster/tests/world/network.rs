@@ -4,7 +4,7 @@ use std::fmt;
 
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRequest, Lease, LeaseRequest,
-    ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use futures_util::future::{Either, select};
 
@@ -127,6 +127,7 @@ impl Endpoint for Line {
         estimated_size(KeyRange) -> u64, ConnectionFailed;
         split_points(SplitPointsRequest) -> Vec<Bytes>, ConnectionFailed;
         addresses_for_key(Bytes) -> Vec<String>, ConnectionFailed;
+        locations(LocationsRequest) -> Locations, ConnectionFailed;
         message(Bytes) -> Bytes, ConnectionFailed;
     }
 
@@ -175,6 +176,7 @@ impl Endpoint for Anywhere {
         estimated_size(KeyRange) -> u64;
         split_points(SplitPointsRequest) -> Vec<Bytes>;
         addresses_for_key(Bytes) -> Vec<String>;
+        locations(LocationsRequest) -> Locations;
         message(Bytes) -> Bytes;
     }
 
