@@ -27,7 +27,7 @@ use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 use futures_util::future::{Either, select};
 
-use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Network};
+use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Network, ShardOptions};
 use crate::lives::{Life, LifeSpawner};
 use crate::log::Tag;
 use crate::log::replicated::{LogStoreOptions, Peer, ProcessId, ReplicatedLogOptions};
@@ -85,6 +85,7 @@ struct State {
     lives: u64,
     is_quiet: bool,
     losses: Losses,
+    shards: ShardOptions,
 }
 
 pub(super) struct World {
@@ -303,6 +304,7 @@ impl World {
             lives: 0,
             is_quiet: false,
             losses: Losses::default(),
+            shards: ShardOptions::default(),
         };
         Arc::new_cyclic(|me| World {
             processes,
@@ -364,8 +366,14 @@ impl World {
                 ..StorageOptions::default()
             },
             members: MemberOptions { gone_after: self.gone_after, ..MemberOptions::default() },
+            shards: lock(&self.state).shards.clone(),
             ..ClusterOptions::default()
         }
+    }
+
+    /// How processes that are started from now on distribute data.
+    pub(super) fn set_shards(&self, shards: ShardOptions) {
+        lock(&self.state).shards = shards;
     }
 
     /// Starts a process, on the disk that it has. The first one founds the cluster, the others join.
@@ -834,7 +842,8 @@ impl World {
     /// Nobody commits any more; then everything is compared.
     pub(super) fn check_quiet(&self) {
         lock(&self.state).is_quiet = true;
-        self.run(Duration::from_secs(10));
+        // Until the time keeper has written about the last commit, too: then nothing happens any more.
+        self.run(Duration::from_secs(12));
         let nodes: Vec<(ProcessId, Arc<ClusterNode>)> = {
             let state = lock(&self.state);
             state.hosts.iter().filter_map(|(&process, host)| Some((process, host.node.clone()?))).collect()
@@ -851,11 +860,11 @@ impl World {
         if prints.len() > 1 {
             self.fail("the replicas of the log differ at the end".to_owned());
         }
-        let last = nodes.iter().map(|(_, node)| node.storage().applied_version()).max().unwrap_or_default();
+        let applied: Vec<Version> = nodes.iter().map(|(_, node)| node.storage().applied_version()).collect();
+        let last = applied.iter().copied().max().unwrap_or_default();
         let mut stored = BTreeMap::new();
         let mut holdings = BTreeMap::new();
-        for (process, node) in &nodes {
-            let applied = node.storage().applied_version();
+        for ((process, node), applied) in nodes.iter().zip(applied) {
             if applied != last {
                 self.fail(format!("storage of process {process} has come to {applied} of {last}"));
                 continue;
