@@ -512,6 +512,10 @@ pub(crate) struct ServeArguments {
     /// In a cluster: a process that is silent for so long is gone, and others take its place [default: 60s]
     #[arg(long, value_name = "TIME", env = "FERRISDB_GONE_AFTER", hide_env_values = true)]
     pub(crate) gone_after: Option<String>,
+
+    /// In a cluster: bytes a second that all shards on the move together may take [default: 64MiB]
+    #[arg(long, value_name = "BYTES", env = "FERRISDB_MOVE_RATE", hide_env_values = true)]
+    pub(crate) move_rate: Option<String>,
 }
 
 /// How log lines look.

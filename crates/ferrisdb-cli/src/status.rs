@@ -130,13 +130,14 @@ fn tell(document: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage
     if !own.is_null() {
         cluster::tell_members(document, printer)?;
     }
-    for section in ["versions", "workload", "qos", "log", "storage"] {
+    for section in ["versions", "workload", "qos", "moves", "log", "storage"] {
         let Value::Object(members) = &cluster[section] else { continue };
         // Names of tables live as long as the program; these are few.
         let title = match section {
             "versions" => "versions",
             "workload" => "workload",
             "qos" => "queues_and_limits",
+            "moves" => "moves",
             "log" => "log",
             _ => "storage",
         };

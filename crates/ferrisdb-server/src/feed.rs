@@ -8,6 +8,7 @@ use ferrisdb_core::{Code, Result, Version};
 
 use crate::log::{Delivery, Log, Subscription, Tag};
 use crate::shards::keeper::Keeper;
+use crate::shards::load::Load;
 use crate::storage::{ApplyBatch, StorageServer};
 
 /// How many bytes of mutations the batches have that storage has applied in this epoch, whoever needs them.
@@ -25,6 +26,8 @@ pub(crate) struct Feed {
     pub(crate) counted_from: Version,
     /// What there was below this version storage has never seen: leases of such versions are not for it to keep, or what it would answer at them were wrong.
     pub(crate) readable_from: Version,
+    /// Where it is noted how much is written to which keys, if anybody wants to know.
+    pub(crate) load: Option<Arc<Load>>,
     /// What is between the log and storage, if storage may hold less than everything.
     pub(crate) keeper: Option<Arc<Keeper>>,
 }
@@ -62,6 +65,9 @@ impl Feed {
             *leased = leased.iter().copied().filter(|&version| version >= self.readable_from).collect();
         }
         let (version, bytes) = (delivery.version, delivery.batch_bytes);
+        if let Some(load) = &self.load {
+            load.written(&delivery.mutations);
+        }
         match &self.keeper {
             None => {
                 let Delivery { horizon, leased, mutations, owner_state, .. } = delivery;

@@ -160,6 +160,7 @@ impl Node {
             progress: applied,
             counted_from: log.last(),
             readable_from: Version::ZERO,
+            load: None,
             keeper: None,
         };
         // Until storage has what the log had, reads would have to wait: rather wait here.

@@ -127,6 +127,8 @@ struct Knobs {
     gone_after: Duration,
     /// From how many bytes on a cluster splits a shard.
     split_bytes: u64,
+    /// From how much load on.
+    split_load: u64,
 }
 
 /// How much the database keeps in memory.
@@ -151,6 +153,7 @@ impl Knobs {
             is_power_lost_at_the_end: of(&[0, 1]) == 1,
             processes: of(&[1, 1, 3, 3, 5]),
             split_bytes: of(&[2_000, 20_000, 1 << 30]),
+            split_load: of(&[500, 5_000, 1 << 30]),
             gone_after: Duration::from_secs(of(&[4, 10, 60])),
         }
     }
@@ -159,6 +162,8 @@ impl Knobs {
         let NodeOptions { storage, coordinator, .. } = self.node_options();
         let shards = ShardOptions {
             split_bytes: self.split_bytes,
+            split_load: self.split_load,
+            merge_after: Duration::from_secs(3),
             size_interval: Duration::from_secs(1),
             ..ShardOptions::default()
         };

@@ -70,6 +70,7 @@ struct File {
     read_threads: Option<usize>,
     drain_timeout: Option<String>,
     gone_after: Option<String>,
+    move_rate: Option<String>,
 }
 
 /// How a server is run.
@@ -95,6 +96,7 @@ pub(crate) struct Config {
     pub(crate) read_threads: Setting<usize>,
     pub(crate) drain_timeout: Setting<Duration>,
     pub(crate) gone_after: Setting<Duration>,
+    pub(crate) move_rate: Setting<usize>,
 }
 
 impl Config {
@@ -143,9 +145,9 @@ impl Config {
                     12_288,
                 )
                 .positive("connections_per_address_max")?,
-            request_memory: pick.bytes("request_memory", a.request_memory, file.request_memory)?,
-            reply_memory: pick.bytes("reply_memory", a.reply_memory, file.reply_memory)?,
-            block_cache: pick.bytes("block_cache", a.block_cache, file.block_cache)?,
+            request_memory: pick.bytes("request_memory", a.request_memory, file.request_memory, "256MiB")?,
+            reply_memory: pick.bytes("reply_memory", a.reply_memory, file.reply_memory, "256MiB")?,
+            block_cache: pick.bytes("block_cache", a.block_cache, file.block_cache, "256MiB")?,
             read_threads: pick.or("read_threads", a.read_threads, file.read_threads, 8).positive("read_threads")?,
             drain_timeout: pick.or("drain_timeout", a.drain_timeout, file.drain_timeout, "10s".to_owned()).parsed(
                 "drain_timeout",
@@ -157,6 +159,7 @@ impl Config {
                 "write it as 10s or 2m",
                 parse_gone_after,
             )?,
+            move_rate: pick.bytes("move_rate", a.move_rate, file.move_rate, "64MiB")?,
             file: a.config,
         })
     }
@@ -196,6 +199,7 @@ impl fmt::Display for Config {
         line("read_threads", &self.read_threads.value, self.read_threads.source)?;
         line("drain_timeout", &seconds(self.drain_timeout.value), self.drain_timeout.source)?;
         line("gone_after", &seconds(self.gone_after.value), self.gone_after.source)?;
+        line("move_rate", &bytes(self.move_rate.value), self.move_rate.source)?;
         match &self.file {
             Some(file) => writeln!(f, "  file: {}", file.display()),
             None => writeln!(f, "  file: none (--config FILE)"),
@@ -239,8 +243,14 @@ impl Pick<'_> {
         self.one(name, given, file).unwrap_or(Setting { value: default, source: Source::Default })
     }
 
-    fn bytes(&self, name: &str, given: Option<String>, file: Option<String>) -> Result<Setting<usize>, Failure> {
-        self.or(name, given, file, "256MiB".to_owned()).parsed(
+    fn bytes(
+        &self,
+        name: &str,
+        given: Option<String>,
+        file: Option<String>,
+        default: &str,
+    ) -> Result<Setting<usize>, Failure> {
+        self.or(name, given, file, default.to_owned()).parsed(
             name,
             "write it as 64MiB, 2GiB or a number of bytes",
             parse_bytes,
@@ -412,6 +422,8 @@ mod tests {
         assert_eq!(config.block_cache.value, node.storage.engine.block_cache_bytes);
         assert_eq!(config.read_threads.value, node.storage.read_jobs);
         assert_eq!(config.gone_after.value, ferrisdb::cluster::MemberOptions::default().gone_after);
+        let shards = ferrisdb::cluster::ShardOptions::default();
+        assert_eq!(config.move_rate.value as u64, shards.all_moves_bytes_per_second);
     }
 
     #[test]

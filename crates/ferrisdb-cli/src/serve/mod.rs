@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::ArgMatches;
-use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Peer, RpcNetwork};
+use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Peer, RpcNetwork, ShardOptions};
 use ferrisdb::{Endpoint, Limits, Node, NodeOptions};
 use ferrisdb_rpc::{ServeOptions, Server, TokioRuntime};
 use ferrisdb_storage::Env;
@@ -298,7 +298,9 @@ impl Process {
             zone: config.zone.value.clone(),
         };
         let members = MemberOptions { gone_after: config.gone_after.value, ..MemberOptions::default() };
-        let cluster_options = ClusterOptions { storage: options.storage, members, ..ClusterOptions::default() };
+        let shards =
+            ShardOptions { all_moves_bytes_per_second: config.move_rate.value as u64, ..ShardOptions::default() };
+        let cluster_options = ClusterOptions { storage: options.storage, members, shards, ..ClusterOptions::default() };
         let seed = u64::from_le_bytes(env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes"));
         let transport = Arc::new(TokioRuntime::new(runtime.handle().clone(), seed));
         let network = Arc::new(RpcNetwork::new(Arc::clone(&transport)));

@@ -11,7 +11,8 @@
 //!         load: applied, flushed version, applied entry, copied rows, bytes, of bytes,
 //!               u8 flags: 1 serves, 2 stalled, 4 broken
 //! answer  process that answers, u8 0 welcome, 1 went back then bytes: what it lacks,
-//!         u8 what it is to the cluster (0 the asked does not lead), bytes: what the leader sees, as JSON
+//!         u8 what it is to the cluster (0 the asked does not lead), bytes: what the leader sees, as JSON,
+//!         bytes a second that it may fetch (0: the asked does not lead)
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +31,7 @@ use super::members::Load;
 use super::messages::{Joined, Message, invalid, take_tag};
 use super::metadata::Registry;
 use super::rejoin::Again;
-use super::{Shared, status};
+use super::{Shared, spread, status};
 use crate::log::Tag;
 use crate::log::replicated::{Place, Position, ProcessId};
 use crate::signal::lock;
@@ -69,6 +70,8 @@ pub(super) struct Heard {
     pub(super) registration: Registration,
     /// What the leader sees. Empty from others.
     pub(super) view: String,
+    /// Bytes a second that the storage server may fetch of what moves to it; 0: whoever answers cannot say.
+    pub(super) fetch_rate: u64,
 }
 
 impl Beat {
@@ -140,6 +143,12 @@ impl Beat {
 }
 
 impl Heard {
+    /// From a process that does not lead, and has nothing to object.
+    fn from(process: ProcessId) -> Heard {
+        let (registration, view) = (Registration::Unknown, String::new());
+        Heard { process, lacks: None, registration, view, fetch_rate: 0 }
+    }
+
     fn encode(&self) -> Bytes {
         let mut out = Vec::new();
         put_varint(&mut out, self.process);
@@ -158,6 +167,7 @@ impl Heard {
             Registration::Forgotten => 4,
         });
         put_bytes(&mut out, self.view.as_bytes());
+        put_varint(&mut out, self.fetch_rate);
         out.into()
     }
 
@@ -178,7 +188,9 @@ impl Heard {
                 4 => Registration::Forgotten,
                 _ => return Err(DecodeError { what: "beat: an unknown registration" }),
             };
-            Ok(Heard { process, lacks, registration, view: text(decoder.bytes("beat: view")?) })
+            let view = text(decoder.bytes("beat: view")?);
+            let fetch_rate = decoder.varint("beat: rate")?;
+            Ok(Heard { process, lacks, registration, view, fetch_rate })
         };
         read().map_err(invalid)
     }
@@ -215,14 +227,9 @@ async fn hear(shared: &Arc<Shared>, beat: Beat) -> Result<Heard> {
     if process != here
         && let Noted::WentBack(lacks) = shared.recorder.note(&beat.said).await?
     {
-        return Ok(Heard {
-            process: here,
-            lacks: Some(lacks),
-            registration: Registration::Unknown,
-            view: String::new(),
-        });
+        return Ok(Heard { lacks: Some(lacks), ..Heard::from(here) });
     }
-    let mut heard = Heard { process: here, lacks: None, registration: Registration::Unknown, view: String::new() };
+    let mut heard = Heard::from(here);
     if let Some(coordinator) = shared.leading.coordinator() {
         let registry = shared.registry()?;
         heard.registration = registry.registration(&beat);
@@ -231,6 +238,7 @@ async fn hear(shared: &Arc<Shared>, beat: Beat) -> Result<Heard> {
             shared.leading.with_detector(|detector| detector.heard(shared.jobs.now(), process, beat.load, appended));
         }
         heard.view = status::view(shared, &registry);
+        heard.fetch_rate = spread::fetch_rate(shared, &coordinator);
     }
     Ok(heard)
 }
@@ -334,6 +342,9 @@ async fn take_heard(shared: &Arc<Shared>, heard: Heard) {
         let why = format!("the disk of process {here} went back to an earlier state: {lacks}");
         return shared.begin_again(Again::AsNew(why));
     }
+    if heard.fetch_rate > 0 {
+        shared.fetch_rate.store(heard.fetch_rate, Ordering::Relaxed);
+    }
     if !heard.view.is_empty() {
         *lock(&shared.view) = Some((shared.jobs.now(), heard.view));
     }
@@ -390,7 +401,7 @@ pub(super) mod tests {
             (Some("an entry".to_owned()), Registration::Unknown),
             (None, Registration::Forgotten),
         ] {
-            let heard = Heard { process: 300, lacks, registration, view: "{}".to_owned() };
+            let heard = Heard { process: 300, lacks, registration, view: "{}".to_owned(), fetch_rate: 1 << 25 };
             let bytes = heard.encode();
             assert_eq!(Heard::decode(&bytes), Ok(heard));
             for len in 0..bytes.len() {

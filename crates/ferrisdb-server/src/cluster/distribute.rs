@@ -1,22 +1,34 @@
-//! What happens next to the shards: [`next_step`], a function from the map, sizes, storage servers and the wanted number of replicas to one step.
+//! What happens next to the shards: [`next_step`], a function from the map, sizes, loads, storage servers and the wanted number of replicas to one step.
 //!
-//! In this order: a move that cannot end is given up; a shard that lacks replicas, or has one that is to go, gets another team; one that is too large is split; two small
-//! neighbours become one; and the fullest storage server gives a shard to the emptiest. A team has replicas in different zones as far as there are zones, then those that
-//! have the shard already, then those with the least to hold.
+//! In this order: a move that cannot end is given up; a shard that lacks replicas, or has one that is to go, gets another team; one that is too large is split, or has too much
+//! load; two neighbours that are small and have long had little load become one; and the storage server with the most gives a shard to the one with the least. A team has replicas in different
+//! zones as far as there are zones, then those that have the shard already, then those with the least to hold.
 //!
-//! Each step leaves a state from which the next one follows, whoever decides it: what is under way stands in the map. Splits and merges have a factor of four between them, and a shard is moved for
-//! balance only if that leaves the two less far apart, so that nothing goes back and forth.
+//! # The score
+//! What a shard means to a storage server is one number, in thousandths of a full shard: its bytes as a part of those with which a shard is split, and its load
+//! as a part of that with which one is. So a shard with half of the bytes and half of the load is as much as a large one that nobody asks for. [Load](crate::shards::load) is bytes that one
+//! replica writes and reads a second.
+//!
+//! # Why it comes to rest
+//! Each step leaves a state from which the next one follows, whoever decides it: what is under way stands in the map. Splits and merges have a factor of four between them, in
+//! bytes and in load, and load must have been little for a while. A shard is moved for balance only if that leaves the two less far apart, only if they are far apart for what
+//! they have (loads are never quite the same), and not again for a while. One key cannot be split: a shard with too much load that no cut halves stays, and is [told](hot_keys).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ferrisdb_core::{Bytes, KeyRange, Version};
 
+use super::loads::ShardLoad;
 use crate::log::Tag;
 use crate::shards::change::Change;
 use crate::shards::{Holder, Shard, ShardMap};
 
 /// A split shard's parts are this many times what a merged one may have at the most.
 const MERGE_DIVISOR: u64 = 4;
+/// The score of a shard that has as many bytes as one may, or as much load.
+const FULL: u64 = 1_000;
+/// Two storage servers that are no further apart than one part in so many of what the fuller one has are close enough.
+const CLOSE_DIVISOR: u64 = 8;
 
 /// A storage server that may hold shards.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,6 +47,12 @@ pub(super) struct View<'a> {
     pub(super) map: &'a ShardMap,
     /// Bytes of shards by where they begin, as far as they are known.
     pub(super) bytes: &'a BTreeMap<Bytes, u64>,
+    /// Their loads, as far as they are known.
+    pub(super) loads: &'a BTreeMap<Bytes, ShardLoad>,
+    /// Those of them that have had so little load for so long that they may be merged.
+    pub(super) cold: &'a BTreeSet<Bytes>,
+    /// Those of them that have come where they are so lately that they are to stay.
+    pub(super) fresh: &'a BTreeSet<Bytes>,
     /// The storage servers that belong to the cluster.
     pub(super) servers: &'a BTreeMap<Tag, Server>,
     /// How many replicas a shard is to have.
@@ -43,8 +61,12 @@ pub(super) struct View<'a> {
     pub(super) past: Version,
     /// A shard with more bytes is split.
     pub(super) split_bytes: u64,
+    /// A shard with more load is split, if it can be.
+    pub(super) split_load: u64,
     /// Moves that may be under way at once.
     pub(super) moves: usize,
+    /// And to one storage server.
+    pub(super) moves_to_one: usize,
 }
 
 /// What to do.
@@ -54,6 +76,13 @@ pub(super) enum Step {
     Change(Change),
     /// Look where this shard can be cut into parts of about so many bytes, and cut it.
     Split(KeyRange, u64),
+    /// Cut the shard that begins there at this key: that halves its load.
+    SplitAt {
+        /// Where it begins.
+        begin: Bytes,
+        /// Where the second one is to begin.
+        at: Bytes,
+    },
 }
 
 /// The next step, if anything is to be done.
@@ -75,20 +104,43 @@ impl View<'_> {
         self.map.iter().filter(|(_, shard)| shard.moving.is_some()).count()
     }
 
-    /// Bytes that each storage server has or is to get.
-    fn loads(&self) -> BTreeMap<Tag, u64> {
-        let mut loads: BTreeMap<Tag, u64> = self.servers.keys().map(|&tag| (tag, 0)).collect();
+    /// How many moves bring each storage server something.
+    fn coming(&self) -> BTreeMap<Tag, usize> {
+        let mut coming = BTreeMap::new();
+        for tag in self.map.iter().flat_map(|(_, shard)| shard.awaited()) {
+            *coming.entry(tag).or_default() += 1;
+        }
+        coming
+    }
+
+    /// The load of each replica of a shard, if it is known.
+    fn load_of(&self, range: &KeyRange) -> Option<u64> {
+        self.loads.get(&range.begin).filter(|load| load.end == range.end).map(|load| load.each)
+    }
+
+    /// What a shard means to a storage server that has it; `None`: its size is not known. A load that is not known counts nothing.
+    fn score_of(&self, range: &KeyRange) -> Option<u64> {
+        let part = |of: u64, full: u64| {
+            u64::try_from(u128::from(of) * u128::from(FULL) / u128::from(full.max(1))).unwrap_or(u64::MAX / 1_000_000)
+        };
+        let bytes = part(*self.bytes.get(&range.begin)?, self.split_bytes);
+        Some(bytes + part(self.load_of(range).unwrap_or_default(), self.split_load))
+    }
+
+    /// What each storage server has or is to get: the sum of its shards' scores.
+    pub(super) fn scores(&self) -> BTreeMap<Tag, u64> {
+        let mut scores: BTreeMap<Tag, u64> = self.servers.keys().map(|&tag| (tag, 0)).collect();
         for (range, shard) in self.map.iter() {
-            let bytes = self.bytes.get(&range.begin).copied().unwrap_or_default();
+            let score = self.score_of(&range).unwrap_or_default();
             for tag in shard.moving.as_ref().map_or_else(|| shard.team(), |moving| moving.team.clone()) {
-                *loads.entry(tag).or_default() += bytes;
+                *scores.entry(tag).or_default() += score;
             }
         }
-        loads
+        scores
     }
 
     /// Those who should hold a shard that these hold.
-    fn team_for(&self, present: &BTreeSet<Tag>, loads: &BTreeMap<Tag, u64>) -> BTreeSet<Tag> {
+    fn team_for(&self, present: &BTreeSet<Tag>, scores: &BTreeMap<Tag, u64>) -> BTreeSet<Tag> {
         let usable: Vec<Tag> = self.servers.keys().copied().filter(|&tag| self.is_usable(tag)).collect();
         let wanted = self.replicas.min(usable.len());
         let (mut team, mut zones) = (BTreeSet::new(), BTreeSet::new());
@@ -101,7 +153,7 @@ impl View<'_> {
                     is_zone_taken,
                     !is_present,
                     server.is_slow && !is_present,
-                    loads.get(tag).copied().unwrap_or_default(),
+                    scores.get(tag).copied().unwrap_or_default(),
                     **tag,
                 )
             });
@@ -118,10 +170,8 @@ impl View<'_> {
 fn give_up(view: &View<'_>) -> Option<Change> {
     view.map.iter().find_map(|(range, shard)| {
         let moving = shard.moving.as_ref()?;
-        let team = shard.team();
-        let waits_for = |tag: &&Tag| !team.contains(tag) && !moving.arrived.contains_key(tag);
         let is_lost = moving.team.iter().any(|tag| !view.servers.contains_key(tag));
-        let is_in_vain = is_lost || moving.team.iter().filter(waits_for).any(|&tag| !view.is_welcome(tag));
+        let is_in_vain = is_lost || shard.awaited().any(|tag| !view.is_welcome(tag));
         is_in_vain.then_some(Change::Cancel { begin: range.begin, id: moving.id })
     })
 }
@@ -131,16 +181,37 @@ fn heal(view: &View<'_>) -> Option<Change> {
     if view.moves_under_way() >= view.moves {
         return None;
     }
-    let loads = view.loads();
+    let coming = view.coming();
+    let has_room = |tag: &Tag| coming.get(tag).is_none_or(|&moves| moves < view.moves_to_one);
+    let wanting = wanting(view).into_iter().filter(|wanting| {
+        let present = wanting.shard.team();
+        wanting.team.iter().filter(|tag| !present.contains(tag)).all(has_room)
+    });
+    let Wanting { range, team, .. } = wanting.min_by_key(|wanting| wanting.left)?;
+    Some(Change::Move { begin: range.begin, end: range.end, team })
+}
+
+/// A shard that is to have another team.
+pub(super) struct Wanting<'a> {
+    pub(super) range: KeyRange,
+    pub(super) shard: &'a Shard,
+    /// Who is to hold it.
+    pub(super) team: BTreeSet<Tag>,
+    /// How many of those who hold it are to stay with the cluster.
+    left: usize,
+}
+
+/// All shards that are to have another team, and do not move yet.
+pub(super) fn wanting<'a>(view: &View<'a>) -> Vec<Wanting<'a>> {
+    let scores = view.scores();
     let settled = view.map.iter().filter(|(_, shard)| shard.moving.is_none());
     let wanting = settled.filter_map(|(range, shard)| {
         let present = shard.team();
-        let team = view.team_for(&present, &loads);
+        let team = view.team_for(&present, &scores);
         let left = present.iter().filter(|&&tag| view.is_usable(tag)).count();
-        (team != present && is_possible(view, &present, &team)).then_some((left, range, team))
+        (team != present && is_possible(view, &present, &team)).then_some(Wanting { range, shard, team, left })
     });
-    let (_, range, team) = wanting.min_by(|(one, ..), (other, ..)| one.cmp(other))?;
-    Some(Change::Move { begin: range.begin, end: range.end, team })
+    wanting.collect()
 }
 
 /// Somebody who has the shard is there, or nobody new needs it.
@@ -152,15 +223,42 @@ fn is_possible(view: &View<'_>, present: &BTreeSet<Tag>, team: &BTreeSet<Tag>) -
 }
 
 fn split(view: &View<'_>) -> Option<Step> {
-    let large = view.map.iter().filter(|(_, shard)| shard.moving.is_none()).filter_map(|(range, _)| {
+    let settled = || view.map.iter().filter(|(_, shard)| shard.moving.is_none()).map(|(range, _)| range);
+    let large = settled().filter_map(|range| {
         let bytes = view.bytes.get(&range.begin).copied()?;
         (bytes > view.split_bytes).then_some((bytes, range))
     });
-    let (bytes, range) = large.max_by_key(|(bytes, _)| *bytes)?;
-    Some(Step::Split(range, bytes / 2))
+    if let Some((bytes, range)) = large.max_by_key(|(bytes, _)| *bytes) {
+        return Some(Step::Split(range, bytes / 2));
+    }
+    let busy = settled().filter_map(|range| {
+        let load = view.load_of(&range).filter(|&load| load > view.split_load)?;
+        let at = view.loads.get(&range.begin)?.cut.clone()?;
+        (range.begin < at && at < range.end).then_some((load, range.begin, at))
+    });
+    busy.max_by_key(|(load, ..)| *load).map(|(_, begin, at)| Step::SplitAt { begin, at })
 }
 
-/// Two neighbours with the same holders that are small together; nobody reads them any more at versions at which they had others.
+/// A key that has more load than a shard is to have, or nearly all of a shard that has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HotKey {
+    pub(super) key: Bytes,
+    /// Of the key, at each of its storage servers: bytes a second.
+    pub(super) load: u64,
+}
+
+/// Shards with too much load that no cut halves, because one key has most of it: nothing can be done for them here.
+pub(super) fn hot_keys(view: &View<'_>) -> Vec<HotKey> {
+    let hot = view.map.iter().filter_map(|(range, _)| {
+        let load = view.load_of(&range).filter(|&load| load > view.split_load)?;
+        let ShardLoad { cut, hottest, .. } = view.loads.get(&range.begin)?;
+        let (key, of_key) = hottest.clone()?;
+        (cut.is_none() && of_key * 2 > load).then_some(HotKey { key, load: of_key })
+    });
+    hot.collect()
+}
+
+/// Two neighbours with the same holders that are small together, and have long had little load; nobody reads them any more at versions at which they had others.
 fn merge(view: &View<'_>) -> Option<Change> {
     let is_settled = |shard: &Shard| {
         let is_old = |holder: &Holder| holder.is_open() && holder.from <= view.past;
@@ -171,35 +269,43 @@ fn merge(view: &View<'_>) -> Option<Change> {
     shards.windows(2).find_map(|pair| {
         let [(range, one), (next, other)] = pair else { return None };
         let bytes = view.bytes.get(&range.begin)? + view.bytes.get(&next.begin)?;
-        let is_small = bytes <= view.split_bytes / MERGE_DIVISOR;
+        let load = view.load_of(range)? + view.load_of(next)?;
+        let is_cold = [range, next].iter().all(|range| view.cold.contains(&range.begin));
+        let is_small = bytes <= view.split_bytes / MERGE_DIVISOR && is_cold && load <= merge_load(view.split_load);
         (is_small && is_alike(one, other)).then(|| Change::Merge { begin: range.begin.clone() })
     })
 }
 
-/// From the fullest to the emptiest.
+/// The most load that two shards may have together which become one.
+pub(super) fn merge_load(split_load: u64) -> u64 {
+    split_load / MERGE_DIVISOR
+}
+
+/// From the one with the most to the one with the least.
 fn balance(view: &View<'_>) -> Option<Change> {
     if view.moves_under_way() > 0 {
         return None;
     }
-    let loads = view.loads();
-    let welcome = || loads.iter().filter(|(tag, _)| view.is_welcome(**tag)).map(|(&tag, &load)| (tag, load));
-    let (full, most) = welcome().max_by_key(|&(tag, load)| (load, tag))?;
-    let (empty, least) = welcome().min_by_key(|&(tag, load)| (load, tag))?;
-    // Less than a shard apart is close enough.
+    let scores = view.scores();
+    let welcome = || scores.iter().filter(|(tag, _)| view.is_welcome(**tag)).map(|(&tag, &score)| (tag, score));
+    let (full, most) = welcome().max_by_key(|&(tag, score)| (score, tag))?;
+    let (empty, least) = welcome().min_by_key(|&(tag, score)| (score, tag))?;
+    // Half of a shard is not worth a move; and loads are never quite the same.
     let gap = most.saturating_sub(least);
-    if gap <= view.split_bytes / 2 {
+    if gap <= FULL / 2 || gap <= most / CLOSE_DIVISOR {
         return None;
     }
     let movable = view.map.iter().filter_map(|(range, shard)| {
         let present = shard.team();
-        let bytes = view.bytes.get(&range.begin).copied()?;
+        let score = view.score_of(&range)?;
         // The two come closer only if it is less than what is between them.
-        let helps = bytes > 0 && bytes < gap && present.contains(&full) && !present.contains(&empty);
+        let helps = score > 0 && score < gap && present.contains(&full) && !present.contains(&empty);
         let team: BTreeSet<Tag> = present.iter().copied().filter(|&tag| tag != full).chain([empty]).collect();
-        (helps && zones(view, &team) >= zones(view, &present)).then_some((bytes, range, team))
+        let may = helps && !view.fresh.contains(&range.begin) && zones(view, &team) >= zones(view, &present);
+        may.then_some((score, view.bytes.get(&range.begin).copied(), range, team))
     });
-    // What brings them closest together is about half of the gap.
-    let (_, range, team) = movable.min_by_key(|(bytes, ..)| bytes.abs_diff(gap / 2))?;
+    // What brings them closest together is about half of the gap; of those that do, the one with the fewest bytes.
+    let (_, _, range, team) = movable.min_by_key(|(score, bytes, ..)| (score.abs_diff(gap / 2), *bytes))?;
     Some(Change::Move { begin: range.begin, end: range.end, team })
 }
 
@@ -225,6 +331,9 @@ mod tests {
         servers: BTreeMap<Tag, Server>,
         replicas: usize,
         version: u64,
+        /// By first keys: load, and whether a cut halves it.
+        loads: BTreeMap<Bytes, (u64, bool)>,
+        is_warm: bool,
     }
 
     impl Cluster {
@@ -235,6 +344,8 @@ mod tests {
                 servers: BTreeMap::from([(Tag(0), Server::default())]),
                 replicas: 3,
                 version: 1,
+                loads: BTreeMap::new(),
+                is_warm: false,
             }
         }
 
@@ -247,14 +358,30 @@ mod tests {
         }
 
         fn next(&self) -> Option<Step> {
-            next_step(&View {
+            self.look(next_step)
+        }
+
+        fn look<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> T {
+            let loads = self.map().iter().map(|(range, _)| {
+                let (each, can_be_cut) = self.loads.get(&range.begin).copied().unwrap_or_default();
+                let cut = can_be_cut.then(|| middle(&range));
+                let hottest = Some((range.begin.clone(), each));
+                (range.begin, ShardLoad { end: range.end, each, cut, hottest })
+            });
+            let cold = if self.is_warm { BTreeSet::new() } else { self.bytes.keys().cloned().collect() };
+            look(&View {
                 map: self.map(),
                 bytes: &self.bytes,
+                loads: &loads.collect(),
+                cold: &cold,
+                fresh: &BTreeSet::new(),
                 servers: &self.servers,
                 replicas: self.replicas,
                 past: Version::from_u64(self.version),
                 split_bytes: 100,
+                split_load: 100,
                 moves: 2,
+                moves_to_one: 1,
             })
         }
 
@@ -271,18 +398,32 @@ mod tests {
                     let end = self.map().of_key(&begin).0.end;
                     let more = self.bytes.remove(&end).expect("a size");
                     *self.bytes.get_mut(&begin).expect("a size") += more;
+                    let (more, _) = self.loads.remove(&end).unwrap_or_default();
+                    self.loads.entry(begin.clone()).or_insert((0, true)).0 += more;
                     self.change(Change::Merge { begin });
                 }
                 Step::Change(change) => self.change(change),
                 Step::Split(range, part) => {
-                    // Keys are made up: numbers, the last of them far below the end.
-                    let number = |key: &[u8]| key.try_into().map_or(0, u64::from_be_bytes);
-                    let end = if range.end == SYSTEM_END { 1 << 60 } else { number(&range.end) };
-                    let at = Bytes::copy_from_slice(&u64::midpoint(number(&range.begin), end).to_be_bytes());
+                    let at = middle(&range);
                     let all = self.bytes.insert(range.begin.clone(), part).expect("a size");
                     self.bytes.insert(at.clone(), all - part);
+                    self.halve_load(&range.begin, &at);
                     self.change(Change::Split { at });
                 }
+                Step::SplitAt { begin, at } => {
+                    let all = self.bytes[&begin];
+                    self.bytes.insert(begin.clone(), all / 2);
+                    self.bytes.insert(at.clone(), all - all / 2);
+                    self.halve_load(&begin, &at);
+                    self.change(Change::Split { at });
+                }
+            }
+        }
+
+        fn halve_load(&mut self, begin: &Bytes, at: &Bytes) {
+            if let Some((load, can_be_cut)) = self.loads.get(begin).copied() {
+                self.loads.insert(begin.clone(), (load / 2, can_be_cut));
+                self.loads.insert(at.clone(), (load - load / 2, can_be_cut));
             }
         }
 
@@ -316,6 +457,13 @@ mod tests {
             };
             self.servers.iter().filter(|(_, server)| !server.is_excluded).map(|(tag, _)| load(tag)).collect()
         }
+    }
+
+    /// Keys are made up: numbers, the last of them far below the end.
+    fn middle(range: &KeyRange) -> Bytes {
+        let number = |key: &[u8]| key.try_into().map_or(0, u64::from_be_bytes);
+        let end = if range.end == SYSTEM_END { 1 << 60 } else { number(&range.end) };
+        Bytes::copy_from_slice(&u64::midpoint(number(&range.begin), end).to_be_bytes())
     }
 
     /// With each process a replica more, up to three; a fourth one takes its part.
@@ -414,6 +562,67 @@ mod tests {
         assert!(before >= 8 && cluster.map().len() == 1, "{before} and {:?}", cluster.map());
     }
 
+    /// A small shard with much load is split until no part has too much, and each storage server gets its part of that, not of the bytes. When it is calm the parts stay for
+    /// a while, and then become one.
+    #[test]
+    fn load_is_split_and_spread() {
+        let mut cluster = Cluster::new(4);
+        cluster.replicas = 1;
+        (1..4).for_each(|tag| cluster.add(tag, ""));
+        cluster.is_warm = true;
+        cluster.loads.insert(Bytes::new(), (1_000, true));
+        cluster.settle();
+        assert!(cluster.map().len() >= 10, "{:?}", cluster.map());
+        let scores: Vec<u64> = cluster.look(|view| view.scores()).into_values().collect();
+        let (least, most) = (scores.iter().min().unwrap(), scores.iter().max().unwrap());
+        assert!(most - least <= 500 && *most < 4_000, "{scores:?}");
+        // A tenth more or less here and there is no reason to move anything.
+        for (at, (load, _)) in cluster.loads.values_mut().enumerate() {
+            *load = if at % 2 == 0 { *load * 11 / 10 } else { *load * 9 / 10 };
+        }
+        assert_eq!(cluster.settle(), 0);
+
+        cluster.loads.values_mut().for_each(|(load, _)| *load = 0);
+        assert_eq!(cluster.next(), None, "it was busy a moment ago");
+        cluster.is_warm = false;
+        cluster.loads.values_mut().for_each(|(load, _)| *load = 30);
+        assert_eq!(cluster.next(), None, "two of them have more than a quarter of what is too much");
+        cluster.loads.values_mut().for_each(|(load, _)| *load = 1);
+        // Neighbours are at different storage servers, and are merged only where they are not.
+        let before = cluster.map().len();
+        cluster.settle();
+        assert!(cluster.map().len() < before, "{:?}", cluster.map());
+    }
+
+    /// One key cannot be split: it is told, and nothing is tried.
+    #[test]
+    fn a_hot_key_is_told() {
+        let mut cluster = Cluster::new(4);
+        cluster.loads.insert(Bytes::new(), (500, false));
+        assert_eq!(cluster.settle(), 0);
+        assert_eq!(cluster.look(hot_keys), [HotKey { key: Bytes::new(), load: 500 }]);
+        cluster.loads.insert(Bytes::new(), (90, false));
+        assert_eq!(cluster.look(hot_keys), []);
+    }
+
+    /// What has just come is not moved on for balance, and one storage server is not given more than it may fetch at once.
+    #[test]
+    fn moves_have_bounds() {
+        let mut cluster = Cluster::new(1_000);
+        cluster.settle();
+        cluster.replicas = 1;
+        cluster.add(1, "");
+        let all: BTreeSet<Bytes> = cluster.bytes.keys().cloned().collect();
+        let balanced = cluster.look(|view| (balance(view).is_some(), balance(&View { fresh: &all, ..view.clone() })));
+        assert_eq!(balanced, (true, None));
+        cluster.replicas = 2;
+        let step = cluster.next().expect("a replica is wanted");
+        cluster.take(step);
+        assert_eq!(cluster.look(|view| heal(view)), None, "one comes already");
+        assert!(cluster.look(|view| heal(&View { moves_to_one: 2, ..view.clone() })).is_some());
+        assert!(cluster.look(|view| heal(&View { moves_to_one: 2, moves: 1, ..view.clone() })).is_none());
+    }
+
     /// From any state the steps lead to one in which each shard has its replicas, at those who may hold it; and they end.
     #[test]
     fn any_state_settles() {
@@ -437,6 +646,8 @@ mod tests {
                     3 => {
                         let scale = random.below(5);
                         cluster.bytes.values_mut().for_each(|bytes| *bytes = (*bytes * scale / 2).min(500));
+                        let (load, can_be_cut) = (random.below(400), random.one_in(2));
+                        cluster.loads.insert(Bytes::new(), (load, can_be_cut));
                     }
                     _ => cluster.add(tag, ["", "a", "b"][random.below(3) as usize]),
                 }

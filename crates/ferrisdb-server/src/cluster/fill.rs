@@ -45,6 +45,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     progress: Arc::clone(&shared.progress),
                     counted_from: Version::ZERO,
                     readable_from: Version::from_u64(shared.readable_from.load(Ordering::SeqCst)),
+                    load: Some(Arc::clone(&shared.load)),
                     keeper: Some(Arc::clone(&shared.keeper)),
                 };
                 match feed.run().await {

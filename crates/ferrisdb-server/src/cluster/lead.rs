@@ -13,7 +13,8 @@ use super::control::{Situation, Step};
 use super::members::Detector;
 use super::messages::{Joined, Message, heard, left_answer};
 use super::metadata::{Process, Storage};
-use super::{LOOK, Shared, orders, spread};
+use super::spread::Outlook;
+use super::{LOOK, Shared, loads, orders, spread};
 use crate::coordinator::Coordinator;
 use crate::coordinator::rate::Lag;
 use crate::lifetime::{SharedLock, ended, spawn};
@@ -40,6 +41,8 @@ pub(super) struct Leading {
     excluded: Arc<Mutex<BTreeSet<ProcessId>>>,
     /// The step that the controller takes, if it takes one.
     step: Mutex<Option<Step>>,
+    /// What there is to do with the shards.
+    outlook: Mutex<Outlook>,
 }
 
 impl Leading {
@@ -56,6 +59,11 @@ impl Leading {
     /// What the controller is doing.
     pub(super) fn step(&self) -> Option<Step> {
         lock(&self.step).clone()
+    }
+
+    /// What there is to do with the shards, as the controller of this epoch saw it last.
+    pub(super) fn outlook(&self) -> &Mutex<Outlook> {
+        &self.outlook
     }
 
     /// The coordinator, if it runs here.
@@ -225,6 +233,7 @@ pub(super) async fn answer(shared: Arc<Shared>, message: Bytes) -> Result<Bytes>
             coordinator.advance();
             Ok(heard())
         }
+        Message::Loads { tag, ranges } => loads::answer(&shared, tag, &ranges),
         Message::Beat(beat) => beat::answer(&shared, beat).await,
         Message::Left { process, instance } => {
             note_left(&shared, process, instance).await?;

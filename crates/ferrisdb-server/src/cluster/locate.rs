@@ -69,7 +69,7 @@ impl Shared {
     }
 
     /// The way to a storage server.
-    async fn to_storage(self: &Arc<Shared>, tag: Tag) -> Result<Arc<dyn Endpoint>> {
+    pub(super) async fn to_storage(self: &Arc<Shared>, tag: Tag) -> Result<Arc<dyn Endpoint>> {
         if tag == self.identity.tag {
             return Ok(Arc::new(self.direct()));
         }

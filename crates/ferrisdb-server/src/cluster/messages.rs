@@ -15,11 +15,13 @@
 //! 4 beat      see beat.rs
 //! 5 left      process, bytes instance (16): the process will never come back under this number
 //!             answer: u8 format version, u8 5
+//! 18 loads    tag that is asked, ranges: count, then of each: bytes begin, bytes end
+//!             answer: see loads.rs
 //! 6 order     u8 1 if it was sent on, then see orders.rs
 //! ```
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_varint};
-use ferrisdb_core::{Bytes, Code, Error, Result, Version};
+use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Version};
 
 use super::beat::Beat;
 use super::orders::Asked;
@@ -35,6 +37,7 @@ const KIND_LEFT: u8 = 5;
 const KIND_ORDER: u8 = 6;
 const KIND_ARRIVED: u8 = 16;
 const KIND_ADVANCE: u8 = 17;
+const KIND_LOADS: u8 = 18;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub(super) enum Message {
     Arrived { begin: Bytes, id: Version, tag: Tag, from: Version },
     /// Somebody waits for the next batch.
     Advance,
+    /// How much the storage server with a tag reads and writes of these ranges.
+    Loads { tag: Tag, ranges: Vec<KeyRange> },
 }
 
 /// Who was taken in, and as what.
@@ -106,6 +111,15 @@ impl Message {
                 put_varint(&mut out, from.get());
             }
             Message::Advance => out.push(KIND_ADVANCE),
+            Message::Loads { tag, ranges } => {
+                out.push(KIND_LOADS);
+                put_varint(&mut out, u64::from(tag.0));
+                put_varint(&mut out, ranges.len() as u64);
+                for range in ranges {
+                    put_bytes(&mut out, &range.begin);
+                    put_bytes(&mut out, &range.end);
+                }
+            }
         }
         out.into()
     }
@@ -150,6 +164,15 @@ impl Message {
                 Message::Arrived { begin, id, tag, from: take_version(&mut decoder).map_err(invalid)? }
             }
             KIND_ADVANCE => Message::Advance,
+            KIND_LOADS => {
+                let tag = take_tag(&mut decoder).map_err(invalid)?;
+                let mut ranges = Vec::new();
+                for _ in 0..decoder.varint("message: ranges").map_err(invalid)? {
+                    let mut key = |what| decoder.bytes(what).map(Bytes::copy_from_slice).map_err(invalid);
+                    ranges.push(KeyRange { begin: key("message: begin")?, end: key("message: end")? });
+                }
+                Message::Loads { tag, ranges }
+            }
             _ => return Err(invalid(DecodeError { what: "message: an unknown kind" })),
         };
         decoder.finish("message: bytes behind its end").map_err(invalid)?;
@@ -244,6 +267,7 @@ mod tests {
                 from: Version::from_u64(301),
             },
             Message::Advance,
+            Message::Loads { tag: Tag(9), ranges: vec![KeyRange::new("", "k"), KeyRange::new("k", "z")] },
         ]
     }
 
@@ -257,7 +281,17 @@ mod tests {
         let left = format!("01050210{}", "03".repeat(16));
         assert_eq!(
             found,
-            ["0101ac02766f7465", &join, "01030209", &beat, &left, "010601010103", "0110016bac0209ad02", "0111"]
+            [
+                "0101ac02766f7465",
+                &join,
+                "01030209",
+                &beat,
+                &left,
+                "010601010103",
+                "0110016bac0209ad02",
+                "0111",
+                "0112090200016b016b017a"
+            ]
         );
         let joined = Joined { cluster_id: [4; 16], process: 2, tag: Tag(9) };
         assert_eq!(hex(&joined.encode()), format!("010210{}0209", "04".repeat(16)));

@@ -12,6 +12,7 @@
 //! messages   what processes ask each other         spread    the controller and the shards; distribute: what it does next (pure)
 //! lines      ways to other processes               fill      the way from the log to storage
 //! moves      shards that come are fetched          locate    reads where the data is
+//! loads      how much is read and written of each shard
 //! beat       I am here, and this is how I am       members   who was heard when (pure)
 //! known      what peers said that they have        rejoin    to begin again as a new process
 //! orders     what somebody wants of the cluster    status    the status document
@@ -44,6 +45,7 @@ mod identity;
 mod known;
 mod lead;
 mod lines;
+mod loads;
 mod locate;
 mod members;
 mod messages;
@@ -90,6 +92,7 @@ use crate::log::{Applied, Entry, Log, State, Tag};
 use crate::runtime::JobRuntime;
 use crate::shards::holding::Holding;
 use crate::shards::keeper::Keeper;
+use crate::shards::load::Load;
 use crate::shards::{SHARD_PREFIX, ShardMap};
 use crate::signal::{Latch, Replied, lock};
 use crate::storage::{StorageOptions, StorageRecovery, StorageServer};
@@ -126,13 +129,23 @@ pub struct ClusterOptions {
 /// How data is distributed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardOptions {
-    /// A shard with more bytes is split; two that have less than a quarter of it together are merged. Larger: fewer moves, which take longer. Default: 256 MiB.
+    /// A shard with more bytes is split; two that have less than a quarter of it together may be merged. Larger: fewer moves, which take longer. Default: 256 MiB.
     pub split_bytes: u64,
-    /// How fast a storage server fetches shards that come to it. Higher: healed sooner, and clients feel it more. Default: 32 MiB/s.
+    /// A shard with more load is split, if it can be: bytes that one replica writes and reads a second, with 100 for each key. Smaller: load is spread over storage servers in smaller
+    /// pieces, of which there are more. Default: 4 MiB/s, some 20,000 small reads or writes a second, a fifth of a processor.
+    pub split_load: u64,
+    /// For so long two neighbouring shards must have had less than a quarter of that load together before they are merged. Longer: less is split that was merged a moment
+    /// ago, and more shards are kept. Default: 1 min.
+    pub merge_after: Duration,
+    /// How fast a storage server fetches shards that come to it at the most. Higher: healed sooner, and clients feel it more. Default: 32 MiB/s.
     pub move_bytes_per_second: u64,
+    /// How fast all storage servers together fetch at the most; while the database is limited because storage is behind, a quarter of it. Default: 64 MiB/s.
+    pub all_moves_bytes_per_second: u64,
     /// Shards that move at once. Default: 4.
     pub moves: usize,
-    /// How often the size of each shard is looked at. Default: 10 s.
+    /// Shards that move to one storage server at once. Default: 2.
+    pub moves_to_one: usize,
+    /// How often the size of each shard is looked at. Its load is looked at twice as often. Default: 10 s.
     pub size_interval: Duration,
 }
 
@@ -140,10 +153,21 @@ impl Default for ShardOptions {
     fn default() -> ShardOptions {
         ShardOptions {
             split_bytes: 256 << 20,
+            split_load: 4 << 20,
+            merge_after: Duration::from_secs(60),
             move_bytes_per_second: 32 << 20,
+            all_moves_bytes_per_second: 64 << 20,
             moves: 4,
+            moves_to_one: 2,
             size_interval: Duration::from_secs(10),
         }
+    }
+}
+
+impl ShardOptions {
+    /// Bytes a second that each of so many storage servers may fetch.
+    fn fetch_rate(&self, fetching: usize) -> u64 {
+        self.move_bytes_per_second.min(self.all_moves_bytes_per_second / fetching.max(1) as u64).max(1)
     }
 }
 
@@ -260,6 +284,10 @@ struct Shared {
     failure: Mutex<Option<Error>>,
     /// What the storage server holds, and what comes to it.
     keeper: Arc<Keeper>,
+    /// How much of which keys it reads and writes.
+    load: Arc<Load>,
+    /// How many bytes a second it may fetch of what moves here: the controller's word, or what this process takes for its part until it has heard one.
+    fetch_rate: AtomicU64,
     /// The metadata, as it was last read.
     layout: Mutex<Option<Layout>>,
     /// What went wrong with the last attempt to fetch something that moves here.
@@ -475,6 +503,9 @@ impl Shared {
                 return Err(error);
             }
         };
+        let load = Arc::new(Load::new(Arc::clone(&doors.env.clock)));
+        // Each of them may fetch at once.
+        let known_processes = known.addresses.len() + 1;
         let shared = Arc::new(Shared {
             life: u64::from_le_bytes(doors.env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes")),
             jobs,
@@ -506,6 +537,8 @@ impl Shared {
             keeper: Arc::new(Keeper::new(holding, recovery.flushed, identity.readable_from)),
             layout: Mutex::default(),
             moving: Mutex::default(),
+            load,
+            fetch_rate: AtomicU64::new(options.shards.fetch_rate(known_processes)),
         });
         let recording = Arc::clone(&shared.recorder).run(shared.jobs.clone());
         let roles: [(&str, ferrisdb_core::runtime::BoxFuture<()>); 7] = [

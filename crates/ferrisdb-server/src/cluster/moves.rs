@@ -52,7 +52,7 @@ async fn fetch_all(shared: &Arc<Shared>) {
                 *lock(&shared.moving) = None;
                 chunk_bytes = CHUNK_BYTES;
                 // So that clients have the rest of disk and network.
-                let rate = shared.options.shards.move_bytes_per_second.max(1);
+                let rate = shared.fetch_rate.load(Ordering::Relaxed).max(1);
                 let due = begun + Duration::from_micros(bytes.saturating_mul(1_000_000) / rate);
                 shared.jobs.sleep(due.saturating_sub(shared.jobs.now())).await;
             }

@@ -28,6 +28,7 @@ use crate::coordinator::Coordinator;
 use crate::log::Tag;
 use crate::log::replicated::ProcessId;
 use crate::shards::holding::Holding;
+use crate::shards::load::Load;
 use crate::signal::lock;
 use crate::storage::StorageServer;
 
@@ -123,9 +124,22 @@ impl Direct {
         ask: impl FnOnce(&StorageServer) -> Answer<T>,
         is_held: impl FnOnce(&Holding, &T) -> bool + Send + 'static,
     ) -> Answer<T> {
+        self.storage_counted(ask, is_held, |_, _| ())
+    }
+
+    /// The same, and `count` notes what that was.
+    fn storage_counted<T: Send + Unpin + 'static>(
+        &self,
+        ask: impl FnOnce(&StorageServer) -> Answer<T>,
+        is_held: impl FnOnce(&Holding, &T) -> bool + Send + 'static,
+        count: impl FnOnce(&Load, &T) + Send + 'static,
+    ) -> Answer<T> {
         let shared = Arc::clone(&self.shared);
         let pass = move |result: Result<T>| match result {
-            Ok(answer) if is_held(&shared.keeper.holding(), &answer) || planted(Bug::StrangerAnswers) => Ok(answer),
+            Ok(answer) if is_held(&shared.keeper.holding(), &answer) || planted(Bug::StrangerAnswers) => {
+                count(&shared.load, &answer);
+                Ok(answer)
+            }
             Ok(_) => Err(shared.not_held()),
             Err(error) => Err(error),
         };
@@ -160,7 +174,12 @@ impl Endpoint for Direct {
     fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
         self.shared.counters.gets.fetch_add(1, Ordering::Relaxed);
         let (key, version) = (request.key.clone(), request.version);
-        self.storage(|storage| storage.get(request), move |held, _| held.has(&key, version))
+        let of = key.clone();
+        self.storage_counted(
+            |storage| storage.get(request),
+            move |held, _| held.has(&key, version),
+            move |load, value| load.read(&of, of.len() + value.as_ref().map_or(0, Bytes::len)),
+        )
     }
 
     fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
@@ -176,19 +195,26 @@ impl Endpoint for Direct {
             };
             held.covers(&range, version)
         };
-        self.storage(|storage| storage.get_key(request), is_held)
+        let count = |load: &Load, found: &Bytes| load.read(found, found.len());
+        self.storage_counted(|storage| storage.get_key(request), is_held, count)
     }
 
     fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
         self.shared.counters.get_ranges.fetch_add(1, Ordering::Relaxed);
         let (mut range, version, reverse) = (request.range.clone(), request.version, request.reverse);
+        let begin = range.begin.clone();
         let is_held = move |held: &Holding, answer: &Rows| {
             if let (true, Some(last)) = (answer.more, answer.rows.last()) {
                 if reverse { range.begin = last.key.clone() } else { range.end = key_after(&last.key) }
             }
             held.covers(&range, version)
         };
-        self.storage(|storage| storage.get_range(request), is_held)
+        // All of it counts where it begins: a row is cheaper than a question.
+        let count = move |load: &Load, answer: &Rows| {
+            let first = answer.rows.iter().map(|row| &row.key).min().unwrap_or(&begin);
+            load.read(first, answer.rows.iter().map(|row| row.key.len() + row.value.len()).sum());
+        };
+        self.storage_counted(|storage| storage.get_range(request), is_held, count)
     }
 
     fn commit(&self, request: CommitRequest) -> Answer<Committed> {

@@ -5,15 +5,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ferrisdb_core::key::printable;
 use ferrisdb_core::{Clock, Version};
 use serde_json::{Map, Value, json};
 
-use super::Shared;
 use super::beat::VIEW_OLD;
 use super::control::Step;
 use super::metadata::Registry;
+use super::{Shared, spread};
 use crate::coordinator::rate::Reason;
-use crate::log::{Log, State};
+use crate::log::{Log, State, Tag};
 use crate::shards::ShardMap;
 use crate::signal::lock;
 
@@ -29,6 +30,8 @@ pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
             moving.into_iter().any(|(team, moving)| moving.team.contains(&tag) && !team.contains(&tag))
         })
     };
+    let outlook = lock(shared.leading.outlook()).clone();
+    let tag_of = |process| registry.storage_of(process).map_or(Tag(u32::MAX), |(tag, _)| tag);
     let processes: Option<Map<String, Value>> = shared.leading.with_detector(|detector| {
         let of = |process| {
             let load = detector.load(process);
@@ -41,6 +44,8 @@ pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
                 "lag_versions": load.filter(|load| load.serves).map(|load| last.get().saturating_sub(load.applied.get())),
                 "lag_bytes": load.filter(|load| load.serves).map(|_| detector.backlog_bytes(process)),
                 "lag_entries": load.map(|load| group.applied.unwrap_or(0).saturating_sub(load.log_applied)),
+                "score": outlook.scores.get(&tag_of(process)),
+                "load_bytes_per_second": outlook.loads.get(&tag_of(process)),
                 "filling": copied.map(|load| json!({
                     "rows": load.filled_rows, "bytes": load.filled_bytes, "of_about_bytes": load.filling_bytes,
                 })),
@@ -62,6 +67,17 @@ pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
     let document = json!({
         "processes": processes.unwrap_or_default(),
         "controller": shared.leading.step().map(|step| doing(&step)),
+        "moves": {
+            "shards_moving": outlook.moving,
+            "shards_waiting": outlook.waiting,
+            "bytes_to_go": outlook.bytes_to_go,
+            "bytes_per_second_each": spread::fetch_rate(shared, &coordinator),
+            "bytes_per_second_max": shared.options.shards.all_moves_bytes_per_second,
+            "shards_max": shared.options.shards.moves,
+        },
+        "hot_keys": outlook.hot_keys.iter().map(|hot| {
+            json!({ "key": printable(&hot.key), "load_bytes_per_second": hot.load })
+        }).collect::<Vec<_>>(),
         "qos": {
             "performance_limited_by": {
                 "name": statistics.reason.name(),
@@ -140,7 +156,8 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
             (number.to_string(), document)
         })
         .collect();
-    let messages = messages(shared, failure.as_deref(), &registry, &processes, seen_seconds_ago);
+    let mut messages = messages(shared, failure.as_deref(), &registry, &processes, seen_seconds_ago);
+    messages.extend(seen["hot_keys"].as_array().into_iter().flatten().map(hot_key_message));
     json!({
         "client": { "database_status": { "available": available, "healthy": available && messages.is_empty() } },
         "cluster": {
@@ -162,6 +179,8 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
                 "replicas_least": map.iter().map(|(_, shard)| shard.team().len()).min(),
             },
             "controller": seen["controller"],
+            "moves": seen["moves"],
+            "hot_keys": seen["hot_keys"],
             "seen_seconds_ago": seen_seconds_ago.map(|age| age.as_secs_f64()),
             "qos": seen["qos"],
             "versions": {
@@ -184,6 +203,19 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
         },
     })
     .to_string()
+}
+
+/// One key has more load than a storage server should have of a whole shard.
+fn hot_key_message(hot: &Value) -> Value {
+    let load = hot["load_bytes_per_second"].as_u64().unwrap_or_default();
+    let description = format!(
+        "Key {} alone has a load of {}.{} MB/s at each of its replicas. A shard cannot be cut within a key, so nothing can be moved away from it: have programs spread what they \
+         read and write there over several keys.",
+        hot["key"].as_str().unwrap_or_default(),
+        load / 1_000_000,
+        load / 100_000 % 10,
+    );
+    json!({"name": "hot_key", "description": description})
 }
 
 /// What is wrong, and what to do.

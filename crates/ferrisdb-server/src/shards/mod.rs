@@ -5,6 +5,7 @@
 //! change   one step from a map to the next                                 decided by the batcher, at a version
 //! holding  what one storage server holds, and how a move goes              kept by its engine, with the data and in the same atomic step
 //! keeper   what of a batch is applied, kept, or cleared
+//! load     how much is read and written where, lately
 //! ```
 //!
 //! A **shard** is a range of keys that the same storage servers hold. A **holder** is a storage server that has all of a shard from one version on,
@@ -19,6 +20,7 @@
 pub mod change;
 pub(crate) mod holding;
 pub(crate) mod keeper;
+pub(crate) mod load;
 
 #[cfg(test)]
 mod tests;
@@ -91,6 +93,15 @@ impl Shard {
         let mut tags = self.team();
         tags.extend(self.moving.iter().flat_map(|moving| &moving.team));
         tags
+    }
+
+    /// Those that a move brings it to, and that do not have it yet.
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = Tag> {
+        let present = self.team();
+        let of_move = self.moving.iter().flat_map(|moving| moving.team.iter().map(move |tag| (moving, *tag)));
+        of_move
+            .filter(move |(moving, tag)| !present.contains(tag) && !moving.arrived.contains_key(tag))
+            .map(|(_, tag)| tag)
     }
 
     /// Where its mutations are sent.

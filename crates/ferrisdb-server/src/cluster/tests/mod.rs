@@ -8,6 +8,7 @@ mod world;
 
 use std::time::Duration;
 
+use ferrisdb_client::{Database, Transaction};
 use ferrisdb_core::Code;
 use ferrisdb_rpc::api::{BeginRequest, Priority};
 use ferrisdb_storage::fs::sim::CrashMode;
@@ -18,6 +19,8 @@ fn seeds() -> (u64, u64) {
     let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
     (number("FERRISDB_SIM_SEED", 1), number("FERRISDB_SIM_SEEDS", 3))
 }
+
+use super::ShardOptions;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -172,6 +175,72 @@ fn shards_read_like_one() {
     let world = world::World::new(60);
     world.grow_to(3);
     world.reads_across_shards();
+}
+
+/// A few accounts that are written all the time are split by their load, though they are a few bytes; when it is calm they become one shard again. What is hot, and how fast moves may be,
+/// everybody hears from the leader.
+#[test]
+fn load_splits_what_is_small() {
+    let world = world::World::new(65);
+    let shards = ShardOptions {
+        split_load: 2_000,
+        merge_after: 20 * SECOND,
+        all_moves_bytes_per_second: 3_000,
+        ..ShardOptions::default()
+    };
+    world.set_shards(shards);
+    world.grow_to(3);
+    let shards = || world.node(2).expect("it lives").life.shared().shards().expect("readable").len();
+    world.run(40 * SECOND);
+    let busy = shards();
+    assert!(busy > 2, "{busy} shards");
+    for process in 1..=3 {
+        let shared = world.node(process).expect("it lives").life.shared();
+        assert_eq!(shared.fetch_rate.load(std::sync::atomic::Ordering::Relaxed), 3_000, "process {process}");
+    }
+    let status = world.ask(|db| async move { db.status().await }).expect("it is told");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let cluster = &status["cluster"];
+    assert_eq!((&cluster["moves"]["shards_moving"], &cluster["moves"]["bytes_to_go"]), (&0.into(), &0.into()));
+    for process in 1..=3 {
+        let of = &cluster["processes"][process.to_string()];
+        assert!(of["load_bytes_per_second"].as_u64().is_some_and(|load| load > 2_000), "{of}");
+        assert!(of["score"].as_u64().is_some_and(|score| score > 1_000), "{of}");
+    }
+    world.be_quiet();
+    world.run(15 * SECOND);
+    assert!(shards() >= busy, "it was busy a moment ago");
+    world.run(120 * SECOND);
+    assert_eq!(shards(), 1);
+    world.check_quiet();
+}
+
+/// One key that has nearly all of the load is named, and nothing is split.
+#[test]
+fn a_hot_key_is_named() {
+    let world = world::World::new(66);
+    world.set_shards(ShardOptions { split_load: 2_000, ..ShardOptions::default() });
+    world.start(1);
+    world.run(2 * SECOND);
+    for _ in 0..6 {
+        let write = |db: Database| async move {
+            for number in 0..300 {
+                let write = async |tx: Transaction| {
+                    tx.set(b"the counter", format!("{number}").as_bytes());
+                    Ok(())
+                };
+                db.run(write).await?;
+            }
+            Ok(())
+        };
+        world.ask(write).expect("it writes");
+    }
+    let status = world.ask(|db| async move { db.status().await }).expect("it is told");
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["cluster"]["hot_keys"][0]["key"], "the counter", "{status}");
+    let messages = status["cluster"]["messages"].as_array().expect("a list");
+    assert!(messages.iter().any(|message| message["name"] == "hot_key"), "{messages:?}");
+    assert_eq!(status["cluster"]["shards"]["count"], 1);
 }
 
 /// A cluster of an older FerrisDB has no map of shards: it gets one, and loses nothing by it.
