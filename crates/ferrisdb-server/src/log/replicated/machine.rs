@@ -128,7 +128,10 @@ impl Core {
                 for (at, entry) in proposal.0.iter().enumerate() {
                     let previous = self.now.state.last();
                     if self.now.state.apply(entry) == Applied::Void {
-                        all = Applied::Void;
+                        // A pop only rides along: that nobody has its tag any more says nothing of what it rides with.
+                        if !matches!(entry, Entry::Pop(_)) {
+                            all = Applied::Void;
+                        }
                         self.voids.insert((id.index, at));
                         continue;
                     }

@@ -52,6 +52,14 @@ const KIND_SNAPSHOT: u8 = 4;
 const KIND_TRANSFER: u8 = 5;
 const KIND_POP: u8 = 6;
 
+/// The slowest way that entries are sent over: the time that heartbeats have is not enough for many bytes of them, and what is given up is sent again as a whole.
+const BYTES_PER_SECOND_MIN: u64 = 4 << 20;
+
+/// How long to wait for the answer to so many bytes, if `short` is enough for few.
+fn patience(short: Duration, bytes: usize) -> Duration {
+    short + Duration::from_secs(1).mul_f64(bytes as f64 / BYTES_PER_SECOND_MIN as f64)
+}
+
 /// Carries messages to the other processes.
 pub trait Peers: fmt::Debug + Send + Sync + 'static {
     /// Asks process `to`, at `peer`, and gives its answer. Fails after `deadline` at the latest, and sooner if it knows sooner.
@@ -155,8 +163,9 @@ impl openraft::network::v2::RaftNetworkV2<Types> for Line {
         put_varint(&mut out, request.entries.len() as u64);
         request.entries.iter().for_each(|entry| put_entry(&mut out, entry));
         put_option(&mut out, request.leader_commit.as_ref(), put_log_id);
+        let patience = patience(option.soft_ttl(), out.len());
         let answered = self
-            .ask(KIND_APPEND, out, option.soft_ttl(), |decoder| {
+            .ask(KIND_APPEND, out, patience, |decoder| {
                 Ok(match decoder.u8("append: answer")? {
                     0 => AppendEntriesResponse::Success,
                     1 => AppendEntriesResponse::PartialSuccess(take_option(decoder, take_log_id)?),
