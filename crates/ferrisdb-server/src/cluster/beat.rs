@@ -268,10 +268,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
 /// True if with so many voters this process is a majority; one that is no voter, as far as it knows, needs a majority of the others.
 async fn is_enough(shared: &Shared, welcomed: &BTreeSet<ProcessId>) -> bool {
     let Ok((voters, _)) = shared.log.members().await else { return false };
+    is_enough_of(&voters, shared.identity.process, welcomed)
+}
+
+fn is_enough_of(voters: &BTreeSet<ProcessId>, here: ProcessId, welcomed: &BTreeSet<ProcessId>) -> bool {
     if voters.is_empty() {
-        return !welcomed.is_empty();
+        // It has no configuration (any more): what it says of itself says nothing.
+        return welcomed.iter().any(|&process| process != here);
     }
-    let here = shared.identity.process;
     let have = voters.iter().filter(|&&voter| voter == here || welcomed.contains(&voter)).count();
     have > voters.len() / 2
 }
@@ -390,6 +394,19 @@ pub(super) mod tests {
             filling_bytes: 12,
         };
         Beat { instance: [3; 16], tag: Tag(3), said, load }
+    }
+
+    /// A replica that lost its configuration with its disk, and knows no voters, is not introduced by its own word.
+    #[test]
+    fn nobody_introduces_itself() {
+        let enough = |voters: &[ProcessId], welcomed: &[ProcessId]| {
+            is_enough_of(&voters.iter().copied().collect(), 3, &welcomed.iter().copied().collect())
+        };
+        assert!(!enough(&[], &[3]));
+        assert!(enough(&[], &[3, 1]));
+        assert!(enough(&[3], &[3]), "alone it has nobody to ask");
+        assert!(!enough(&[1, 2, 3], &[3]) && enough(&[1, 2, 3], &[1]));
+        assert!(!enough(&[1, 2, 4], &[3, 1]), "no voter itself");
     }
 
     #[test]

@@ -86,6 +86,12 @@ pub(super) enum Noted {
 }
 
 impl Known {
+    /// True if this life of the process was noted.
+    fn has_life(&self, said: &Said) -> bool {
+        let of = self.peers.get(&said.process);
+        of.is_some_and(|noted| (noted.generation, noted.life) == (said.generation, said.life))
+    }
+
     /// Takes note of what a peer says.
     pub(super) fn note(&mut self, said: &Said) -> Noted {
         let next = Highest {
@@ -216,17 +222,19 @@ pub(super) struct Recorder {
 
 struct State {
     known: Known,
+    /// What of it is on the disk.
+    written: Known,
     is_dirty: bool,
     waiting: Vec<Reply<()>>,
 }
 
 impl Recorder {
     pub(super) fn new(dir: &Path, known: Known) -> Recorder {
-        let state = State { known, is_dirty: false, waiting: Vec::new() };
+        let state = State { written: known.clone(), known, is_dirty: false, waiting: Vec::new() };
         Recorder { dir: dir.to_path_buf(), state: Mutex::new(state), bell: Bell::default() }
     }
 
-    /// Takes note; of a new life durably.
+    /// Takes note; of a life durably, before anybody hears that it was noted.
     ///
     /// # Errors
     /// What the disk says: it is not noted durably.
@@ -235,15 +243,16 @@ impl Recorder {
             let mut state = lock(&self.state);
             let noted = state.known.note(said);
             state.is_dirty = true;
-            let (answer, durable) = reply(Code::OperationCancelled);
-            if noted == Noted::NewLife {
+            // Also one that was said before: the note of it may be under way, or have failed.
+            let must_wait = !matches!(noted, Noted::WentBack(_)) && !state.written.has_life(said);
+            let waits = must_wait.then(|| reply(Code::OperationCancelled));
+            let durable = waits.map(|(answer, durable)| {
                 state.waiting.push(answer);
-            } else {
-                answer.send(Ok(()));
-            }
+                durable
+            });
             (noted, durable)
         };
-        if noted == Noted::NewLife {
+        if let Some(durable) = durable {
             self.bell.ring();
             durable.await?;
         }
@@ -278,9 +287,13 @@ impl Recorder {
                 let waiting = std::mem::take(&mut state.waiting);
                 (std::mem::take(&mut state.is_dirty).then(|| state.known.clone()), waiting)
             };
-            let written = known.map_or(Ok(()), |known| known.write(jobs.env().fs.as_ref(), &self.dir));
-            if written.is_err() {
-                lock(&self.state).is_dirty = true;
+            let mut written = Ok(());
+            if let Some(known) = known {
+                written = known.write(jobs.env().fs.as_ref(), &self.dir);
+                match &written {
+                    Ok(()) => lock(&self.state).written = known,
+                    Err(_) => lock(&self.state).is_dirty = true,
+                }
             }
             waiting.into_iter().for_each(|answer| answer.send(written.clone()));
         }
