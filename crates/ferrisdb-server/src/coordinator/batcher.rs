@@ -12,6 +12,9 @@
 //! - `lock` is what the database will be locked with once everything that was appended is durable. Where a transaction changes it, the metadata of the
 //!   batch says so: the lock is the log's, and is there after a restart, whoever coordinates then.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -331,12 +334,19 @@ impl Batcher {
             if let Some(&(version, outcome)) = self.in_flight.get(&id) {
                 return Decision::WhenDurable(version, Response::Commit(committed(version, outcome)));
             }
-            match known(id).0 {
-                Known::Outcome(version, outcome) => {
+            match known(id) {
+                (Known::Outcome(version, outcome), _) => {
                     return Decision::Now(Ok(Response::Commit(committed(version, outcome))));
                 }
-                Known::Forgotten => return Decision::Now(Err(Error::new(Code::CommitUnknownResultFatal))),
-                Known::Nothing => {}
+                (Known::Forgotten, _) => return Decision::Now(Err(Error::new(Code::CommitUnknownResultFatal))),
+                // It may have been told that it did not happen, and that may have been forgotten.
+                (Known::Nothing, floor) if request.read_version < floor => {
+                    let read = request.read_version;
+                    let detail =
+                        format!("its read version {read} is below {floor}, from where on commit ids are known");
+                    return Decision::Now(Err(Error::with(Code::TransactionTooOld, detail)));
+                }
+                (Known::Nothing, _) => {}
             }
         }
         if let Err(error) = check(&request, &self.limits) {
@@ -434,14 +444,9 @@ impl Batcher {
         let mut after = before.clone();
         mutations.iter().for_each(|mutation| change_tags(&mut after, mutation));
         // Whoever decided that may not have seen a change of the map that came in between.
-        let orphan = self.map_after(group).filter(|_| !before.is_subset(&after)).and_then(|map| {
-            let mut shards = map.iter();
-            shards.find_map(|(range, shard)| shard.team().is_disjoint(&after).then_some(range))
-        });
-        if let Some(range) = orphan {
-            let (begin, end) = (printable(&range.begin), printable(&range.end));
-            let detail = format!("nobody else holds the keys from {begin} to {end}: their storage server stays");
-            return Decision::Now(Err(Error::with(Code::ClientInvalidOperation, detail)));
+        let map = self.map_after(group).filter(|_| !before.is_subset(&after));
+        if let Some(range) = map.and_then(|map| orphan(map, &after)) {
+            return Decision::Now(Err(nobody_else(&range)));
         }
         group.metadata.extend(mutations);
         Decision::WhenDurable(version, Response::Metadata(version))
@@ -458,6 +463,10 @@ impl Batcher {
         let leased = self.leases.versions();
         match change.make(&mut map, Moment { version, horizon: self.horizon, leased: &leased }) {
             Err(error) => Decision::Now(Err(error)),
+            // Of those who are new some may have lost their tags meanwhile.
+            Ok(_) if let Some(range) = map.as_ref().and_then(|map| orphan(map, &self.tags_after(group))) => {
+                Decision::Now(Err(nobody_else(&range)))
+            }
             Ok(changed) => {
                 group.metadata.extend(changed.metadata);
                 group.assignments.extend(changed.assignments);
@@ -588,4 +597,15 @@ fn check_mutation(mutation: &Mutation, limits: &Limits) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+/// Keys that none of these storage servers is to hold.
+fn orphan(map: &ShardMap, tags: &BTreeSet<Tag>) -> Option<KeyRange> {
+    let mut shards = map.iter();
+    shards.find_map(|(range, shard)| shard.team().is_disjoint(tags).then_some(range))
+}
+
+fn nobody_else(range: &KeyRange) -> Error {
+    let (begin, end) = (printable(&range.begin), printable(&range.end));
+    let detail = format!("nobody else holds the keys from {begin} to {end}: their storage server stays");
+    Error::with(Code::ClientInvalidOperation, detail)
 }
