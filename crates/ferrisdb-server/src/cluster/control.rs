@@ -7,16 +7,18 @@
 //! - The number of voters rises to three with the third process whose storage server has begun. One leaves without another in its place only where that costs nothing: four voters survive
 //!   no more losses than three do, and two no more than one.
 //! - A tag is taken only if other processes that are up, and are to stay, have all shards that its storage server holds; from one that is excluded only when it holds none any more.
+//! - A change of voters that somebody else began is ended before anything else is begun.
 
 use std::collections::BTreeSet;
 
+use ferrisdb_core::Version;
 use ferrisdb_core::planted::{Bug, planted};
 
 use super::members::Standing;
 use super::metadata::Registry;
 use crate::log::Tag;
 use crate::log::replicated::{GroupView, Peer, ProcessId};
-use crate::shards::{Shard, ShardMap};
+use crate::shards::{Holder, Shard, ShardMap};
 
 /// Voters that a cluster of enough processes has. More would make every commit dearer; fewer survive no loss.
 pub(super) const VOTERS: usize = 3;
@@ -53,6 +55,8 @@ pub(super) struct Situation<'a> {
     pub(super) group: &'a GroupView,
     /// Who holds which keys.
     pub(super) map: &'a ShardMap,
+    /// Below this version nobody reads any more.
+    pub(super) past: Version,
     /// Who decides: the leader.
     pub(super) here: ProcessId,
     pub(super) health: &'a dyn Fn(ProcessId) -> Health,
@@ -94,10 +98,18 @@ impl Situation<'_> {
             })
     }
 
-    /// True if the storage server `tag` holds nothing, and nothing comes to it.
+    /// True if the storage server `tag` holds nothing, nothing comes to it, and what it held before the others can be asked of them or of nobody.
     fn is_empty(&self, tag: Tag) -> bool {
         let is_coming = |shard: &Shard| shard.moving.as_ref().is_some_and(|moving| moving.team.contains(&tag));
-        !self.map.iter().any(|(_, shard)| shard.team().contains(&tag) || is_coming(shard))
+        let is_alone_with = |shard: &Shard, of: &Holder| {
+            let is_read = of.until.is_some_and(|until| until > self.past);
+            let has_it_too = |other: &Holder| other.tag != tag && other.is_open() && other.from <= of.from;
+            of.tag == tag && is_read && !shard.holders.iter().any(has_it_too)
+        };
+        let is_needed = |shard: &Shard| {
+            shard.team().contains(&tag) || is_coming(shard) || shard.holders.iter().any(|of| is_alone_with(shard, of))
+        };
+        !self.map.iter().any(|(_, shard)| is_needed(shard))
     }
 
     /// A voter that should not be one.
@@ -166,6 +178,10 @@ impl Situation<'_> {
     /// The next step, if anything is to be done.
     pub(super) fn next_step(&self) -> Option<Step> {
         let Situation { registry, group, .. } = *self;
+        if let Some(half_done) = &group.changing_to {
+            // Until it is done a commit needs a majority of both configurations. Whether it may be done was decided before.
+            return Some(Step::ChangeVoters(half_done.clone()));
+        }
         let learners = group.learners.iter().copied();
         if let Some(left) = learners.clone().find(|learner| !registry.processes.contains_key(learner)) {
             return Some(Step::RemoveLearner(left));
@@ -202,7 +218,6 @@ mod tests {
     use super::super::metadata::{Process, Storage};
     use super::*;
     use Standing::{Gone, Suspected, Up};
-    use ferrisdb_core::Version;
 
     fn registry(complete: &[bool]) -> Registry {
         let mut registry = Registry::default();
@@ -244,7 +259,7 @@ mod tests {
             Health { standing: found.map_or(Up, |(_, standing)| *standing), serves: true }
         };
         let map = everywhere(registry);
-        Situation { registry, group, map: &map, here: 1, health: &health }.next_step()
+        Situation { registry, group, map: &map, past: Version::ZERO, here: 1, health: &health }.next_step()
     }
 
     fn next_step(registry: &Registry, group: &GroupView) -> Option<Step> {
@@ -269,6 +284,44 @@ mod tests {
         assert!(matches!(next_step(&four, &group(&four, 3, &[1, 2, 3])), Some(Step::AddLearner(4, _))));
         assert_eq!(next_step(&four, &group(&four, 4, &[1, 2, 3])), None, "three voters are enough");
         assert_eq!(step(&three, &group(&three, 3, &[1]), &[(3, Suspected)]), None, "nothing is built on a silent one");
+    }
+
+    /// A change of voters is two entries, and whoever wrote the first may have died before the second: until that is there, a majority of the voters of before is
+    /// needed as well, whoever of them is gone for good.
+    #[test]
+    fn a_half_done_change_is_ended_first() {
+        let three = registry(&[true, true, true]);
+        let mut joint = group(&three, 3, &[1, 2, 3]);
+        joint.changing_to = Some([1, 2, 3].into());
+        assert_eq!(next_step(&three, &joint), voters(&[1, 2, 3]));
+        assert_eq!(step(&three, &joint, &[(2, Gone)]), voters(&[1, 2, 3]), "without it nothing else can be done");
+        joint.changing_to = None;
+        assert_eq!(next_step(&three, &joint), None);
+    }
+
+    /// What is drained goes only when nobody reads any more what it alone held before.
+    #[test]
+    fn the_only_holder_of_old_versions_stays_for_them() {
+        let mut two = registry(&[true, true]);
+        two.excluded.insert(2);
+        let group = group(&two, 2, &[1]);
+        let version = Version::from_u64;
+        let holder =
+            |tag, from, until: Option<u64>| Holder { tag: Tag(tag), from: version(from), until: until.map(version) };
+        let health = |_| Health { standing: Up, serves: true };
+        let next = |holders: Vec<Holder>, past| {
+            let map = ShardMap::of_one(Shard { holders, moving: None });
+            Situation { registry: &two, group: &group, map: &map, past: version(past), here: 1, health: &health }
+                .next_step()
+        };
+        let moved = || vec![holder(2, 1, Some(50)), holder(1, 50, None)];
+        assert_eq!(next(moved(), 49), None);
+        assert_eq!(next(moved(), 50), Some(Step::DropTag(2)));
+        assert_eq!(
+            next(vec![holder(2, 1, Some(50)), holder(1, 1, None)], 49),
+            Some(Step::DropTag(2)),
+            "the other has it too"
+        );
     }
 
     /// A process that is elsewhere now is found again.

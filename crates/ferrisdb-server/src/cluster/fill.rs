@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ferrisdb_core::{Code, Error, Result, Runtime, Version};
+use ferrisdb_core::key::SYSTEM_END;
+use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Runtime, Version};
 use futures_util::future::{Either, select};
 
 use super::identity::Identity;
@@ -118,11 +119,19 @@ impl Shared {
     pub(super) fn stop_serving(&self) {
         self.has_begun.store(false, Ordering::SeqCst);
         self.keeper.hold_nothing();
+        self.fire_all_watches();
+    }
+
+    /// Whoever watches a key here hears nothing more of it here: they are to look, and to watch it elsewhere.
+    fn fire_all_watches(&self) {
+        let all = KeyRange::new(Bytes::new(), Bytes::from_static(SYSTEM_END));
+        self.storage.fire_watches(&all, self.storage.applied_version());
     }
 }
 
 fn fail(shared: &Shared, error: &Error) {
     lock(&shared.failure).get_or_insert(error.clone());
+    shared.fire_all_watches();
 }
 
 /// An empty storage server begins where its tag does.

@@ -19,7 +19,7 @@ use crate::coordinator::Coordinator;
 use crate::coordinator::rate::Lag;
 use crate::lifetime::{SharedLock, ended, spawn};
 use crate::log::replicated::{Peer, ProcessId};
-use crate::log::{Applied, Log, Tag};
+use crate::log::{Applied, Log, State, Tag};
 use crate::shards::change::Change;
 use crate::signal::{Replied, lock};
 
@@ -187,7 +187,8 @@ fn next_step(shared: &Shared, coordinator: &Coordinator) -> Option<Step> {
         detector.mark(shared.log.last_known(), coordinator.appended_bytes());
         let health = |process| detector.health(now, process);
         let here = shared.identity.process;
-        Situation { registry: &registry, group: &group, map: &map, here, health: &health }.next_step()
+        let past = shared.log.with_state(State::past);
+        Situation { registry: &registry, group: &group, map: &map, past, here, health: &health }.next_step()
     });
     next.flatten()
 }

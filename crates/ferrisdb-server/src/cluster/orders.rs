@@ -22,6 +22,7 @@ use super::control::Situation;
 use super::lead::no_coordinator;
 use super::messages::{Message, invalid};
 use super::{Shared, metadata};
+use crate::log::State;
 use crate::log::replicated::ProcessId;
 
 /// Replicas of each shard that can be asked for.
@@ -137,6 +138,7 @@ pub(super) async fn carry_out(shared: &Arc<Shared>, asked: Asked, is_sent_on: bo
                 registry: &registry,
                 group: &group,
                 map: &map,
+                past: shared.log.with_state(State::past),
                 here: shared.identity.process,
                 health: &health,
             },
@@ -309,7 +311,8 @@ pub(super) mod tests {
             Health { standing: if is_up { Standing::Up } else { Standing::Gone }, serves: is_up }
         };
         let map = ShardMap::whole(registry.storage.keys().map(|&tag| (tag, Version::ZERO)));
-        let situation = Situation { registry: &registry, group: &group, map: &map, here: 1, health: &health };
+        let situation =
+            Situation { registry: &registry, group: &group, map: &map, past: Version::ZERO, here: 1, health: &health };
         match check(&situation, order) {
             Ok(Allowed::Nothing(says)) => format!("nothing: {says}"),
             Ok(Allowed::Write(_, says) | Allowed::HandOver(_, says)) => format!("yes: {says}"),

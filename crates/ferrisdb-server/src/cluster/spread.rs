@@ -19,7 +19,7 @@ use super::metadata::Registry;
 use super::{ShardOptions, Shared};
 use crate::coordinator::Coordinator;
 use crate::coordinator::rate::Reason;
-use crate::log::Tag;
+use crate::log::{State, Tag};
 use crate::shards::ShardMap;
 use crate::shards::change::Change;
 use crate::signal::lock;
@@ -103,10 +103,7 @@ async fn step(shared: &Arc<Shared>, coordinator: &Coordinator, seen: &mut Seen) 
     let options = &shared.options.shards;
     let is_cold = |since: Duration| now.saturating_sub(since) >= options.merge_after;
     let cold = seen.calm.iter().filter(|(_, since)| is_cold(**since)).map(|(begin, _)| begin.clone()).collect();
-    let past = shared.log.with_state(|state| {
-        let leased = state.leases().values().copied().min();
-        leased.map_or(state.horizon(), |leased| leased.min(state.horizon()))
-    });
+    let past = shared.log.with_state(State::past);
     let view = View {
         map: &map,
         bytes: &bytes,

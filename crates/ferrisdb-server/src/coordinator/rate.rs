@@ -127,10 +127,11 @@ impl Rate {
     /// Takes note of the lag, and of `begun`, the transactions that have begun in all.
     pub fn update(&mut self, now: Duration, lag: Lag, begun: u64) {
         let seconds = now.saturating_sub(self.at).as_secs_f64();
+        // Counted before the lock was taken: somebody else may have told a greater number meanwhile.
         self.begun = begun;
         if seconds >= 0.1 {
             #[expect(clippy::cast_precision_loss, reason = "a rate need not be exact")]
-            let rate = (begun - self.begun_before) as f64 / seconds;
+            let rate = begun.saturating_sub(self.begun_before) as f64 / seconds;
             self.seen += (rate - self.seen) * 0.5;
             self.begun_before = begun;
             if self.reason != Reason::Nothing {

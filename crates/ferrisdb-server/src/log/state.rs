@@ -141,6 +141,11 @@ impl State {
         self.horizon
     }
 
+    /// Below this no version is readable, leased or not.
+    pub fn past(&self) -> Version {
+        self.leases.values().copied().min().map_or(self.horizon, |leased| leased.min(self.horizon))
+    }
+
     /// The leases, by number.
     pub fn leases(&self) -> &BTreeMap<u64, Version> {
         &self.leases

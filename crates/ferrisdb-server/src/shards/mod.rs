@@ -197,6 +197,12 @@ impl ShardMap {
         ShardMap::new(BTreeMap::from([(Bytes::new(), Shard { holders, moving: None })]))
     }
 
+    /// One shard.
+    #[cfg(test)]
+    pub(crate) fn of_one(shard: Shard) -> ShardMap {
+        ShardMap::new(BTreeMap::from([(Bytes::new(), shard)]))
+    }
+
     fn new(shards: BTreeMap<Bytes, Shard>) -> ShardMap {
         let mut map = ShardMap { shards, uniform: None };
         map.look_for_uniformity();

@@ -195,6 +195,8 @@ pub struct GroupView {
     pub purged: Option<u64>,
     /// The voters: of both configurations, while they change.
     pub voters: BTreeSet<ProcessId>,
+    /// While the voters change: who they are to be. The change is two entries, and who writes the second may die before it; then whoever leads has to.
+    pub changing_to: Option<BTreeSet<ProcessId>>,
     /// The learners.
     pub learners: BTreeSet<ProcessId>,
     /// Where all of them are.
@@ -315,6 +317,10 @@ impl ReplicatedLog {
             snapshot: metrics.snapshot.map(|last| last.index),
             purged: metrics.purged.map(|last| last.index),
             voters: membership.voter_ids().collect(),
+            changing_to: match membership.get_joint_config().as_slice() {
+                [_, .., last] => Some(last.clone()),
+                _ => None,
+            },
             learners: membership.learner_ids().collect(),
             peers: membership.nodes().map(|(&process, peer)| (process, peer.clone())).collect(),
             failure: metrics.running_state.as_ref().err().map(ToString::to_string),
@@ -561,7 +567,9 @@ impl Log for ReplicatedLog {
     }
 
     fn pop(&self, tag: Tag, version: Version) {
-        if self.shared.machine.popped(tag).is_none_or(|popped| popped >= version) {
+        // One of what is not applied here yet comes again; one of what never was written is nobody's.
+        let is_known = version <= self.last_known();
+        if !is_known || self.shared.machine.popped(tag).is_none_or(|popped| popped >= version) {
             return;
         }
         let mut queue = lock(&self.shared.queue);

@@ -50,6 +50,7 @@ impl World {
             node.is_complete()
                 && node.group().voters.is_subset(&processes)
                 && node.group().voters.len() == processes.len().min(3)
+                && node.group().changing_to.is_none()
                 && registered == processes
                 && shared.log.is_introduced()
         };
