@@ -384,7 +384,8 @@ impl Connection {
             Error::with(Code::ConnectionFailed, what)
         })??;
         let keep_alive = options.keep_alive.min(greeting.idle_timeout / 3).max(Duration::from_millis(1));
-        let shortest = keep_alive.min(options.question_timeout / 4).min(options.commit_timeout / 4);
+        let shortest = [options.question_timeout / 4, options.commit_timeout / 4, options.silence_max / 6];
+        let shortest = shortest.into_iter().fold(keep_alive, Duration::min);
         let look = shortest.max(Duration::from_millis(1));
         let shared = Arc::new(Shared {
             peer,
@@ -403,6 +404,8 @@ impl Connection {
             wakers: Vec::new(),
             replies: Vec::new(),
             keep_alive,
+            silence_max: options.silence_max,
+            waits_since: None,
             last_read: now,
             last_sent: now,
             pinged: None,
@@ -574,6 +577,9 @@ struct Driver<S> {
     wakers: Vec<Waker>,
     replies: Vec<proto::Reply>,
     keep_alive: Duration,
+    silence_max: Duration,
+    /// Since when a question has been seen to wait without a pause.
+    waits_since: Option<Instant>,
     last_read: Instant,
     last_sent: Instant,
     /// When the ping was sent after which nothing has come yet.
@@ -709,13 +715,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         while self.timer.as_mut().poll(context).is_ready() {
             self.timer.as_mut().reset(now + self.look);
             let is_quiet = |since: Instant| now - since >= self.keep_alive;
+            let is_waiting = self.shared.lock().in_flight > 0;
+            self.waits_since = is_waiting.then(|| self.waits_since.unwrap_or(now));
+            // Silence of the server counts from when it had something to say.
+            let silence = self.waits_since.map_or(Duration::ZERO, |since| now - since.max(self.last_read));
             match self.pinged {
                 Some(pinged) if self.last_read >= pinged => self.pinged = None,
-                Some(pinged) if is_quiet(pinged) => {
+                // Of the silence two thirds are the ping's.
+                Some(pinged)
+                    if is_quiet(pinged) || silence >= self.silence_max && now - pinged >= self.silence_max / 2 =>
+                {
                     return Err(format!("nothing came back for {:?}", now - self.last_read));
                 }
                 Some(_) => {}
-                None if is_quiet(self.last_read) || is_quiet(self.last_sent) => {
+                None if is_quiet(self.last_read) || is_quiet(self.last_sent) || silence >= self.silence_max / 3 => {
                     self.pinged = Some(now);
                     let ping = proto::Request { id: 0, question: Some(Question::Ping(proto::Empty {})) };
                     self.shared.lock().outbox.put(&ping);

@@ -115,6 +115,10 @@ pub struct ClientOptions {
     /// Pings go out so often while nothing else does, and if nothing at all came back within as long again the connection
     /// counts as lost. A server may ask for more. Default: 5 s.
     pub keep_alive: Duration,
+    /// While questions wait, watches apart, a connection from which nothing at all comes for so long counts as lost, and another address is tried; within that
+    /// time the server is pinged, which it answers however long the questions take. So this is how long a process that stands still, or a network
+    /// that swallows everything, holds up its clients; whoever is only slow is not left. Looked at six times within it, so it may take a sixth more. Default: 3 s.
+    pub silence_max: Duration,
     /// Questions under way, watches apart; more wait their turn. Default: 4,096.
     pub in_flight_max: usize,
     /// Decides the random part of the waits, and at which of several addresses a client begins. `None`: another one in each process.
@@ -133,6 +137,7 @@ impl Default for ClientOptions {
             question_timeout: Duration::from_secs(10),
             commit_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(5),
+            silence_max: Duration::from_secs(3),
             in_flight_max: 4_096,
             seed: None,
         }

@@ -143,6 +143,42 @@ fn a_client_goes_on_with_the_next_server() {
     });
 }
 
+/// A server stands still: connections stay open, new ones are taken, and nothing answers. Its client is with the next server within the bound, whatever it asked and
+/// whether it began to ask before or after; a commit under way is unknown. One that is only slow to answer is not left.
+#[test]
+fn a_server_that_stands_still_is_left_within_a_bound() {
+    run(async {
+        let silence_max = first().silence_max;
+        let (town, puppet, stages) = town(2);
+        let frozen = Arc::new(Breaking::new(&stages[0].hall));
+        town.set("a", Door::Server(Arc::clone(&frozen)));
+        let client = connect(&town, "a,b", first()).await.unwrap();
+        // Slow, ten times as long as silence may last: the pongs say that it lives.
+        let slow = tokio::spawn(client.commit(commit("hold")));
+        tokio::time::sleep(silence_max * 9).await;
+        puppet.release();
+        assert!(slow.await.unwrap().is_ok());
+        assert_eq!(town.tried_names(), ["a"], "it was not left");
+        // Quiet for any time before.
+        tokio::time::sleep(Duration::from_secs(17)).await;
+        let under_way = tokio::spawn(client.commit(commit("hold")));
+        settle().await;
+        frozen.freeze(true);
+        let began = Instant::now();
+        let (read, committed) = tokio::join!(client.get(get("k")), client.commit(commit("k")));
+        let took = began.elapsed();
+        assert!(read.is_ok(), "{read:?}");
+        assert_eq!(code(committed), Code::CommitUnknownResult, "it may have arrived");
+        assert!((silence_max / 2..=silence_max * 4 / 3).contains(&took), "{took:?}");
+        assert_eq!(code(under_way.await.unwrap()), Code::CommitUnknownResult);
+        assert!(client.commit(commit("k")).await.is_ok(), "at the next one");
+        assert_eq!(town.tried_names(), ["b"]);
+        // It goes on: nobody minds.
+        frozen.freeze(false);
+        assert!(client.commit(commit("k")).await.is_ok());
+    });
+}
+
 /// A server that stops says goodbye: the client goes on with the next one, and nothing fails.
 #[test]
 fn a_goodbye_leads_to_the_next_server() {

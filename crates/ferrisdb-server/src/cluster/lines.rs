@@ -14,8 +14,12 @@ use super::messages::Message;
 use crate::log::replicated::{Peer, Peers, ProcessId};
 use crate::signal::{lock, reply};
 
-/// A process that is silent for about twice so long is taken for gone.
+/// A process from which nothing comes for twice so long is taken for gone, whether or not somebody waits for it.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// One that says nothing for so long is not waited for: about as long as an election takes.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// Nor one that takes a connection and says no hello.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// One that is gone is tried again after so long at most.
 const BACKOFF_MAX: Duration = Duration::from_millis(200);
 
@@ -36,6 +40,8 @@ pub fn line_options(cluster_id: Option<[u8; 16]>) -> ClientOptions {
         is_peer: true,
         cluster_id,
         keep_alive: KEEP_ALIVE,
+        silence_max: SILENCE_MAX,
+        connect_timeout: CONNECT_TIMEOUT,
         outage_max: OUTAGE_MAX,
         backoff_max: BACKOFF_MAX,
         ..ClientOptions::default()

@@ -112,9 +112,9 @@ impl Registry {
         self.storage_of(process).is_some_and(|(_, storage)| storage.is_complete)
     }
 
-    /// True if `tag` was given once, and is there no more.
+    /// True if `tag` was given once, and is there no more. Without any process it is the registry of a replica that has not come so far, and knows nothing: the first tag is zero.
     pub(super) fn is_dropped(&self, tag: Tag) -> bool {
-        tag <= self.used.1 && !self.storage.contains_key(&tag)
+        self.used.0 > 0 && tag <= self.used.1 && !self.storage.contains_key(&tag)
     }
 
     /// Takes a process's tag; who holds it serves nothing from then on.
@@ -280,6 +280,7 @@ mod tests {
     /// What is taken is gone, and neither number nor tag is given again.
     #[test]
     fn what_is_taken_is_not_given_again() {
+        assert!(!Registry::default().is_dropped(Tag::FIRST), "nothing is known yet");
         let registry = Registry { used: (0, Tag(0)), ..example() };
         let mut state = crate::log::State::new(&[]);
         let metadata: Vec<_> = written(&registry).into_iter().map(|(key, value)| Mutation::set(key, value)).collect();
