@@ -109,7 +109,8 @@ impl Database {
     ///
     /// # Errors
     /// Those of `body` and of the commit that `on_error` does not retry. `commit_unknown_result` is one of them: doing it again might
-    /// do it twice. With automatic idempotency, the default, it only comes if the database could not be asked for the outcome.
+    /// do it twice. With automatic idempotency, the default, a lost answer is asked for until it comes, however long the database is away: only the option
+    /// [`TransactionTimeout`](crate::DatabaseOption::TransactionTimeout) ends that, with `transaction_timed_out`.
     // With `AsyncFn`, which says the same, the compiler cannot prove that the future of a body which borrows is `Send`.
     pub async fn run<T, F, Fut>(&self, body: F) -> Result<T>
     where
