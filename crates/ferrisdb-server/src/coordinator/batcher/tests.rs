@@ -78,7 +78,7 @@ fn nobody_arrives_without_a_tag() {
     let (id, moved) = decide(&mut batcher, Request::Shards(Change::Move { begin, end, team }), &nothing);
     assert!(matches!(moved, Decision::WhenDurable(..)), "{moved:?}");
     let id = id.expect("a change of the map has a version");
-    let (from, _) = decide(&mut batcher, Request::Metadata(Vec::new()), &nothing);
+    let (from, _) = decide(&mut batcher, Request::Metadata(vec![Mutation::set(b"\xff/note".as_slice(), "")]), &nothing);
     let key = [TAG_PREFIX, &new.0.to_be_bytes()].concat();
     let lost = Mutation::clear_range(key.clone(), [&key[..], b"\0"].concat());
     let (_, dropped) = decide(&mut batcher, Request::Metadata(vec![lost]), &nothing);
