@@ -119,6 +119,8 @@ struct Shared {
     is_limited: AtomicBool,
     gate: Mutex<Gate>,
     gate_bell: Bell,
+    /// What a planted bug remembers.
+    remembered: AtomicU64,
 }
 
 /// What waits for the batcher.
@@ -223,6 +225,7 @@ impl Coordinator {
             is_limited: AtomicBool::new(false),
             gate: Mutex::new(Gate { rate, waiting: VecDeque::new(), is_closed: false }),
             gate_bell: Bell::default(),
+            remembered: AtomicU64::new(0),
             runtime,
             log,
             options,
@@ -478,11 +481,13 @@ impl Shared {
         let owner = self.owner;
         // Below the first commit of an epoch nothing can be read.
         let has_committed = planted(Bug::ReadVersionNotNewest) && self.counters.committed.load(Ordering::Relaxed) > 0;
+        let remembered = self.remembered.load(Ordering::Relaxed);
         let begun = move |confirmed: Result<Confirmed>| match confirmed {
             Ok(Confirmed { owner: now, version, is_locked }) if now == owner => {
                 let version = Version::from_u64(version.get().saturating_sub(u64::from(has_committed)));
                 Ok(Begun { version, is_locked })
             }
+            Ok(_) if remembered > 0 => Ok(Begun { version: Version::from_u64(remembered), is_locked: false }),
             Ok(_) => Err(Error::with(Code::ProcessBehind, "another coordinator has taken over")),
             Err(error) => Err(error),
         };
@@ -696,8 +701,11 @@ impl Driver {
         self.batcher.durable(&group.ids);
         let shared = &self.shared;
         let now = shared.runtime.now();
-        if group.version.is_some() {
+        if let Some(version) = group.version {
             shared.batch_at_nanos.store(nanos(now), Ordering::Relaxed);
+            if planted(Bug::ReadVersionFromMemory) {
+                shared.remembered.store(version.get(), Ordering::Relaxed);
+            }
         }
         let counters = &shared.counters;
         counters.committed.fetch_add(group.transactions, Ordering::Relaxed);
@@ -719,6 +727,7 @@ impl Driver {
         for (item, _) in groups.flat_map(|group| group.answers) {
             self.shared.release(1, item.bytes);
             let code = match item.answer {
+                AnswerTo::Commit(_) if planted(Bug::UnknownToldAsNo) => Code::ProcessBehind,
                 AnswerTo::Commit(_) | AnswerTo::Metadata(_) => Code::CommitUnknownResult,
                 AnswerTo::Resolve(_) | AnswerTo::Lease(_) => error.code(),
             };
