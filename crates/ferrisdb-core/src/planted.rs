@@ -182,4 +182,34 @@ planted_bugs! {
     ArrivalNotDurable = "arrival-not-durable",
     /// A storage server answers for what it does not hold.
     StrangerAnswers = "stranger-answers",
+    /// The log takes the start of an epoch that has the number of the one before.
+    EpochReused = "epoch-reused",
+    /// The log takes the batches of an epoch from whoever says that it is his.
+    TwoOwners = "two-owners",
+    /// The log takes batches that do not follow on the last one.
+    OrderNotChecked = "order-not-checked",
+    /// The ids of silent clients expire by versions, though an epoch begins with many that nobody used.
+    IdsExpireByRawVersions = "ids-expire-by-raw-versions",
+    /// The start of an epoch collects what the window still covers.
+    HorizonJumpsWithEpoch = "horizon-jumps-with-epoch",
+    /// A coordinator answers with the newest version that it remembers, whoever owns the epoch by now.
+    ReadVersionFromMemory = "read-version-from-memory",
+    /// A replica of the log tells its vote before that is durable.
+    VoteNotDurable = "vote-not-durable",
+    /// The log is purged up to its end, whatever storage servers have of it.
+    PurgedBeforePopped = "purged-before-popped",
+    /// A commit whose end a coordinator does not know is told as one that did not happen.
+    UnknownToldAsNo = "unknown-told-as-no",
+    /// Who read before an epoch commits in it, though nobody knows what was written meanwhile.
+    FloorNotRaised = "floor-not-raised",
+    /// A commit is carried out whatever has been decided about its id.
+    CommitIdIgnored = "commit-id-ignored",
+    /// A commit whose answer was lost is sent again as another one.
+    LostAnswerIsRetried = "lost-answer-is-retried",
+    /// What becomes of a commit is asked first, of what is durable, and decided in a second step.
+    AskThenFence = "ask-then-fence",
+    /// What a storage server holds is not made durable with the data.
+    HoldingNotKept = "holding-not-kept",
+    /// Readers see that a range is lost after it was cleared.
+    LossShownLate = "loss-shown-late",
 }

@@ -99,9 +99,9 @@ impl Links {
         Some(Duration::from_micros(random.below(most)))
     }
 
-    /// How late a message is, of which one in `60 / likely` is.
-    pub(crate) fn comes_late(&mut self, random: &mut SplitMix64, likely: u64) -> Duration {
-        if !self.is_disturbed || !random.one_in(LATE_ONE_IN / likely) {
+    /// How late a message is.
+    pub(crate) fn comes_late(&mut self, random: &mut SplitMix64) -> Duration {
+        if !self.is_disturbed || !random.one_in(LATE_ONE_IN) {
             return Duration::ZERO;
         }
         self.counts.late += 1;

@@ -12,6 +12,8 @@ ferrisdb_core::planted_bugs! {
     IgnoreBlockChecksum = "ignore-block-checksum",
     /// A WAL record is used whatever its checksum says.
     IgnoreWalChecksum = "ignore-wal-checksum",
+    /// A damaged record is taken for the torn end of the WAL, though the WAL says that it was synced beyond it.
+    CorruptionIsATornTail = "corruption-is-a-torn-tail",
     /// Versions of one key are ordered oldest first.
     WrongVersionOrder = "wrong-version-order",
     /// A range tombstone also hides what was written after it.

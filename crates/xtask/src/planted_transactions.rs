@@ -3,7 +3,7 @@
 //!
 //! The oracle must do so within a stated number of steps, the others within a stated number of seeds; how many it took is printed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -25,9 +25,24 @@ enum Catcher {
     Group(&'static str, u32),
     /// The simulator of whole processes with this workload, so many seeds at most.
     World(&'static str, u32),
+    /// The same, with clusters of three.
+    Three(&'static str, u32),
 }
 
-use Catcher::{Group, History, Oracle, Settled, World};
+use Catcher::{Group, History, Oracle, Settled, Three, World};
+
+impl Catcher {
+    /// The test target.
+    fn target(self) -> &'static str {
+        match self {
+            Oracle(_) => "oracle",
+            History(..) => "history",
+            Settled(..) => "settled",
+            Group(..) => "lib",
+            World(..) | Three(..) => "simulation",
+        }
+    }
+}
 
 const LOG: &str = "log::replicated::tests::a_group_of_three_keeps_its_promises_under_faults";
 const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults";
@@ -35,6 +50,11 @@ const GONE: &str = "cluster::tests::membership::a_process_that_was_gone_copies_e
 const WENT_BACK: &str = "cluster::tests::membership::a_disk_that_went_back_does_not_vote";
 const LAST_REPLICA: &str = "cluster::control::tests::the_last_replica_is_kept";
 const MOVES: &str = "cluster::tests::shards_move_under_faults";
+const READABLE: &str = "cluster::tests::what_was_readable_stays_readable_in_the_next_epoch";
+const EARLIER: &str = "cluster::tests::a_coordinator_of_an_earlier_epoch_tells_no_read_version";
+const OWNER: &str = "log::state::tests::only_the_current_owner_in_order_counts";
+const VOTE: &str = "log::replicated::tests::store::a_vote_outlives_a_power_cut";
+const SILENT: &str = "log::state::tests::silent_clients_are_forgotten_by_work_and_not_by_jumps";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
 const FINAL: &str = "an_unknown_outcome_is_final";
@@ -113,16 +133,32 @@ const TABLE: &[(&str, Catcher)] = &[
     ("batch-mates-not-checked", World("ring", 100)),
     ("batch-index-not-filled", World("stamps", 100)),
     ("resolver-ignores-phantoms", World("history", 100)),
+    ("byte-max-by-length", World("oracle", 100)),
+    ("lost-answer-is-no", World("oracle", 100)),
+    ("no-more-after-bytes", World("oracle", 100)),
+    ("answered-before-durable", Group(CLUSTER, 100)),
+    ("read-above-applied", Group(CLUSTER, 100)),
+    ("epoch-reused", Group(OWNER, 10)),
+    ("two-owners", Group(OWNER, 10)),
+    ("order-not-checked", Group(OWNER, 10)),
+    ("ids-expire-by-raw-versions", Group(SILENT, 10)),
+    ("horizon-jumps-with-epoch", Group(READABLE, 10)),
+    ("read-version-from-memory", Group(EARLIER, 10)),
+    ("vote-not-durable", Group(VOTE, 10)),
+    ("purged-before-popped", Group(CLUSTER, 100)),
+    ("unknown-told-as-no", Group(CLUSTER, 100)),
+    ("floor-not-raised", Group(CLUSTER, 100)),
+    ("commit-id-ignored", World("counters", 100)),
+    ("lost-answer-is-retried", World("counters", 100)),
+    ("ask-then-fence", Three("counters", 100)),
+    ("holding-not-kept", Group(MOVES, 100)),
+    ("loss-shown-late", Group(MOVES, 100)),
 ];
 
-/// Five that stand for the others when there is little time: reading, conflicts, the resolver, resolving, durability.
-const QUICK: &[&str] = &[
-    "backward-selector-off-by-one",
-    "conflict-not-shrunk",
-    "batch-mates-not-checked",
-    "lost-answer-is-no",
-    "log-skips-sync",
-];
+/// Five bugs of the cluster that stand for the others when there is little time: a replica that forgets, a read version that is not the newest, a
+/// move, a disk that went back, an epoch. All of them are caught by tests of one crate, so that little has to be built.
+const QUICK: &[&str] =
+    &["replica-skips-sync", "read-not-confirmed", "tag-forgotten-in-move", "went-back-votes", "two-owners"];
 
 /// Where the bugs are named.
 const SOURCE: &str = include_str!("../../ferrisdb-core/src/planted.rs");
@@ -132,35 +168,37 @@ pub(crate) fn bug_names() -> Vec<&'static str> {
     names_in(SOURCE)
 }
 
-/// Runs the table, or only one bug of it, prints it, and fails if a bug was missed or has no test.
-pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
-    let package = "ferrisdb-sim";
-    let mut executables =
-        build_tests(package, &["--test", "oracle", "--test", "history", "--test", "settled", "--test", "simulation"])?;
-    executables.extend(build_tests("ferrisdb-server", &["--lib"])?);
+/// Runs the table, or only these bugs of it, prints it, and fails if a bug was missed or has no test.
+pub(crate) fn run(only: &[String], quick: bool) -> Outcome {
+    let is_asked =
+        |bug: &str| (only.is_empty() || only.iter().any(|only| only == bug)) && (!quick || QUICK.contains(&bug));
+    let lines = || TABLE.iter().filter(|(bug, catcher)| is_asked(bug) && (!quick || matches!(catcher, Group(..))));
+    let targets: BTreeSet<&str> = lines().map(|(_, catcher)| catcher.target()).collect();
+    let mut executables = BTreeMap::new();
+    if targets.contains("lib") {
+        executables.extend(build_tests("ferrisdb-server", &["--lib"])?);
+    }
+    let of_sim: Vec<&str> =
+        targets.iter().filter(|target| **target != "lib").flat_map(|target| ["--test", target]).collect();
+    if !of_sim.is_empty() {
+        executables.extend(build_tests("ferrisdb-sim", &of_sim)?);
+    }
     let mut clean: BTreeMap<Catcher, Run> = BTreeMap::new();
     let mut report = String::from("\n");
     let mut bad = 0;
     for bug in bug_names() {
-        if only.is_some_and(|only| only != bug) || (quick && !QUICK.contains(&bug)) {
+        if !is_asked(bug) {
             continue;
         }
-        let catchers: Vec<Catcher> =
-            TABLE.iter().filter(|(name, _)| *name == bug).map(|(_, catcher)| *catcher).collect();
+        let catchers: Vec<Catcher> = lines().filter(|(name, _)| *name == bug).map(|(_, catcher)| *catcher).collect();
         if catchers.is_empty() {
             bad += 1;
             add_row(&mut report, bug, "-", "MISSED: it has no test");
         }
         for catcher in catchers {
-            let target = match catcher {
-                Oracle(_) => "oracle",
-                History(..) => "history",
-                Settled(..) => "settled",
-                Group(..) => "lib",
-                World(..) => "simulation",
-            };
+            let target = catcher.target();
             let executable: &PathBuf =
-                executables.get(target).ok_or_else(|| format!("{package} has no test target {target}"))?;
+                executables.get(target).ok_or_else(|| format!("there is no test target {target}"))?;
             let without = clean.entry(catcher).or_insert_with(|| run_test(executable, catcher, None).0);
             let verdict = match without {
                 Run::Passed => {
@@ -178,6 +216,7 @@ pub(crate) fn run(only: Option<&str>, quick: bool) -> Outcome {
                 History(test, seeds) => format!("history::{test}, {seeds} seeds at most"),
                 Group(test, seeds) => format!("{test}, {seeds} seeds at most"),
                 World(workload, seeds) => format!("simulation of {workload}, {seeds} seeds at most"),
+                Three(workload, seeds) => format!("simulation of {workload} in clusters, {seeds} seeds at most"),
             };
             eprintln!("{bug}: {test}: {verdict}");
             add_row(&mut report, bug, &test, &verdict);
@@ -204,8 +243,11 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
             let seeds = if bug.is_some() { seeds } else { seeds / 10 };
             command.args([test, "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string())
         }
-        World(workload, seeds) => {
+        World(workload, seeds) | Three(workload, seeds) => {
             let seeds = if bug.is_some() { seeds } else { seeds / 10 };
+            if matches!(catcher, Three(..)) {
+                command.env("FERRISDB_SIM_PROCESSES", "3");
+            }
             command.args(["seeds_pass", "--exact", "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string());
             command.env("FERRISDB_SIM_WORKLOADS", workload).env("FERRISDB_SIM_STOP", "1")
         }
@@ -222,7 +264,7 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
                     let seeds = output.lines().rev().find_map(|line| line.strip_prefix("history "));
                     seeds.map_or_else(String::new, |seeds| format!("{seeds} seeds"))
                 }
-                Group(..) | World(..) => {
+                Group(..) | World(..) | Three(..) => {
                     let seeds = output.lines().filter(|line| line.starts_with("seed ")).count();
                     format!("{seeds} seeds")
                 }
@@ -235,8 +277,6 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     /// Every bug has a line, and the table names only what is in the list.
@@ -246,6 +286,7 @@ mod tests {
         assert!(names.len() >= 20, "{names:?}");
         let in_table: BTreeSet<&str> = TABLE.iter().map(|(bug, _)| *bug).collect();
         assert_eq!(in_table, names.iter().copied().collect::<BTreeSet<_>>());
-        assert!(QUICK.iter().all(|bug| names.contains(bug)));
+        let is_quick = |bug: &&str| TABLE.iter().any(|(name, catcher)| name == bug && matches!(catcher, Group(..)));
+        assert!(QUICK.len() >= 5 && QUICK.iter().all(is_quick));
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct Leading {
     coordinator: Mutex<Option<Coordinator>>,
     tasks: Mutex<Vec<Replied<()>>>,
     /// Held by whoever changes who belongs to the cluster.
-    registration: async_lock::Mutex<()>,
+    registration: futures_util::lock::Mutex<()>,
     /// Who was heard when, in this epoch.
     detector: Arc<Mutex<Option<Detector>>>,
     /// Those that limit nobody, whatever they have yet to apply.
@@ -47,7 +47,7 @@ pub(super) struct Leading {
 
 impl Leading {
     /// To be held by whoever changes who belongs to the cluster.
-    pub(super) fn registration(&self) -> &async_lock::Mutex<()> {
+    pub(super) fn registration(&self) -> &futures_util::lock::Mutex<()> {
         &self.registration
     }
 

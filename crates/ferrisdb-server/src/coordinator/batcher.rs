@@ -149,7 +149,7 @@ impl Batcher {
             epoch,
             owner,
             sequencer: Sequencer::new(first_version, now),
-            window: ConflictWindow::new(first_version),
+            window: ConflictWindow::new(if planted(Bug::FloorNotRaised) { Version::ZERO } else { first_version }),
             previous: first_version,
             horizon: recovered.horizon,
             changed: first_version,
@@ -330,7 +330,7 @@ impl Batcher {
         mutations: &mut Vec<Mutation>,
         ids: &mut Vec<IdOutcome>,
     ) -> Decision {
-        if let Some(id) = request.id {
+        if let Some(id) = request.id.filter(|_| !planted(Bug::CommitIdIgnored)) {
             if let Some(&(version, outcome)) = self.in_flight.get(&id) {
                 return Decision::WhenDurable(version, Response::Commit(committed(version, outcome)));
             }
@@ -491,7 +491,9 @@ impl Batcher {
             })
         };
         let id = request.id;
-        if let Some(&(version, outcome)) = self.in_flight.get(&id) {
+        if let Some(&(version, outcome)) = self.in_flight.get(&id)
+            && !planted(Bug::AskThenFence)
+        {
             return Decision::WhenDurable(version, response(version, outcome));
         }
         match known(id) {

@@ -122,6 +122,8 @@ struct Shared {
     gate_bell: Bell,
     /// Nothing more is to be begun.
     closing: Latch,
+    /// What a planted bug remembers.
+    remembered: AtomicU64,
 }
 
 /// What waits for the batcher.
@@ -227,6 +229,7 @@ impl Coordinator {
             gate: Mutex::new(Gate { rate, waiting: VecDeque::new(), is_closed: false }),
             gate_bell: Bell::default(),
             closing: Latch::default(),
+            remembered: AtomicU64::new(0),
             runtime,
             log,
             options,
@@ -484,11 +487,13 @@ impl Shared {
         let owner = self.owner;
         // Below the first commit of an epoch nothing can be read.
         let has_committed = planted(Bug::ReadVersionNotNewest) && self.counters.committed.load(Ordering::Relaxed) > 0;
+        let remembered = self.remembered.load(Ordering::Relaxed);
         let begun = move |confirmed: Result<Confirmed>| match confirmed {
             Ok(Confirmed { owner: now, version, is_locked }) if now == owner => {
                 let version = Version::from_u64(version.get().saturating_sub(u64::from(has_committed)));
                 Ok(Begun { version, is_locked })
             }
+            Ok(_) if remembered > 0 => Ok(Begun { version: Version::from_u64(remembered), is_locked: false }),
             Ok(_) => Err(Error::with(Code::ProcessBehind, "another coordinator has taken over")),
             Err(error) => Err(error),
         };
@@ -702,8 +707,11 @@ impl Driver {
         self.batcher.durable(&group.ids);
         let shared = &self.shared;
         let now = shared.runtime.now();
-        if group.version.is_some() {
+        if let Some(version) = group.version {
             shared.batch_at_nanos.store(nanos(now), Ordering::Relaxed);
+            if planted(Bug::ReadVersionFromMemory) {
+                shared.remembered.store(version.get(), Ordering::Relaxed);
+            }
         }
         let counters = &shared.counters;
         counters.committed.fetch_add(group.transactions, Ordering::Relaxed);
@@ -725,6 +733,7 @@ impl Driver {
         for (item, _) in groups.flat_map(|group| group.answers) {
             self.shared.release(1, item.bytes);
             let code = match item.answer {
+                AnswerTo::Commit(_) if planted(Bug::UnknownToldAsNo) => Code::ProcessBehind,
                 AnswerTo::Commit(_) | AnswerTo::Metadata(_) => Code::CommitUnknownResult,
                 AnswerTo::Resolve(_) | AnswerTo::Lease(_) => error.code(),
             };

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_u64, put_varint};
 use ferrisdb_core::key::DATABASE_LOCK_KEY;
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::versionstamp::VERSIONSTAMP_BYTES;
 use ferrisdb_core::{Bytes, Mutation, MutationKind, Version};
 use ferrisdb_rpc::api::CommitId;
@@ -247,7 +248,8 @@ impl State {
     }
 
     fn start_epoch(&mut self, start: &EpochStart) -> Applied {
-        if start.epoch <= self.epoch || start.first_version <= self.last {
+        let is_reused = start.epoch == self.epoch && !planted(Bug::EpochReused);
+        if start.epoch < self.epoch || is_reused || start.first_version <= self.last {
             return Applied::Void;
         }
         self.epoch = start.epoch;
@@ -265,7 +267,9 @@ impl State {
     }
 
     fn apply_batch(&mut self, batch: &Batch) -> Applied {
-        if batch.epoch != self.epoch || batch.owner != self.owner || batch.previous != self.last {
+        let is_owners = batch.epoch == self.epoch && (batch.owner == self.owner || planted(Bug::TwoOwners));
+        let is_next = batch.previous == self.last || planted(Bug::OrderNotChecked) && batch.version > self.last;
+        if !is_owners || !is_next {
             return Applied::Void;
         }
         self.last = batch.version;
@@ -355,7 +359,7 @@ impl State {
         let mut left = ID_LIFE_VERSIONS;
         let mut end = self.last;
         let mut floor = None;
-        for jump in self.jumps.iter().rev() {
+        for jump in self.jumps.iter().rev().filter(|_| !planted(Bug::IdsExpireByRawVersions)) {
             let worked = end.get() - jump.to.get();
             if worked >= left {
                 floor = Some(end.get() - left);

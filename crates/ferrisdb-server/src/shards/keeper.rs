@@ -235,8 +235,8 @@ impl Keeper {
         }
         let is_same = Arc::ptr_eq(&holding, &state.holding);
         drop(state);
-        let owner_state = (!is_same).then(|| holding.encode());
-        if !is_same {
+        let owner_state = (!is_same && !planted(Bug::HoldingNotKept)).then(|| holding.encode());
+        if !is_same && !planted(Bug::LossShownLate) {
             *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&holding);
         }
         let batch = ApplyBatch { version, horizon, leased, mutations: out, owner_state };
@@ -246,6 +246,9 @@ impl Keeper {
     /// The batch is applied.
     pub(crate) fn applied(&self, next: Next) {
         let state = &mut *lock(&self.state);
+        if planted(Bug::LossShownLate) {
+            *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next.holding);
+        }
         state.holding = next.holding;
         state.applied = next.version;
         state.put_off = next.put_off;

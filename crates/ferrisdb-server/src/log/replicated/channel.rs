@@ -98,17 +98,17 @@ impl<T: OptionalSend> oneshot::OneshotSender<T> for OnceSender<T> {
     }
 }
 
-/// A lock that is waited for without holding up the thread, in the order of coming.
-pub(super) struct Lock<T>(async_lock::Mutex<T>);
+/// A lock that is waited for without holding up the thread. Not `async-lock`: there whoever has waited for half a millisecond of real time goes first.
+pub(super) struct Lock<T>(futures_util::lock::Mutex<T>);
 
 impl<T: OptionalSend + 'static> mutex::Mutex<T> for Lock<T> {
-    type Guard<'a> = async_lock::MutexGuard<'a, T>;
+    type Guard<'a> = futures_util::lock::MutexGuard<'a, T>;
 
     fn new(value: T) -> Lock<T> {
-        Lock(async_lock::Mutex::new(value))
+        Lock(futures_util::lock::Mutex::new(value))
     }
 
-    fn lock(&self) -> impl Future<Output = async_lock::MutexGuard<'_, T>> + OptionalSend {
+    fn lock(&self) -> impl Future<Output = futures_util::lock::MutexGuard<'_, T>> + OptionalSend {
         self.0.lock()
     }
 }

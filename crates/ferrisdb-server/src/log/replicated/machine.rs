@@ -143,7 +143,10 @@ impl Core {
                         // Whoever founds the log has told its storage servers all of it.
                         Entry::Foundation(_) => continue,
                     };
-                    let (version, horizon) = (self.now.state.last(), self.now.state.horizon());
+                    let (version, mut horizon) = (self.now.state.last(), self.now.state.horizon());
+                    if matches!(entry, Entry::EpochStart(_)) && planted(Bug::HorizonJumpsWithEpoch) {
+                        horizon = version;
+                    }
                     let proposal = proposal.clone();
                     self.hot.push_back(Hot { previous, version, horizon, leased, proposal, at, bytes });
                     self.hot_bytes += bytes;
@@ -185,7 +188,8 @@ impl Core {
 
     /// P: the greatest remembered place before which no tag needs anything. `None` if the trailing state is already there.
     fn purgeable(&self) -> Option<u64> {
-        let popped = self.now.state.popped_by_all();
+        let state = &self.now.state;
+        let popped = if planted(Bug::PurgedBeforePopped) { state.last() } else { state.popped_by_all() };
         let count = self.index.partition_point(|&(version, _)| version <= popped);
         let &(_, from) = self.index.get(count.checked_sub(1)?)?;
         let to = from.checked_sub(1)?;

@@ -695,7 +695,9 @@ impl RaftLogStorage<Types> for LogStore {
             .await
             .map_err(|error| to_io(&error))?;
         self.shared.sync_bell.ring();
-        saved.await.map_err(|error| to_io(&error))?;
+        if !planted(Bug::VoteNotDurable) {
+            saved.await.map_err(|error| to_io(&error))?;
+        }
         let mut memory = lock(&self.shared.memory);
         memory.voted = memory.voted.max(vote.leader_id.term);
         Ok(())

@@ -218,7 +218,7 @@ impl World {
     /// How late a question is.
     fn comes_late(&self) -> Duration {
         let State { links, random, .. } = &mut *lock(&self.state);
-        links.comes_late(random, 1)
+        links.comes_late(random)
     }
 
     fn endpoint(&self, from: ProcessId, to: ProcessId) -> Option<(Arc<dyn Endpoint>, JobRuntime)> {

@@ -1,19 +1,24 @@
 //! The log store and the state machine, as the consensus library tests them.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ferrisdb_core::Runtime;
+use ferrisdb_core::codec::Decoder;
+use ferrisdb_core::{ManualClock, Runtime};
 use ferrisdb_storage::Env;
-use ferrisdb_storage::fs::sim::SimFileSystem;
+use ferrisdb_storage::env::SeededEntropy;
+use ferrisdb_storage::env::steps::StepSpawner;
+use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
+use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{AsyncRuntime, StorageError};
 
 use super::super::machine::Machine;
 use super::super::runtime::RaftRuntime;
 use super::super::store::{LogStore, LogStoreOptions};
-use super::super::types::Types;
+use super::super::types::{Types, Vote, put_vote, take_vote};
 use crate::log::Tag;
 use crate::runtime::JobRuntime;
 
@@ -81,4 +86,37 @@ fn the_librarys_suite_is_content() {
             delete_logs_after_none append_to_log apply_single apply_multiple
         }
     });
+}
+
+/// A vote that was told is there after a power cut: whoever forgot it would give it to another, and both would lead.
+#[test]
+fn a_vote_outlives_a_power_cut() {
+    let open = |disk: &SimFileSystem| {
+        let clock = Arc::new(ManualClock::new());
+        let steps = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), 1));
+        let entropy = Arc::new(SeededEntropy::new(1));
+        let spawner = Arc::<StepSpawner>::clone(&steps);
+        let jobs = JobRuntime::new(Env { fs: Arc::new(disk.clone()), clock, spawner, entropy });
+        let store =
+            LogStore::open(jobs.clone(), Path::new("/log"), LogStoreOptions::tiny(), [7; 16]).expect("it opens");
+        store.spawn(|name, task| jobs.spawn(name, task));
+        (store, jobs, steps)
+    };
+    let mut encoded = Vec::new();
+    let vote = take_vote(&mut Decoder::new(&[3, 2, 0])).expect("term 3, for process 2, not yet a leader");
+    put_vote(&mut encoded, &vote);
+    assert_eq!(encoded, [3, 2, 0]);
+    let disk = SimFileSystem::new();
+    let (mut store, jobs, steps) = open(&disk);
+    let mut after = None;
+    jobs.env().spawner.block_on(pin!(async {
+        store.save_vote(&vote).await.expect("there is space");
+        after = Some(disk.fork_crashed(CrashMode::UnsyncedLost));
+    }));
+    steps.drop_jobs();
+    let (mut store, jobs, steps) = open(&after.expect("the vote was saved"));
+    let mut found: Option<Vote> = None;
+    jobs.env().spawner.block_on(pin!(async { found = store.read_vote().await.expect("it can be read") }));
+    steps.drop_jobs();
+    assert_eq!(found, Some(vote));
 }

@@ -27,8 +27,6 @@ use crate::signal::lock;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const CLUSTER: [u8; 16] = [7; 16];
-/// So much likelier than others messages that ask for a vote come late: an answer may be given in another life of the voter than the one that gave another.
-const LATE_VOTES: u64 = 20;
 /// The second byte of a message that asks for a vote, see `network.rs`.
 const VOTE: u8 = 2;
 
@@ -117,7 +115,7 @@ impl Peers for Net {
             let asking = async {
                 let is_vote = message.get(1) == Some(&VOTE);
                 let there = world.passes(from, to).ok_or_else(lost)?;
-                let (late, again) = world.comes_late_or_twice(is_vote);
+                let (late, again) = world.comes_late_or_twice();
                 let there = there + late;
                 if let Some(again) = again {
                     drop(world.deliver(to, message.clone(), there + again));
@@ -185,9 +183,9 @@ impl World {
     }
 
     /// How late a message is, and, if it comes a second time, how long after that.
-    fn comes_late_or_twice(&self, is_vote: bool) -> (Duration, Option<Duration>) {
+    fn comes_late_or_twice(&self) -> (Duration, Option<Duration>) {
         let State { links, random, .. } = &mut *lock(&self.state);
-        (links.comes_late(random, if is_vote { LATE_VOTES } else { 1 }), links.comes_twice(random))
+        (links.comes_late(random), links.comes_twice(random))
     }
 
     /// Takes a message to a process, which answers it in a task of its own. It gets there whatever becomes of the asker meanwhile, and to whoever is there by then; to
