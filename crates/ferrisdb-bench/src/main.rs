@@ -79,7 +79,8 @@ enum Command {
     /// Compare clusters of three processes: FerrisDB and etcd.
     ///
     /// Starts both on loopback, durable, with their data in a temporary directory, and runs the same work on them in turns; then stops a
-    /// follower, kills the leader again and again, and adds a process. Progress goes to standard error, the tables to standard output. Only
+    /// follower, kills the leader again and again, has a process come back after much was written, and drains one to another. FerrisDB alone
+    /// spreads reads over one to three storage servers. Progress goes to standard error, the tables to standard output. Only
     /// ratios within one run count.
     #[cfg(feature = "servers")]
     #[command(after_long_help = CLUSTER_EXAMPLES)]
@@ -94,6 +95,9 @@ enum Command {
         listen: String,
         /// A process of the cluster; none founds one.
         join: Option<String>,
+        /// From how many bytes on a shard is split.
+        #[arg(long)]
+        split_bytes: Option<u64>,
     },
     /// Serve FerrisDB until interrupted (`servers` calls this).
     #[cfg(feature = "servers")]
@@ -221,7 +225,9 @@ fn main() -> ExitCode {
         #[cfg(feature = "servers")]
         Command::Cluster(arguments) => cluster::run(&arguments),
         #[cfg(feature = "servers")]
-        Command::ServeMemberChild { directory, listen, join } => cluster::serve(&directory, &listen, join.as_deref()),
+        Command::ServeMemberChild { directory, listen, join, split_bytes } => {
+            cluster::serve(&directory, &listen, join.as_deref(), split_bytes)
+        }
         #[cfg(feature = "servers")]
         Command::ServeChild { directory } => servers::serve(&directory),
         Command::Child { job } => child(&job),

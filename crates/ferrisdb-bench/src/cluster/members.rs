@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrisdb::Database;
-use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, Peer, RpcNetwork};
+use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, Order, Peer, RpcNetwork, line_options, order};
 use ferrisdb_rpc::{ServeOptions, TokioRuntime};
 use ferrisdb_storage::Env;
 use tonic::transport::Channel;
@@ -53,25 +53,28 @@ pub(super) struct Cluster {
     pub(super) members: Vec<Member>,
     directory: PathBuf,
     addresses: Vec<String>,
+    /// Of FerrisDB's processes.
+    options: Vec<String>,
 }
 
 impl Cluster {
-    /// FerrisDB, with three voters that have everything.
-    pub(super) async fn ferris(directory: &Path) -> Result<Cluster> {
+    /// FerrisDB, with one voter or three that have everything, each started with these options.
+    pub(super) async fn ferris(directory: &Path, processes: usize, options: &[&str]) -> Result<Cluster> {
         let mut cluster = Cluster {
             name: "FerrisDB",
             members: Vec::new(),
             directory: directory.to_path_buf(),
             addresses: Vec::new(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
         };
-        for _ in 0..3 {
+        for _ in 0..processes {
             cluster.add_ferris().await?;
         }
         let mut at = 0;
-        until("three voters that have everything", async || {
+        until("voters that have everything", async || {
             let standing = standing(&mut cluster.members[at].client).await?;
-            at += usize::from(standing.voters == Some(3) && standing.is_complete);
-            Ok(at == 3)
+            at += usize::from(standing.voters == Some(processes) && standing.is_complete);
+            Ok(at == processes)
         })
         .await?;
         Ok(cluster)
@@ -82,10 +85,10 @@ impl Cluster {
         let name = format!("ferrisdb-{}", self.members.len() + 1);
         let (data, address) = (self.directory.join(&name), free_address()?);
         let join = self.addresses.first().cloned();
-        let listen = address.clone();
+        let (listen, options) = (address.clone(), self.options.clone());
         let command = move || {
             let mut command = Command::new(std::env::current_exe()?);
-            command.arg("serve-member-child").arg(&data).arg(&listen).args(&join);
+            command.arg("serve-member-child").arg(&data).arg(&listen).args(&join).args(&options);
             command.stdin(Stdio::piped()).stdout(Stdio::null());
             Ok(command)
         };
@@ -131,7 +134,13 @@ impl Cluster {
             let client = client.await?;
             members.push(Member { name: name.to_owned(), command: Box::new(command), process: Some(process), client });
         }
-        Ok(Some(Cluster { name: "etcd", members, directory: directory.to_path_buf(), addresses: clients }))
+        Ok(Some(Cluster {
+            name: "etcd",
+            members,
+            directory: directory.to_path_buf(),
+            addresses: clients,
+            options: Vec::new(),
+        }))
     }
 
     /// A client for each process, in their order.
@@ -175,16 +184,47 @@ impl Cluster {
 
     /// Waits until a process has what the leader has now.
     pub(super) async fn caught_up(&mut self, number: usize) -> Result<()> {
+        self.caught_up_within(number, PATIENCE).await
+    }
+
+    /// The same, for longer or shorter.
+    pub(super) async fn caught_up_within(&mut self, number: usize, patience: Duration) -> Result<()> {
         let leader = self.leader().await?;
         let all = standing(&mut self.members[leader].client).await?.applied;
         let member = &mut self.members[number];
         let what = format!("{} with what the others have", member.name);
-        until(&what, async || {
+        until_within(patience, &what, async || {
             Ok(standing(&mut member.client)
                 .await
                 .is_ok_and(|here| here.has_leader && here.is_complete && here.applied >= all))
         })
         .await
+    }
+
+    /// The status document of a FerrisDB process.
+    pub(super) async fn status(&self, at: usize) -> Result<serde_json::Value> {
+        let Client::Ferris(database) = &self.members[at].client else { return Err("it is FerrisDB's".into()) };
+        Ok(serde_json::from_str(&tokio::time::timeout(ASKED, database.status()).await??)?)
+    }
+
+    /// The number that a FerrisDB process has in its cluster.
+    pub(super) async fn process_number(&self, at: usize) -> Result<u64> {
+        let status = self.status(at).await?;
+        Ok(status["cluster"]["process"]["number"].as_u64().ok_or("the status has no number of the process")?)
+    }
+
+    /// How many shards the process with a number holds, as another one sees it.
+    pub(super) async fn shards_of(&self, at: usize, process: u64) -> Result<u64> {
+        let status = self.status(at).await?;
+        let shards = status["cluster"]["processes"][process.to_string()]["shards"].as_u64();
+        Ok(shards.ok_or_else(|| format!("the status does not know process {process}"))?)
+    }
+
+    /// Gives FerrisDB's cluster an order, through one of its processes.
+    pub(super) async fn order(&self, at: usize, wanted: Order) -> Result<()> {
+        let client = ferrisdb_rpc::Client::connect(&self.addresses[at], line_options(None)).await?;
+        order(&client, wanted, false).await?;
+        Ok(())
     }
 
     /// Kills a process (SIGKILL). Returns the moments before and after.
@@ -242,16 +282,25 @@ async fn standing(client: &mut Client) -> Result<Standing> {
 }
 
 /// Looks until it is so.
-pub(super) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+pub(super) async fn until(what: &str, is_so: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    until_within(PATIENCE, what, is_so).await
+}
+
+/// The same, for longer or shorter.
+pub(super) async fn until_within(
+    patience: Duration,
+    what: &str,
+    mut is_so: impl AsyncFnMut() -> Result<bool>,
+) -> Result<()> {
     let began = Instant::now();
     loop {
         let looked = is_so().await;
         if matches!(looked, Ok(true)) {
             return Ok(());
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > patience {
             let last = looked.err().map_or_else(String::new, |error| format!("; the last answer was: {error}"));
-            return Err(format!("waited {PATIENCE:?} for {what}{last}").into());
+            return Err(format!("waited {patience:?} for {what}{last}").into());
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -265,7 +314,7 @@ fn free_address() -> Result<String> {
 }
 
 /// The child: a process of a cluster, until it is told to end or its standard input ends.
-pub(crate) fn serve(directory: &Path, listen: &str, join: Option<&str>) -> Result<ExitCode> {
+pub(crate) fn serve(directory: &Path, listen: &str, join: Option<&str>, split_bytes: Option<u64>) -> Result<ExitCode> {
     std::thread::Builder::new().name("parent".to_owned()).spawn(|| {
         // Nobody writes: it ends with whoever holds the other end, however that happens.
         drop(std::io::stdin().read_to_end(&mut Vec::new()));
@@ -284,7 +333,13 @@ pub(crate) fn serve(directory: &Path, listen: &str, join: Option<&str>) -> Resul
             None => Beginning::Found,
         };
         let doors = Doors { env, runtime: transport, network };
-        let node = ClusterNode::open(doors, directory, ClusterOptions::default(), here, beginning).await?;
+        let mut options = ClusterOptions::default();
+        if let Some(split_bytes) = split_bytes {
+            // Sizes that are so small change in no time.
+            options.shards.split_bytes = split_bytes;
+            options.shards.size_interval = Duration::from_secs(1);
+        }
+        let node = ClusterNode::open(doors, directory, options, here, beginning).await?;
         ferrisdb_rpc::serve(listener, node.endpoint(), ServeOptions::default(), std::future::pending()).await;
         Ok(ExitCode::SUCCESS)
     })

@@ -1,51 +1,40 @@
 //! Three FerrisDB processes beside three of etcd on the same machine: commits, reads, a follower that hangs, a leader that is killed, a process
-//! that comes new.
+//! that comes back, one that comes new; and FerrisDB alone with one to three storage servers that have a part of the data each.
 //!
 //! ```text
 //! members    processes: start, kill, how they stand        failover   pauses after kills
+//! growth     until a process has what the others have      spread     reads over storage servers
 //! ```
 //!
 //! Both clusters run all the time, and one is asked at a time. Clients are tasks in this process; each cluster has a connection to each of its processes,
-//! and clients take turns with them. So two of three questions reach a process that does not lead, in both. Not measured, because it is not built: how
-//! load spreads over storage servers that have a part of the keys each.
+//! and clients take turns with them. So two of three questions reach a process that does not lead, in both.
 
 mod failover;
+mod growth;
 mod members;
+mod spread;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ferrisdb::Database;
-use ferrisdb_core::{Random, SplitMix64};
 use serde::Serialize;
 
 use crate::engine::Result;
+use crate::servers::arguments::{Common, load_average};
 use crate::servers::peers::Client;
 use crate::servers::{Done, Settings, Work, drive, load, middle};
 use failover::Pauses;
+use growth::Caught;
 use members::Cluster;
+use spread::Spread;
 
 pub(crate) use members::serve;
 
 /// What the command takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Rows that are loaded into each cluster.
-    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=100_000_000))]
-    keys: u64,
-
-    /// Bytes of a value; keys have 16.
-    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    value_size: u32,
-
-    /// Seconds of each measurement, after a warm-up of a fifth of that.
-    #[arg(long, default_value = "3", value_parser = crate::parse_seconds)]
-    seconds: f64,
-
-    /// How many times each is measured, in turns; the result is the median.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
-    runs: u32,
+    #[command(flatten)]
+    common: Common,
 
     /// How often FerrisDB's leader is killed.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=10_000))]
@@ -55,21 +44,13 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     etcd_kills: u32,
 
-    /// MB of data that a new FerrisDB process catches up.
-    #[arg(long, value_name = "MB", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    /// MB of data that are written while a process is down, and that one process gets from the others when another one is drained.
+    #[arg(long, value_name = "MB", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     catch_up_mb: u32,
 
-    /// Where the processes put their data, each time in a new directory [default: the system's temporary directory].
-    #[arg(long)]
-    dir: Option<PathBuf>,
-
-    /// Measure only what contains this text in its name, such as `put, 64 in flight`, `killed` or `new process`; may be given several times.
+    /// Measure only what contains this text in its name, such as `put, 64 in flight`, `killed`, `catches up` or `storage servers`; may be given several times.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
-
-    /// Print one JSON object a line instead of tables.
-    #[arg(long)]
-    json: bool,
 }
 
 impl Arguments {
@@ -90,7 +71,9 @@ const WHOLE: [(&str, Work, usize); 6] = [
 const STOPPED: &str = "put, 64 in flight, one follower stopped";
 const KILLED: &str = "leader killed: next commit of any client";
 const KILLED_ALL: &str = "leader killed: every client has committed";
-const NEW: &str = "a new process has everything";
+const DOWN: &str = "catches up with what was written while it was down";
+const DRAINED: &str = "a new process catches up: another one is drained";
+const SPREAD: &str = "reads in transactions of 10, 64 in flight, over storage servers that have a part each";
 
 /// One line of `--json`: a rate.
 #[derive(Debug, Clone, Serialize)]
@@ -152,39 +135,51 @@ impl Times {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("ferrisdb-bench-cluster-");
-    let directory = match &arguments.dir {
-        Some(parent) => {
-            std::fs::create_dir_all(parent)?;
-            builder.tempdir_in(parent)?
-        }
-        None => builder.tempdir()?,
-    };
+    let directory = arguments.common.directory("cluster")?;
     let load_before = load_average();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    let (rates, times) = runtime.block_on(local.run_until(measure(directory.path(), arguments)))?;
-    if arguments.json {
-        for rate in &rates {
-            println!("{}", serde_json::to_string(rate)?);
-        }
-        for time in &times {
-            println!("{}", serde_json::to_string(time)?);
+    let measured = runtime.block_on(local.run_until(measure(directory.path(), arguments)))?;
+    if arguments.common.json {
+        for line in measured.lines() {
+            println!("{}", line?);
         }
     } else {
-        print!("{}", report(&rates, &times, arguments, &load_before));
+        print!("{}", report(&measured, arguments, &load_before));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<(Vec<Rate>, Vec<Times>)> {
-    let settings = Settings {
-        keys: arguments.keys,
-        value_bytes: usize::try_from(arguments.value_size)?,
-        measured: Duration::from_secs_f64(arguments.seconds),
-    };
-    let mut clusters = vec![Cluster::ferris(directory).await?];
+/// Everything that was measured.
+#[derive(Default)]
+struct Measured {
+    rates: Vec<Rate>,
+    times: Vec<Times>,
+    caught: Vec<Caught>,
+    spread: Vec<Spread>,
+}
+
+impl Measured {
+    /// As JSON.
+    fn lines(&self) -> impl Iterator<Item = serde_json::Result<String>> {
+        let rates = self.rates.iter().map(serde_json::to_string);
+        let times = self.times.iter().map(serde_json::to_string);
+        let caught = self.caught.iter().map(serde_json::to_string);
+        rates.chain(times).chain(caught).chain(self.spread.iter().map(serde_json::to_string))
+    }
+}
+
+async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<Measured> {
+    let settings = arguments.common.settings()?;
+    let mut measured = Measured::default();
+    if arguments.is_measured(SPREAD) {
+        measured.spread = spread::measure(directory, &settings, arguments.common.runs).await?;
+    }
+    let others = WHOLE.iter().map(|(workload, ..)| *workload).chain([STOPPED, KILLED, DOWN, DRAINED]);
+    if !others.clone().any(|workload| arguments.is_measured(workload)) {
+        return Ok(measured);
+    }
+    let mut clusters = vec![Cluster::ferris(directory, 3, &[]).await?];
     match Cluster::etcd(directory).await? {
         Some(etcd) => clusters.push(etcd),
         None => eprintln!("etcd is not installed (package etcd-server) and is left out"),
@@ -193,7 +188,8 @@ async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<(
         eprintln!("loading {}", cluster.name);
         load(&cluster.clients(), &settings).await.map_err(|error| format!("{}: {error}", cluster.name))?;
     }
-    let mut rates = whole(&clusters, &settings, arguments).await?;
+    let rates = &mut measured.rates;
+    rates.extend(whole(&clusters, &settings, arguments).await?);
     if arguments.is_measured(STOPPED) {
         for cluster in &mut clusters {
             eprintln!("{STOPPED}: {}", cluster.name);
@@ -201,30 +197,34 @@ async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<(
             rates.push(Rate::new(cluster.name, STOPPED, &done.map_err(|error| format!("{}: {error}", cluster.name))?));
         }
     }
-    let mut times = Vec::new();
     if arguments.is_measured(KILLED) {
         for (cluster, kills) in clusters.iter_mut().zip([arguments.kills, arguments.etcd_kills]) {
             eprintln!("{kills} kills of the leader: {}", cluster.name);
             let Pauses { first, all } = failover::measure(cluster, kills).await?;
-            times.extend(Times::new(cluster.name, KILLED, first));
-            times.extend(Times::new(cluster.name, KILLED_ALL, all));
+            measured.times.extend(Times::new(cluster.name, KILLED, first));
+            measured.times.extend(Times::new(cluster.name, KILLED_ALL, all));
         }
     }
-    if arguments.is_measured(NEW) && arguments.catch_up_mb > 0 {
+    if arguments.is_measured(DOWN) {
+        for cluster in &mut clusters {
+            eprintln!("{DOWN}: {}", cluster.name);
+            measured.caught.push(growth::while_down(cluster, arguments.catch_up_mb).await?);
+        }
+    }
+    if arguments.is_measured(DRAINED) {
         // What is measured last needs etcd no more.
         clusters.truncate(1);
-        eprintln!("{NEW}: loading {} MB", arguments.catch_up_mb);
-        let took = catch_up(&mut clusters[0], arguments.catch_up_mb).await?;
-        times.extend(Times::new(clusters[0].name, NEW, vec![took]));
+        eprintln!("{DRAINED}");
+        measured.caught.push(growth::drained(&mut clusters[0], arguments.catch_up_mb).await?);
     }
-    Ok((rates, times))
+    Ok(measured)
 }
 
 /// Everything that is measured on clusters as they are meant to be.
 async fn whole(clusters: &[Cluster], settings: &Settings, arguments: &Arguments) -> Result<Vec<Rate>> {
     let mut measured: Vec<Vec<Vec<Done>>> =
         WHOLE.iter().map(|_| clusters.iter().map(|_| Vec::new()).collect()).collect();
-    for run in 0..arguments.runs {
+    for run in 0..arguments.common.runs {
         for (index, &(workload, work, in_flight)) in WHOLE.iter().enumerate() {
             for turn in 0..clusters.len() {
                 // Another one goes first each time.
@@ -263,78 +263,18 @@ async fn with_one_stopped(cluster: &mut Cluster, settings: &Settings) -> Result<
     done
 }
 
-/// Bytes of a value of the data that is caught up, which no compression makes smaller.
-const BIG_VALUE_BYTES: usize = 10_000;
-/// Of which so many are written in a transaction.
-const BIG_VALUES: u64 = 20;
-/// Transactions under way while it is loaded.
-const BIG_IN_FLIGHT: u64 = 16;
-
-/// Loads so much data, then starts a new process, and measures until it has everything.
-async fn catch_up(cluster: &mut Cluster, megabytes: u32) -> Result<Duration> {
-    let Client::Ferris(database) = cluster.members[0].client.clone() else {
-        return Err("the first cluster is FerrisDB's".into());
-    };
-    let transactions = u64::from(megabytes) * 1_000_000 / BIG_VALUE_BYTES as u64 / BIG_VALUES;
-    let loaders: Vec<_> = (0..BIG_IN_FLIGHT)
-        .map(|loader| {
-            let database = database.clone();
-            tokio::task::spawn_local(async move {
-                for transaction in (loader..transactions).step_by(usize::try_from(BIG_IN_FLIGHT)?) {
-                    write_big(&database, transaction).await?;
-                }
-                Ok::<_, crate::engine::Error>(())
-            })
-        })
-        .collect();
-    for loader in loaders {
-        loader.await??;
-    }
-    let number = cluster.members.len();
-    let began = Instant::now();
-    cluster.add_ferris().await?;
-    cluster.caught_up(number).await?;
-    Ok(began.elapsed())
-}
-
-async fn write_big(database: &Database, transaction: u64) -> Result<()> {
-    let mut random = SplitMix64::new(transaction);
-    let rows: Vec<(String, Vec<u8>)> = (0..BIG_VALUES)
-        .map(|row| {
-            let words = (0..BIG_VALUE_BYTES / 8).flat_map(|_| random.next_u64().to_be_bytes());
-            (format!("big/{:012}", transaction * BIG_VALUES + row), words.collect())
-        })
-        .collect();
-    let write = async |transaction: ferrisdb::Transaction| {
-        for (key, value) in &rows {
-            transaction.set(key, value);
-        }
-        Ok(())
-    };
-    Ok(database.run(write).await?)
-}
-
-fn load_average() -> String {
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split_whitespace().next().unwrap_or("?").to_owned()
-}
-
 /// A table for each kind of work, and what was aimed at.
-fn report(rates: &[Rate], times: &[Times], arguments: &Arguments, load_before: &str) -> String {
+fn report(measured: &Measured, arguments: &Arguments, load_before: &str) -> String {
     use std::fmt::Write;
+    let Measured { rates, times, caught, spread } = measured;
     let mut text = String::new();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let typed: Vec<String> = std::env::args().skip(1).collect();
     let mut line = |line: String| writeln!(text, "{line}").expect("a String takes everything");
     line("# Three FerrisDB processes, beside three of etcd\n".to_owned());
-    line(format!("`cargo run --release -p ferrisdb-bench --features servers -- {}`\n", typed.join(" ")));
+    line(arguments.common.command() + "\n");
     line(format!(
-        "{} rows of {} bytes under keys of 16; {} s each, median of {} runs in turns; {cores} cores, which clients and all processes share; load \
-         average {load_before} before and {} after.",
-        arguments.keys,
-        arguments.value_size,
-        arguments.seconds,
-        arguments.runs,
+        "{}; {cores} cores, which clients and all processes share; load average {load_before} before and {} after.",
+        arguments.common.describe(),
         load_average()
     ));
     let mut workload = "";
@@ -357,19 +297,38 @@ fn report(rates: &[Rate], times: &[Times], arguments: &Arguments, load_before: &
         ));
     }
     if !times.is_empty() {
-        line(
-            "\n## Kills and growth\n\n| | | times | median ms | p90 ms | max ms |\n|---|---|---:|---:|---:|---:|"
-                .to_owned(),
-        );
+        line("\n## Kills\n\n| | | times | median ms | p90 ms | max ms |\n|---|---|---:|---:|---:|---:|".to_owned());
     }
-    for time in times {
-        let event = match time.event {
-            NEW => format!("{NEW}, {} MB", arguments.catch_up_mb),
-            event => event.to_owned(),
-        };
+    for Times { cluster, event, count, median_ms, p90_ms, max_ms } in times {
+        line(format!("| {event} | {cluster} | {count} | {median_ms:.0} | {p90_ms:.0} | {max_ms:.0} |"));
+    }
+    if !caught.is_empty() {
+        line("\n## Catching up\n\n| a process | | MB | seconds | MB/s |\n|---|---|---:|---:|---:|".to_owned());
+    }
+    for Caught { cluster, event, megabytes, seconds, mb_per_s } in caught {
+        line(format!("| {event} | {cluster} | {megabytes:.0} | {seconds:.1} | {mb_per_s:.1} |"));
+    }
+    if !spread.is_empty() {
         line(format!(
-            "| {event} | {} | {} | {:.0} | {:.0} | {:.0} |",
-            time.cluster, time.count, time.median_ms, time.p90_ms, time.max_ms
+            "\n## {SPREAD}\n\nOne replica of each shard. A client has a connection to each process, and a process that does not have a row asks the one that does.\n\n\
+             | storage servers | reads/s | CPU µs/read | of them servers | p50 µs | p99 µs | shards of each | part of the reads of each | part of the servers' CPU |\n\
+             |---:|---:|---:|---:|---:|---:|---|---|---|"
+        ));
+    }
+    for row in spread {
+        let percent =
+            |parts: &[f64]| parts.iter().map(|part| format!("{:.0} %", part * 100.0)).collect::<Vec<_>>().join(", ");
+        let shards = row.shards.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        line(format!(
+            "| {} | {:.0} | {:.1} | {:.1} | {:.0} | {:.0} | {shards} | {} | {} |",
+            row.servers,
+            row.reads_per_s,
+            row.cpu_us_per_read,
+            row.server_cpu_us_per_read,
+            row.p50_us,
+            row.p99_us,
+            percent(&row.reads),
+            percent(&row.cpu)
         ));
     }
     line("\n## Targets\n\n| | aimed at | measured |\n|---|---:|---:|".to_owned());

@@ -1,18 +1,19 @@
 //! FerrisDB served, beside etcd, Redis and PostgreSQL: the same work on loopback, in alternation.
 //!
 //! ```text
-//! process    other programs: start, CPU, stop        peers    the servers and a client for each
-//! embedded   FerrisDB without a network, fsync
+//! process    other programs: start, CPU, stop        peers      the servers and a client for each
+//! embedded   FerrisDB without a network, fsync       arguments  what this command and `cluster` take
 //! ```
 //!
 //! All servers run all the time; one is asked at a time. Clients are tasks on one current-thread runtime, in this process. CPU time is that of this
 //! process and the server's processes together: on a busy machine it says more than rates do.
 
+pub(crate) mod arguments;
 mod embedded;
 pub(crate) mod peers;
 pub(crate) mod process;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use serde::Serialize;
 
 use crate::engine::Result;
 use crate::measure::Usage;
+use arguments::{Common, load_average};
 use embedded::Embedded;
 use peers::Client;
 use process::Process;
@@ -35,34 +37,13 @@ const LOADERS: usize = 256;
 /// What the command takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Rows that are loaded into each server.
-    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=100_000_000))]
-    keys: u64,
-
-    /// Bytes of a value; keys have 16.
-    #[arg(long, value_name = "BYTES", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    value_size: u32,
-
-    /// Seconds of each measurement, after a warm-up of a fifth of that.
-    #[arg(long, default_value = "3", value_parser = crate::parse_seconds)]
-    seconds: f64,
-
-    /// How many times each is measured, in turns; the result is the median.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
-    runs: u32,
-
-    /// Where the servers put their data, each time in a new directory [default: the system's temporary directory].
-    #[arg(long)]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
 
     /// Measure only what contains this text in `WORKLOAD: SERVER`, such as `put, 64 in flight: FerrisDB`; may be given several times.
     /// Servers that nothing is measured on are not loaded.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
-
-    /// Print one JSON object a line instead of a table.
-    #[arg(long)]
-    json: bool,
 }
 
 impl Arguments {
@@ -161,20 +142,8 @@ pub(crate) fn key_of(number: u64) -> Vec<u8> {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let settings = Settings {
-        keys: arguments.keys,
-        value_bytes: usize::try_from(arguments.value_size)?,
-        measured: Duration::from_secs_f64(arguments.seconds),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("ferrisdb-bench-servers-");
-    let directory = match &arguments.dir {
-        Some(parent) => {
-            std::fs::create_dir_all(parent)?;
-            builder.tempdir_in(parent)?
-        }
-        None => builder.tempdir()?,
-    };
+    let settings = arguments.common.settings()?;
+    let directory = arguments.common.directory("servers")?;
     // PostgreSQL's user has to get to its directory in there.
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(directory.path(), permissions)?;
@@ -184,7 +153,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         runtime.block_on(tokio::task::LocalSet::new().run_until(served(directory.path(), &settings, arguments)))?;
     drop(runtime);
     rows.extend(without_network(directory.path(), &settings, arguments)?);
-    if arguments.json {
+    if arguments.common.json {
         for row in &rows {
             println!("{}", serde_json::to_string(row)?);
         }
@@ -224,7 +193,7 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
     }
     let mut measured: Vec<Vec<Vec<Done>>> =
         SERVED.iter().map(|_| servers.iter().map(|_| Vec::new()).collect()).collect();
-    for run in 0..arguments.runs {
+    for run in 0..arguments.common.runs {
         for (index, &(workload, work, in_flight)) in SERVED.iter().enumerate() {
             for turn in 0..servers.len() {
                 // Another one goes first each time.
@@ -387,7 +356,7 @@ fn without_network(directory: &Path, settings: &Settings, arguments: &Arguments)
     };
     // Writes come after the reads, so that those find everything in tables.
     for works in [0..2, 2..4] {
-        for _ in 0..arguments.runs {
+        for _ in 0..arguments.common.runs {
             for work in works.clone().filter(|work| wanted[*work]) {
                 let done = match (work, &embedded) {
                     (0, Some(embedded)) => embedded.transaction_reads(settings)?,
@@ -415,16 +384,13 @@ fn report(rows: &[Row], arguments: &Arguments) -> String {
     use std::fmt::Write;
     let mut text = String::new();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split_whitespace().next().unwrap_or("?").to_owned();
-    let typed: Vec<String> = std::env::args().skip(1).collect();
     let mut line = |line: String| writeln!(text, "{line}").expect("a String takes everything");
     line("# FerrisDB served, beside other servers\n".to_owned());
-    line(format!("`cargo run --release -p ferrisdb-bench --features servers -- {}`\n", typed.join(" ")));
+    line(arguments.common.command() + "\n");
     line(format!(
-        "{} rows of {} bytes under keys of 16; {} s each, median of {} runs in turns; {cores} cores, which clients and servers share; load \
-         average at the end {load}.",
-        arguments.keys, arguments.value_size, arguments.seconds, arguments.runs
+        "{}; {cores} cores, which clients and servers share; load average at the end {}.",
+        arguments.common.describe(),
+        load_average()
     ));
     let mut workload = "";
     for row in rows {
