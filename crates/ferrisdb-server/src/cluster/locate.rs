@@ -82,7 +82,7 @@ impl Shared {
         self.lines.to(Line::Questions, &process.peer.address).await
     }
 
-    /// Asks those who have a shard at `version`, one after the other, this process first.
+    /// Asks those who have a shard at `version`, one after the other: this process first, or last if its disk is full.
     async fn ask_holders<T: Unpin>(
         self: &Arc<Shared>,
         shard: &Shard,
@@ -106,7 +106,8 @@ impl Shared {
         // Each process begins with another one, so that all of them have something to do.
         let first = self.identity.process % (tags.len().max(1) as u64);
         tags.rotate_left(usize::try_from(first).expect("it is below a length"));
-        tags.sort_by_key(|&tag| tag != self.identity.tag);
+        let is_behind = version > self.storage.applied_version() && self.stands_still();
+        tags.sort_by_key(|&tag| if tag != self.identity.tag { 1 } else { 2 * u8::from(is_behind) });
         let mut last = None;
         for (index, &tag) in tags.iter().enumerate() {
             let asking = std::pin::pin!(async { ask(self.to_storage(tag).await?.as_ref()).await });

@@ -97,6 +97,9 @@ use crate::storage::{StorageOptions, StorageRecovery, StorageServer};
 pub use crate::log::replicated::{Peer, ProcessId};
 pub use lines::{Network, RpcNetwork, line_options};
 pub use members::MemberOptions;
+pub use messages::asks_to_join;
+#[cfg(test)]
+pub(crate) use messages::join_message;
 pub use orders::{Order, Ordered, REPLICATION_MAX, order};
 
 /// The number of the process that founds a cluster.
@@ -764,7 +767,7 @@ impl Opener<'_> {
             }
             if self.jobs.now() >= until {
                 let detail = format!(
-                    "cannot join the cluster: {} (whoever is to be joined was started with --cluster or --join)",
+                    "cannot join the cluster: {} (a process that can be joined is one that `ferrisdb serve` runs, and that this one reaches there)",
                     failed.join("; ")
                 );
                 return Err(Error::with(Code::ConnectionFailed, detail));

@@ -260,15 +260,17 @@ impl Cluster {
         Answer::later(async move { shared.at_coordinator(ask).await })
     }
 
-    /// Storage here answers if it holds the key; otherwise, or if it cannot, somebody who can.
+    /// Storage here answers if it holds the key and has, or is about to have, that version; otherwise, or if it cannot, somebody who can.
     fn read<T: Unpin + Send + 'static>(
         &self,
         key: &Bytes,
+        version: Version,
         ask: impl FnOnce(&dyn Endpoint) -> Answer<T>,
         elsewhere: impl FnOnce(Arc<Shared>) -> BoxFuture<Result<T>> + Send + 'static,
     ) -> Answer<T> {
         let shared = self.life.shared();
-        if !shared.keeper.holding().has_now(key) {
+        let is_behind = || version > shared.storage.applied_version() && shared.stands_still();
+        if !shared.keeper.holding().has_now(key) || is_behind() {
             return Answer::later(elsewhere(shared));
         }
         match ask(&shared.direct()).try_now() {
@@ -298,6 +300,7 @@ impl Endpoint for Cluster {
         let elsewhere = request.clone();
         self.read(
             &key,
+            version,
             |endpoint| endpoint.get(request),
             move |shared| {
                 let key = elsewhere.key.clone();
@@ -310,6 +313,7 @@ impl Endpoint for Cluster {
         let (key, elsewhere) = (request.selector.key.clone(), request.clone());
         self.read(
             &key,
+            request.version,
             |endpoint| endpoint.get_key(request),
             move |shared| Box::pin(async move { shared.read_key_at(elsewhere).await }),
         )
@@ -319,6 +323,7 @@ impl Endpoint for Cluster {
         let (key, elsewhere) = (request.range.begin.clone(), request.clone());
         self.read(
             &key,
+            request.version,
             |endpoint| endpoint.get_range(request),
             move |shared| Box::pin(async move { shared.read_range(elsewhere).await }),
         )
@@ -337,6 +342,7 @@ impl Endpoint for Cluster {
         let elsewhere = request.clone();
         self.read(
             &request.key.clone(),
+            Version::MAX,
             |endpoint| endpoint.watch(request),
             move |shared| {
                 let key = elsewhere.key.clone();

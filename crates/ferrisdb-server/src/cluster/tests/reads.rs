@@ -26,7 +26,7 @@ fn key(number: u64) -> Bytes {
 
 impl World {
     /// Runs `task` to its end.
-    fn finish<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> T {
+    pub(super) fn finish<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> T {
         let done = Arc::new(Mutex::new(None));
         let put = Arc::clone(&done);
         self.spawn_outside(Box::pin(async move {
