@@ -27,6 +27,10 @@ pub struct Counters {
     pub resolves: AtomicU64,
     /// Leases asked for, renewed or ended.
     pub leases: AtomicU64,
+    /// Reads that were asked of a second replica because the first one was slow, and those in which that one was the sooner.
+    pub hedges: AtomicU64,
+    /// See `hedges`.
+    pub hedges_won: AtomicU64,
     /// Transactions that committed.
     pub committed: AtomicU64,
     /// Transactions that did not because of a conflict.

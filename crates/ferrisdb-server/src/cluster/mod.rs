@@ -11,7 +11,7 @@
 //! metadata   processes and storage servers         control   what the controller does next with processes and the log's group (pure)
 //! messages   what processes ask each other         spread    the controller and the shards; distribute: what it does next (pure)
 //! lines      ways to other processes               fill      the way from the log to storage
-//! moves      shards that come are fetched          locate    reads where the data is
+//! moves      shards that come are fetched          locate    reads where the data is; hedge: how soon another one is asked (pure)
 //! beat       I am here, and this is how I am       members   who was heard when (pure)
 //! known      what peers said that they have        rejoin    to begin again as a new process
 //! orders     what somebody wants of the cluster    status    the status document
@@ -40,6 +40,7 @@ mod beat;
 mod control;
 mod distribute;
 mod fill;
+mod hedge;
 mod identity;
 mod known;
 mod lead;
@@ -72,6 +73,7 @@ use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::fs::FileSystem;
 
 use self::fill::Copied;
+use self::hedge::Pace;
 use self::identity::Identity;
 use self::known::{Known, Recorder};
 use self::lead::Leading;
@@ -243,6 +245,9 @@ struct Shared {
     readable_from: AtomicU64,
     progress: Arc<Progress>,
     counters: Arc<Counters>,
+    pace: Arc<Pace>,
+    /// Many timers of a short life: the transport's are cheaper than those of jobs.
+    timers: Arc<dyn Runtime>,
     lines: Arc<Lines>,
     leading: Leading,
     route: Route,
@@ -493,6 +498,8 @@ impl Shared {
             storage,
             progress: Arc::default(),
             counters: Arc::default(),
+            pace: Arc::default(),
+            timers: Arc::clone(&doors.runtime),
             lines,
             leading: Leading::default(),
             route: Route::default(),

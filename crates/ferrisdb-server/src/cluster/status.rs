@@ -182,6 +182,8 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
                 "commits": count(&counters.commits),
                 "resolves": count(&counters.resolves),
                 "leases": count(&counters.leases),
+                "hedged_reads": count(&counters.hedges),
+                "hedged_reads_won": count(&counters.hedges_won),
                 "committed": count(&counters.committed),
                 "conflicts": count(&counters.conflicts),
                 "too_old": count(&counters.too_old),

@@ -5,6 +5,7 @@
 mod full_disk;
 mod membership;
 mod reads;
+mod slow;
 mod world;
 
 use std::time::Duration;
