@@ -428,7 +428,8 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "HOST:PORT", env = "FERRISDB_LISTEN", hide_env_values = true)]
     pub(crate) listen: Option<String>,
 
-    /// Be a process of a cluster: of a new one, or of one that goes on with the database in the directory. Once it is, it stays one
+    /// Be a process of a cluster from the start: of a new one, or of one that goes on with the database in the directory. Without it, it becomes one when another process joins it.
+    /// Once it is, it stays one
     #[arg(
         long,
         env = "FERRISDB_CLUSTER",

@@ -261,7 +261,7 @@ fn give(
         if document["cluster"]["process"].is_null() {
             return Err(Failure::failed(
                 format!("{servers} is a database in one process, not a cluster"),
-                "a server with --cluster makes it one",
+                "it becomes a cluster when another process joins it (serve --join), or is one from the start with serve --cluster",
             ));
         }
         let (wanted, awaited) = decide(&document)?;

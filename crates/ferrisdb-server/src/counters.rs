@@ -28,6 +28,10 @@ pub struct Counters {
     pub resolves: AtomicU64,
     /// Leases asked for, renewed or ended.
     pub leases: AtomicU64,
+    /// Reads that were asked of a second replica because the first one was slow, and those in which that one was the sooner.
+    pub hedges: AtomicU64,
+    /// See `hedges`.
+    pub hedges_won: AtomicU64,
     /// Transactions that committed.
     pub committed: AtomicU64,
     /// Transactions that did not because of a conflict.
@@ -54,6 +58,8 @@ impl Counters {
             "commits": count(&self.commits),
             "resolves": count(&self.resolves),
             "leases": count(&self.leases),
+            "hedged_reads": count(&self.hedges),
+            "hedged_reads_won": count(&self.hedges_won),
             "committed": count(&self.committed),
             "conflicts": count(&self.conflicts),
             "too_old": count(&self.too_old),

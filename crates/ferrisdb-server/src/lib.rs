@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
+pub mod alone;
 pub mod cluster;
 pub mod coordinator;
 pub mod counters;

@@ -224,20 +224,31 @@ impl Node {
             return Ok(None);
         }
         let node = Node::open(env, dir, options)?;
-        let last = node.log.last();
-        block_on(&node.runtime, async {
-            while node.storage.applied_version() < last {
-                node.runtime.sleep(Duration::from_millis(1)).await;
-            }
-        });
-        node.close_blocking()?;
-        let (state, flushed) = (node.log.state(), node.storage.flushed_version());
+        block_on(&node.runtime, node.close_for_a_cluster()).map(Some)
+    }
+
+    /// The same for a database that is open: [`close`](Self::close), but what was committed is in tables, and the directory is free for
+    /// [`ClusterNode::open`](crate::cluster::ClusterNode::open) with what this returns. What waits to begin hears `process_behind`: it is to be asked again.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close).
+    pub async fn close_for_a_cluster(&self) -> Result<Beginning> {
+        self.begin_to_close()?;
+        let Tasks { coordinator, log, storage } = std::mem::take(&mut *lock(&self.tasks));
+        self.coordinator.close_saying(&Error::with(Code::ProcessBehind, "the database turns into a cluster"));
+        ended(coordinator).await;
+        let last = self.log.last();
+        while self.storage.applied_version() < last && self.failure().is_none() {
+            self.runtime.sleep(Duration::from_millis(1)).await;
+        }
+        self.end(log, storage).await?;
+        let (state, flushed) = (self.log.state(), self.storage.flushed_version());
         if flushed < state.last() {
             let detail =
                 format!("the tables have version {flushed} of {}; open and close the database once more", state.last());
             return Err(Error::with(Code::InternalError, detail));
         }
-        Ok(Some(Beginning::GoOn { cluster_id: node.cluster_id, state: Box::new(state) }))
+        Ok(Beginning::GoOn { cluster_id: self.cluster_id, state: Box::new(state) })
     }
 
     /// Checks the log of a database that nobody has open: every record, every entry, and its ends against what the storage engine has. Changes nothing. The tables
@@ -263,12 +274,22 @@ impl Node {
     /// # Errors
     /// What the last flush said: nothing is lost, the next open takes it from the log. `operation_cancelled` if it was closed before.
     pub async fn close(&self) -> Result<()> {
-        if self.is_closed.swap(true, Ordering::SeqCst) {
-            return Err(Error::with(Code::OperationCancelled, "the database was closed already"));
-        }
+        self.begin_to_close()?;
         let Tasks { coordinator, log, storage } = std::mem::take(&mut *lock(&self.tasks));
         self.coordinator.close();
         ended(coordinator).await;
+        self.end(log, storage).await
+    }
+
+    fn begin_to_close(&self) -> Result<()> {
+        if self.is_closed.swap(true, Ordering::SeqCst) {
+            return Err(Error::with(Code::OperationCancelled, "the database was closed already"));
+        }
+        Ok(())
+    }
+
+    /// Ends log and storage, after the coordinator.
+    async fn end(&self, log: Vec<Replied<()>>, storage: Vec<Replied<()>>) -> Result<()> {
         self.log.close();
         ended(log).await;
         let closed = self.storage.clone().close().await;

@@ -28,10 +28,10 @@ pub use ferrisdb_core::{
     key,
 };
 pub use ferrisdb_rpc::{Answer, ClientOptions, Endpoint, api};
-pub use ferrisdb_server::cluster;
 pub use ferrisdb_server::log::LogReport;
 pub use ferrisdb_server::node::BROKEN_REMEDY;
 pub use ferrisdb_server::{Node, NodeOptions};
+pub use ferrisdb_server::{alone, cluster};
 
 pub use database::Database;
 

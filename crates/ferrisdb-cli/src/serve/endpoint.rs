@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
+use ferrisdb::alone::Alone;
 use ferrisdb::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
     LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
@@ -15,8 +16,8 @@ use serde_json::{Map, Value, json};
 /// A database behind a server.
 pub(super) struct Served {
     pub(super) endpoint: Arc<dyn Endpoint>,
-    /// It is all processes of its database.
-    pub(super) is_alone: bool,
+    /// Says whether it is all processes of its database. `None`: it is one of a cluster.
+    pub(super) alone: Option<Alone>,
     /// Where it listens.
     pub(super) address: String,
     /// The warning, if it listens to more than this machine without TLS.
@@ -26,10 +27,14 @@ pub(super) struct Served {
 }
 
 impl Served {
+    fn is_alone(&self) -> bool {
+        self.alone.as_ref().is_some_and(Alone::is_alone)
+    }
+
     fn document(&self, node: &str) -> Option<String> {
         let mut document: Value = serde_json::from_str(node).ok()?;
         let cluster = document.get_mut("cluster")?;
-        if self.is_alone {
+        if self.is_alone() {
             cluster["processes"]["0"]["address"] = json!(self.address);
         }
         cluster["insecure"] = json!(self.insecure.is_some());
@@ -104,7 +109,11 @@ fn quantile(latencies: &[u64; LATENCY_CLASSES], share: f64) -> Option<f64> {
 impl Endpoint for Served {
     fn description(&self) -> Description {
         let description = self.endpoint.description();
-        if self.is_alone { Description { connection_string: self.address.clone(), ..description } } else { description }
+        if self.is_alone() {
+            Description { connection_string: self.address.clone(), ..description }
+        } else {
+            description
+        }
     }
 
     fn begin(&self, request: BeginRequest) -> Answer<Begun> {
@@ -148,14 +157,14 @@ impl Endpoint for Served {
     }
 
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
-        if self.is_alone {
+        if self.is_alone() {
             return Answer::now(Ok(vec![self.address.clone()]));
         }
         self.endpoint.addresses_for_key(key)
     }
 
     fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
-        if self.is_alone {
+        if self.is_alone() {
             return Answer::now(Ok(Locations::whole(vec![self.address.clone()])));
         }
         self.endpoint.locations(request)

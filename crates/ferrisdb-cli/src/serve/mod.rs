@@ -3,6 +3,8 @@
 //! The transport runs on this thread (a current-thread tokio runtime); the database's roles have threads of their own. Reads that are in memory
 //! are answered on this thread, others by the read threads.
 //!
+//! A database that is served alone becomes a cluster when another process asks to join it (`ferrisdb_server::alone`): same process, same port.
+//!
 //! # Stopping
 //! SIGTERM and SIGINT stop it gracefully: no more connections, what is under way is finished (`drain_timeout`), the database is closed. A second
 //! signal ends the waiting for clients. A kill needs no stopping: what was acknowledged is in the log.
@@ -25,6 +27,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::ArgMatches;
+use ferrisdb::alone::{Alone, Turn};
 use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, Peer, RpcNetwork, ShardOptions};
 use ferrisdb::{Endpoint, Limits, Node, NodeOptions};
 use ferrisdb_rpc::{ServeOptions, Server, TokioRuntime};
@@ -72,7 +75,7 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     }
     let served = Arc::new(Served {
         endpoint: process.endpoint(),
-        is_alone: matches!(process, Process::Alone(_)),
+        alone: process.alone(),
         address: address.to_string(),
         insecure,
         server: OnceLock::new(),
@@ -262,9 +265,9 @@ async fn listen(config: &Config) -> Result<(TcpListener, Option<String>), Failur
     Ok((listener, insecure))
 }
 
-/// What is served: a database that is in this process alone, or this process of a cluster.
+/// What is served: a database that is in this process alone, for as long as nobody joins it, or this process of a cluster.
 enum Process {
-    Alone(Arc<Node>),
+    Alone(Alone),
     OfMany(ClusterNode),
 }
 
@@ -278,8 +281,20 @@ impl Process {
         let env = Env::real();
         let is_member = ClusterNode::is_in(env.fs.as_ref(), directory).map_err(cannot)?;
         let addresses = &config.join.value;
+        let here = advertised(config, address);
+        let members = MemberOptions { gone_after: config.gone_after.value, ..MemberOptions::default() };
+        let shards =
+            ShardOptions { all_moves_bytes_per_second: config.move_rate.value as u64, ..ShardOptions::default() };
+        let cluster_options =
+            ClusterOptions { storage: options.storage.clone(), members, shards, ..ClusterOptions::default() };
+        let seed = u64::from_le_bytes(env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes"));
+        let transport = Arc::new(TokioRuntime::new(runtime.handle().clone(), seed));
+        let network = Arc::new(RpcNetwork::new(Arc::clone(&transport)));
+        let doors = Doors { env: env.clone(), runtime: transport, network };
         if !is_member && !config.cluster.value && addresses.is_empty() {
-            return Ok(Process::Alone(Arc::new(Node::open(env, directory, options).map_err(cannot)?)));
+            let node = Arc::new(Node::open(env, directory, options).map_err(cannot)?);
+            let turn = Turn { doors, directory: directory.clone(), options: cluster_options, here };
+            return Ok(Process::Alone(Alone::new(node, turn)));
         }
         let beginning = if is_member || !addresses.is_empty() {
             if !is_member && Node::is_in(env.fs.as_ref(), directory).map_err(cannot)? {
@@ -290,54 +305,74 @@ impl Process {
             }
             Beginning::Join(addresses.clone())
         } else {
-            let before = Node::for_a_cluster(env.clone(), directory, options.clone()).map_err(cannot)?;
+            let before = Node::for_a_cluster(env, directory, options).map_err(cannot)?;
             before.unwrap_or(Beginning::Found)
         };
-        let here = Peer {
-            address: config.advertise.as_ref().map_or_else(|| address.to_string(), |advertise| advertise.value.clone()),
-            zone: config.zone.value.clone(),
-        };
-        let members = MemberOptions { gone_after: config.gone_after.value, ..MemberOptions::default() };
-        let shards =
-            ShardOptions { all_moves_bytes_per_second: config.move_rate.value as u64, ..ShardOptions::default() };
-        let cluster_options = ClusterOptions { storage: options.storage, members, shards, ..ClusterOptions::default() };
-        let seed = u64::from_le_bytes(env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes"));
-        let transport = Arc::new(TokioRuntime::new(runtime.handle().clone(), seed));
-        let network = Arc::new(RpcNetwork::new(Arc::clone(&transport)));
-        let doors = Doors { env, runtime: transport, network };
+        let here = here.map_err(|error| {
+            Failure::usage(error.detail().unwrap_or_default().to_owned(), "add --advertise HOST:PORT")
+        })?;
         let opening = ClusterNode::open(doors, directory, cluster_options, here, beginning);
         Ok(Process::OfMany(runtime.block_on(opening).map_err(cannot)?))
     }
 
     fn endpoint(&self) -> Arc<dyn Endpoint> {
         match self {
-            Process::Alone(node) => Arc::<Node>::clone(node),
+            Process::Alone(alone) => alone.endpoint(),
             Process::OfMany(node) => node.endpoint(),
+        }
+    }
+
+    fn alone(&self) -> Option<Alone> {
+        match self {
+            Process::Alone(alone) => Some(alone.clone()),
+            Process::OfMany(_) => None,
         }
     }
 
     fn failure(&self) -> Option<ferrisdb::Error> {
         match self {
-            Process::Alone(node) => node.failure(),
+            Process::Alone(alone) => alone.failure(),
             Process::OfMany(node) => node.failure(),
         }
     }
 
-    /// What happened to a process of a cluster that whoever runs it should know.
+    /// What happened to a process of a cluster, or to one that became it, that whoever runs it should know.
     fn log_notices(&self) {
-        if let Process::OfMany(node) = self {
-            for notice in node.take_notices() {
-                tracing::warn!(event = "cluster.began_again", process = node.process(), "{notice}");
+        match self {
+            Process::Alone(alone) => {
+                for notice in alone.take_notices() {
+                    tracing::warn!(event = "cluster.changed", process = alone.process(), "{notice}");
+                }
+            }
+            Process::OfMany(node) => {
+                for notice in node.take_notices() {
+                    tracing::warn!(event = "cluster.began_again", process = node.process(), "{notice}");
+                }
             }
         }
     }
 
     fn close(self, runtime: &tokio::runtime::Runtime) -> ferrisdb::Result<()> {
         match self {
-            Process::Alone(node) => node.close_blocking(),
+            Process::Alone(alone) => runtime.block_on(alone.close()),
             Process::OfMany(node) => runtime.block_on(node.close()),
         }
     }
+}
+
+/// Where others reach this process; an error for whoever asks, if it cannot know.
+fn advertised(config: &Config, address: SocketAddr) -> ferrisdb::Result<Peer> {
+    let address = match &config.advertise {
+        Some(advertise) => advertise.value.clone(),
+        None if address.ip().is_unspecified() => {
+            let detail = format!(
+                "the process listens on {address}, on all addresses of its machine, and cannot know at which of them others reach it: start it with --advertise HOST:PORT"
+            );
+            return Err(ferrisdb::Error::with(ferrisdb::Code::ClientInvalidOperation, detail));
+        }
+        None => address.to_string(),
+    };
+    Ok(Peer { address, zone: config.zone.value.clone() })
 }
 
 fn serve_options(config: &Config) -> ServeOptions {
@@ -375,7 +410,7 @@ mod tests {
                 let address = listener.local_addr().unwrap().to_string();
                 let served = Arc::new(Served {
                     endpoint: Arc::<Node>::clone(&node),
-                    is_alone: true,
+                    alone: None,
                     address: address.clone(),
                     insecure: Some("anyone".to_owned()),
                     server: OnceLock::new(),

@@ -73,6 +73,12 @@ impl Fault {
         matches!(self, Fault::FullDiskOfLeader | Fault::FullDiskOfFollower)
     }
 
+    /// All clients go on meanwhile, also those of the process that is hit. Not so if that is cut off: as long as a client's connection to it lives, it stays.
+    fn lets_all_go_on(self) -> bool {
+        let is_cut = matches!(self, Fault::CutOffLeader | Fault::CutLeaderOut | Fault::CutLeaderIn | Fault::CutOneLink);
+        self.leaves_a_majority() && !is_cut
+    }
+
     /// A majority works and reaches each other meanwhile.
     fn leaves_a_majority(self) -> bool {
         !matches!(self, Fault::KillTwo | Fault::KillAll)
@@ -123,6 +129,9 @@ async fn scenario(
         }
         if fault.fills_disks() {
             load.write_much(MUCH_BYTES).await?;
+        }
+        if fault.lets_all_go_on() {
+            load.all_go_on("at the process that was hit, or at others").await?;
         }
         tokio::time::sleep(settings.hold).await;
         repaired += u32::from(mend(fault, &mut cluster, network, &hit).await?);

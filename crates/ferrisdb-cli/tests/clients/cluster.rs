@@ -1,8 +1,13 @@
 //! Real processes that are one database: they join, one is killed, and it goes on.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ferrisdb::Database;
 use serde_json::Value;
 
 use super::{Server, ok, run};
@@ -175,25 +180,104 @@ fn a_process_is_excluded() {
     });
 }
 
-/// A database in one process becomes a cluster where it is, and stays one.
+/// An address of this program's own on loopback: nobody else takes the port before a server does.
+fn own_address() -> String {
+    let [_, b, c, d] = std::process::id().to_be_bytes();
+    let listener = TcpListener::bind((Ipv4Addr::new(127, 64 + b % 64, c, d), 0)).unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// Commits one after the other, each of them one more letter, until it is enough: how many were acknowledged.
+fn count_up(
+    addresses: &str,
+    key: &'static str,
+    acknowledged: &Arc<AtomicU64>,
+    enough: &Arc<AtomicBool>,
+) -> JoinHandle<()> {
+    let (addresses, acknowledged, enough) = (addresses.to_owned(), Arc::clone(acknowledged), Arc::clone(enough));
+    #[expect(clippy::disallowed_methods, reason = "a client of real processes lives on a real thread")]
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let database = Database::connect(&addresses).await.unwrap();
+            while !enough.load(Ordering::SeqCst) {
+                let counted = database.run(async |tx| {
+                    let before = tx.get(key).await?.map_or(0, |value| value.len());
+                    tx.set(key, vec![b'1'; before + 1]);
+                    Ok(())
+                });
+                counted.await.unwrap();
+                acknowledged.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    })
+}
+
+/// A server without any option has a database; two others join it while clients use it, and they notice nothing but a pause: it is a cluster. Then the first one is killed, and they go on: all that
+/// was acknowledged is there, and happened once.
+#[test]
+fn a_database_that_is_joined_becomes_a_cluster() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |number: usize| directory.path().join(number.to_string());
+    let addresses: Vec<String> = (0..3).map(|_| own_address()).collect();
+    let start = |number: usize, more: &[&str]| {
+        Server::start(&path(number), &[&["--log-level", "error", "--listen", &addresses[number - 1]], more].concat())
+    };
+    let first = start(1, &[]);
+    let id = status(&first.address)["cluster"]["cluster_id"].clone();
+    let counts: Vec<(&'static str, Arc<AtomicU64>)> = ["a", "b", "c"].map(|key| (key, Arc::default())).into();
+    let (all, enough) = (addresses.join(","), Arc::default());
+    let clients: Vec<_> = counts.iter().map(|(key, count)| count_up(&all, key, count, &enough)).collect();
+    let goes_on = || {
+        let before: Vec<u64> = counts.iter().map(|(_, count)| count.load(Ordering::SeqCst)).collect();
+        until("all clients go on", || {
+            counts.iter().zip(&before).all(|((_, count), before)| count.load(Ordering::SeqCst) >= before + 5)
+        });
+    };
+    goes_on();
+    let second = start(2, &["--join", &first.address]);
+    goes_on();
+    let third = start(3, &["--join", &first.address]);
+    goes_on();
+    until_complete(3, &first.address);
+    until("three vote", || is_whole(&third.address, 3, 3));
+    goes_on();
+    for server in [&first, &second, &third] {
+        assert_eq!(status(&server.address)["cluster"]["cluster_id"], id);
+    }
+    first.kill();
+    goes_on();
+    enough.store(true, Ordering::SeqCst);
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    for (key, count) in &counts {
+        assert_eq!(get(&third.address, key).len() as u64, count.load(Ordering::SeqCst), "{key}");
+    }
+    set(&second.address, "k", "1");
+    // Its directory is one of a cluster, without any option.
+    let again = start(1, &[]);
+    until("it has caught up", || {
+        let missed = run(&["get", "k", "--connect", &again.address]);
+        missed.0 == 0 && missed.1.trim_end() == "1"
+    });
+    assert_eq!(number(&again.address), 1);
+    for server in [again, second, third] {
+        server.stop();
+    }
+}
+
+/// A database of one process goes on as a cluster if it is told to; and a process that listens on all addresses can only be joined if it says at which it is reached.
 #[test]
 fn a_database_becomes_a_cluster() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("db");
-    let alone = Server::start(&path, &[]);
+    let alone = Server::start(&path, &["--listen", "0.0.0.0:0", "--insecure"]);
     set(&alone.address, "k", "1");
     let id = status(&alone.address)["cluster"]["cluster_id"].clone();
-    let (code, _, error) = run(&[
-        "serve",
-        "--data",
-        directory.path().join("2").to_str().unwrap(),
-        "--listen",
-        "127.0.0.1:0",
-        "--join",
-        &alone.address,
-    ]);
-    assert!(code == 1 && error.contains("--cluster"), "{error}");
     let half = directory.path().join("2");
+    let join = ["serve", "--data", half.to_str().unwrap(), "--listen", "127.0.0.1:0", "--join", &alone.address];
+    let (code, _, error) = run(&join);
+    assert!(code == 1 && error.contains("start it with --advertise HOST:PORT"), "{error}");
+    assert_eq!(get(&alone.address, "k"), "1", "it goes on as it was");
     let (code, _, error) = run(&["serve", "--data", half.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
     assert!(code == 1 && error.contains("has not joined yet") && error.contains("--join"), "{error}");
     alone.stop();

@@ -9,7 +9,7 @@
 //! beat    process, instance (16 bytes), tag, generation, u64 life,
 //!         found: voted term, last: term, index; now: voted term, held: term, index,
 //!         load: applied, flushed version, applied entry, copied rows, bytes, of bytes,
-//!               u8 flags: 1 serves, 2 stalled, 4 broken
+//!               u8 flags: 1 serves, 2 stalled, 4 broken, 8 log waits for space, 16 storage does
 //! answer  process that answers, u8 0 welcome, 1 went back then bytes: what it lacks,
 //!         u8 what it is to the cluster (0 the asked does not lead), bytes: what the leader sees, as JSON,
 //!         bytes a second that it may fetch (0: the asked does not lead)
@@ -95,7 +95,8 @@ impl Beat {
             load.filling_bytes,
         ];
         numbers.into_iter().for_each(|number| put_varint(out, number));
-        out.push(u8::from(load.serves) | u8::from(load.is_stalled) << 1 | u8::from(load.is_broken) << 2);
+        let flags = [load.serves, load.is_stalled, load.is_broken, load.log_is_full, load.is_full];
+        out.push(flags.into_iter().rev().fold(0, |byte, flag| byte << 1 | u8::from(flag)));
     }
 
     pub(super) fn decode(decoder: &mut Decoder<'_>) -> std::result::Result<Beat, DecodeError> {
@@ -124,7 +125,7 @@ impl Beat {
             decoder.varint("beat: bytes to copy")?,
         ];
         let flags = decoder.u8("beat: flags")?;
-        if flags > 7 {
+        if flags > 31 {
             return Err(DecodeError { what: "beat: flags" });
         }
         let load = Load {
@@ -134,6 +135,8 @@ impl Beat {
             serves: flags & 1 > 0,
             is_stalled: flags & 2 > 0,
             is_broken: flags & 4 > 0,
+            log_is_full: flags & 8 > 0,
+            is_full: flags & 16 > 0,
             filled_rows,
             filled_bytes,
             filling_bytes,
@@ -333,6 +336,8 @@ fn load(shared: &Shared) -> Load {
         serves: shared.has_begun.load(Ordering::SeqCst),
         is_stalled: shared.storage.is_stalled(),
         is_broken: shared.failure().is_some(),
+        log_is_full: shared.log.waits_for_space(),
+        is_full: shared.storage_takes_nothing(),
         filled_rows,
         filled_bytes,
         filling_bytes,
@@ -389,6 +394,8 @@ pub(super) mod tests {
             serves: true,
             is_stalled: false,
             is_broken: true,
+            log_is_full: true,
+            is_full: false,
             filled_rows: 100,
             filled_bytes: 11,
             filling_bytes: 12,

@@ -115,6 +115,16 @@ impl Shared {
         !planted(Bug::DroppedTagServes) && self.registry().is_ok_and(|registry| registry.is_dropped(self.identity.tag))
     }
 
+    /// True while the storage server applies nothing because its disk has no space for what it has in memory.
+    pub(super) fn storage_takes_nothing(&self) -> bool {
+        self.storage.is_full() && self.storage.is_stalled()
+    }
+
+    /// True while nothing new comes into the storage server here, because the disk is full: others know more.
+    pub(super) fn stands_still(&self) -> bool {
+        self.log.waits_for_space() || self.storage_takes_nothing()
+    }
+
     /// What is stored is worth nothing any more.
     pub(super) fn stop_serving(&self) {
         self.has_begun.store(false, Ordering::SeqCst);

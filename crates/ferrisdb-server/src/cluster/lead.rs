@@ -74,11 +74,17 @@ impl Leading {
 
 /// Until the process stops.
 pub(super) async fn run(shared: Arc<Shared>, directory: SharedLock) {
+    let mut attempt = 0;
     loop {
         if shared.log.is_leader() && !shared.is_closed.load(Ordering::SeqCst) {
             // Why an epoch ended is told to its clients, and the next one begins anew.
             drop(lead_one_epoch(&shared, &directory).await);
+            shared.log.abandon();
             step_down(&shared).await;
+        }
+        if shared.log.waits_for_space() {
+            shared.log.leave_the_lead(attempt).await;
+            attempt += 1;
         }
         shared.jobs.sleep(LOOK).await;
     }
@@ -119,7 +125,13 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
         let backlog_bytes = appended.saturating_sub(applied);
         let own = Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.is_stalled(), process: here };
         let counts = |process| process != here && !lock(&excluded).contains(&process);
-        let worst = lock(&detector).as_ref().and_then(|detector| detector.worst(jobs.now(), counts));
+        let detector = lock(&detector);
+        let worst = detector.as_ref().and_then(|detector| detector.worst(jobs.now(), counts));
+        let is_spared = || detector.as_ref().is_some_and(|detector| detector.is_spared(jobs.now(), here));
+        let own = match storage.is_full() && storage.is_stalled() && is_spared() {
+            true => Lag { process: here, ..Lag::default() },
+            false => own,
+        };
         worst.filter(|worst| worst.backlog_bytes > own.backlog_bytes).unwrap_or(own)
     });
     let (coordinator, starting) = Coordinator::new(

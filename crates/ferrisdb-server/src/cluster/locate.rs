@@ -7,16 +7,18 @@
 //! - An answer is of one version, whoever has which part of it.
 //! - A part of a range that says that there is more has at least one row, and the parts come in order: nothing is between two of them.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use ferrisdb_core::codec::DecodeError;
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, KeySelector, KeyValue, Result, Runtime, Version};
 use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, Rows, SplitPointsRequest};
 use ferrisdb_rpc::{Answer, Endpoint};
-use futures_util::future::{Either, select};
 
+use super::hedge::Hedge;
 use super::lines::Line;
 use super::metadata::Registry;
 use super::{LOOK, Layout, Shared};
@@ -24,8 +26,36 @@ use crate::log::Tag;
 use crate::shards::{Shard, ShardMap};
 use crate::signal::lock;
 
-/// A storage server that has not answered after so long is not waited for if another one can be asked.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// So long is waited after the last of those who can answer was asked.
+const LAST_PATIENCE: Duration = Duration::from_secs(4);
+
+/// Whether this process's own storage server is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Own {
+    /// Before the others; after them, if it stands still and has not come so far.
+    First,
+    /// It has been, and has not answered yet.
+    Not,
+}
+
+/// A read that a replica is asked.
+struct Asked {
+    shared: Arc<Shared>,
+    tag: Tag,
+    begun: Duration,
+    is_answered: bool,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let now = self.shared.jobs.now();
+        self.shared.pace.end(now, self.tag, now.saturating_sub(self.begun), self.is_answered);
+    }
+}
+
+fn nobody_has(version: Version) -> Error {
+    Error::with(Code::TransactionTooOld, format!("no storage server has version {version} of these keys any more"))
+}
 
 /// Whether another one may know better.
 fn is_elsewhere(code: Code) -> bool {
@@ -82,55 +112,119 @@ impl Shared {
         self.lines.to(Line::Questions, &process.peer.address).await
     }
 
-    /// Asks those who have a shard at `version`, one after the other, this process first.
+    /// Those who have a shard at `version`, in the order in which they are asked: this process as `own` says, then who is less busy and faster. Each process begins with another one if that is
+    /// the same, so that all of them have something to do.
+    fn holders(&self, shard: &Shard, version: Version, own: Own) -> Vec<Tag> {
+        let mut tags: Vec<Tag> = shard.readable_at(version).collect();
+        tags.sort_unstable();
+        tags.dedup();
+        let first = self.identity.process % (tags.len().max(1) as u64);
+        tags.rotate_left(usize::try_from(first).expect("it is below a length"));
+        let is_behind = own == Own::First && version > self.storage.applied_version() && self.stands_still();
+        let now = self.jobs.now();
+        let costs: Vec<u64> = tags.iter().map(|&tag| self.pace.cost(now, tag)).collect();
+        let mut order: Vec<(u8, u64, Tag)> = tags
+            .into_iter()
+            .zip(costs)
+            .map(
+                |(tag, cost)| if tag == self.identity.tag { (2 * u8::from(is_behind), 0, tag) } else { (1, cost, tag) },
+            )
+            .collect();
+        order.sort_by_key(|&(class, cost, _)| (class, cost));
+        let tags = order.into_iter().map(|(_, _, tag)| tag);
+        tags.filter(|&tag| own == Own::First || tag != self.identity.tag).collect()
+    }
+
+    /// Asks one replica of a shard. What that takes is remembered, also if nobody waits for the answer any more.
+    async fn ask_holder<T: Unpin>(
+        self: &Arc<Shared>,
+        tag: Tag,
+        ask: &impl Fn(&dyn Endpoint) -> Answer<T>,
+    ) -> Result<T> {
+        let mut asked = Asked { shared: Arc::clone(self), tag, begun: self.jobs.now(), is_answered: false };
+        self.pace.begin(tag);
+        let answer = ask(self.to_storage(tag).await?.as_ref()).await;
+        asked.is_answered = answer.as_ref().err().is_none_or(|error| !is_elsewhere(error.code()));
+        answer
+    }
+
+    /// Asks those who have a shard at `version`: one after the other if they cannot answer, and the next one beside them if they are slow. The first answer wins.
     async fn ask_holders<T: Unpin>(
         self: &Arc<Shared>,
         shard: &Shard,
         version: Version,
+        own: Own,
         ask: impl Fn(&dyn Endpoint) -> Answer<T>,
     ) -> Result<T> {
-        self.ask_holders_for(shard, version, Some(PATIENCE), ask).await
+        let tags = self.holders(shard, version, own);
+        let ask = &ask;
+        let begin = |tag| Box::pin(async move { self.ask_holder(tag, ask).await });
+        let (mut running, mut next, mut last) = (Vec::new(), 0, None);
+        let mut timer = self.timers.sleep(self.pace.patience());
+        let won = poll_fn(|context| {
+            loop {
+                if running.is_empty() {
+                    let Some(&tag) = tags.get(next) else { return Poll::Ready(Err(last.take())) };
+                    running.push((begin(tag), None));
+                    next += 1;
+                    timer = self.timers.sleep(if next == tags.len() { LAST_PATIENCE } else { self.pace.patience() });
+                }
+                let mut at = 0;
+                while at < running.len() {
+                    let (asking, hedge): &mut (_, Option<Hedge>) = &mut running[at];
+                    match asking.as_mut().poll(context) {
+                        Poll::Pending => at += 1,
+                        Poll::Ready(Err(error)) if is_elsewhere(error.code()) => {
+                            last = Some(error);
+                            drop(running.remove(at));
+                        }
+                        Poll::Ready(result) => {
+                            self.counters.hedges_won.fetch_add(u64::from(hedge.is_some()), Ordering::Relaxed);
+                            return Poll::Ready(Ok(result));
+                        }
+                    }
+                }
+                if running.is_empty() {
+                    continue;
+                }
+                if timer.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                let Some(&tag) = tags.get(next) else {
+                    let detail =
+                        format!("none of {} storage servers has answered within {LAST_PATIENCE:?}", tags.len());
+                    return Poll::Ready(Err(Some(Error::with(Code::ConnectionFailed, detail))));
+                };
+                timer = self.timers.sleep(self.pace.patience());
+                if let Some(hedge) = self.pace.hedge() {
+                    self.counters.hedges.fetch_add(1, Ordering::Relaxed);
+                    running.push((begin(tag), Some(hedge)));
+                    next += 1;
+                    if next == tags.len() {
+                        timer = self.timers.sleep(LAST_PATIENCE);
+                    }
+                }
+            }
+        });
+        won.await.unwrap_or_else(|last| Err(last.unwrap_or_else(|| nobody_has(version))))
     }
 
-    /// The same; without `patience` an answer is waited for, however long it takes.
-    async fn ask_holders_for<T: Unpin>(
+    /// Asks those who have a shard at `version` one after the other, and waits for an answer however long it takes.
+    async fn wait_for_holders<T: Unpin>(
         self: &Arc<Shared>,
         shard: &Shard,
         version: Version,
-        patience: Option<Duration>,
         ask: impl Fn(&dyn Endpoint) -> Answer<T>,
     ) -> Result<T> {
-        let mut tags: Vec<Tag> = shard.readable_at(version).collect();
-        tags.sort_unstable();
-        tags.dedup();
-        // Each process begins with another one, so that all of them have something to do.
-        let first = self.identity.process % (tags.len().max(1) as u64);
-        tags.rotate_left(usize::try_from(first).expect("it is below a length"));
-        tags.sort_by_key(|&tag| tag != self.identity.tag);
         let mut last = None;
-        for (index, &tag) in tags.iter().enumerate() {
-            let asking = std::pin::pin!(async { ask(self.to_storage(tag).await?.as_ref()).await });
-            let is_last = index + 1 == tags.len();
-            let result = match patience.map(|patience| if is_last { 4 * patience } else { patience }) {
-                None => asking.await,
-                Some(patience) => match select(asking, self.jobs.sleep(patience)).await {
-                    Either::Left((result, _)) => result,
-                    Either::Right(_) => {
-                        let detail =
-                            format!("the storage server with tag {} has not answered within {patience:?}", tag.0);
-                        Err(Error::with(Code::ConnectionFailed, detail))
-                    }
-                },
-            };
-            match result {
+        for tag in self.holders(shard, version, Own::First) {
+            let asking = async { ask(self.to_storage(tag).await?.as_ref()).await };
+            match asking.await {
                 Err(error) if is_elsewhere(error.code()) => last = Some(error),
                 result => return result,
             }
         }
-        Err(last.unwrap_or_else(|| {
-            let detail = format!("no storage server has version {version} of these keys any more");
-            Error::with(Code::TransactionTooOld, detail)
-        }))
+        Err(last.unwrap_or_else(|| nobody_has(version)))
     }
 
     /// Tries again for as long as questions wait for a coordinator: the map may be behind, or nobody there for the moment.
@@ -144,7 +238,7 @@ impl Shared {
                 Err(error) if is_elsewhere(error.code()) => error,
                 result => return result,
             };
-            if self.is_closed.load(std::sync::atomic::Ordering::SeqCst) {
+            if self.is_closed.load(Ordering::SeqCst) {
                 return Err(self.closed());
             }
             if self.jobs.now() >= until {
@@ -160,10 +254,11 @@ impl Shared {
         self: &Arc<Shared>,
         key: Bytes,
         version: Version,
+        own: Own,
         ask: impl Fn(&dyn Endpoint) -> Answer<T>,
     ) -> Result<T> {
         let (key, ask) = (&key, &ask);
-        self.until_found(|map| async move { self.ask_holders(map.of_key(key).1, version, ask).await }).await
+        self.until_found(|map| async move { self.ask_holders(map.of_key(key).1, version, own, ask).await }).await
     }
 
     /// Has somebody answer who holds `key` now, however long that takes.
@@ -174,12 +269,12 @@ impl Shared {
     ) -> Result<T> {
         let (key, ask) = (&key, &ask);
         let attempt =
-            |map: Arc<ShardMap>| async move { self.ask_holders_for(map.of_key(key).1, Version::MAX, None, ask).await };
+            |map: Arc<ShardMap>| async move { self.wait_for_holders(map.of_key(key).1, Version::MAX, ask).await };
         self.until_found(attempt).await
     }
 
     /// Rows of a range, shard after shard until there are enough.
-    pub(super) async fn read_range(self: &Arc<Shared>, request: GetRangeRequest) -> Result<Rows> {
+    pub(super) async fn read_range(self: &Arc<Shared>, request: GetRangeRequest, own: Own) -> Result<Rows> {
         let GetRangeRequest { range, version, limit, target_bytes, reverse } = request;
         let bytes_max = match target_bytes as usize {
             0 => self.options.storage.range_bytes,
@@ -200,7 +295,8 @@ impl Shared {
                         target_bytes: u32::try_from(bytes_left).unwrap_or(u32::MAX),
                         reverse,
                     };
-                    let rows = self.ask_holders(shard, version, |endpoint| endpoint.get_range(request.clone())).await?;
+                    let rows =
+                        self.ask_holders(shard, version, own, |endpoint| endpoint.get_range(request.clone())).await?;
                     Ok((piece, rows))
                 })
                 .await?
@@ -223,14 +319,14 @@ impl Shared {
     }
 
     /// The key at a place. If that leads out of the shard where it begins, the keys on the way are counted.
-    pub(super) async fn read_key_at(self: &Arc<Shared>, request: GetKeyRequest) -> Result<Bytes> {
+    pub(super) async fn read_key_at(self: &Arc<Shared>, request: GetKeyRequest, own: Own) -> Result<Bytes> {
         let KeySelector { key, offset, .. } = request.selector.clone().without_or_equal();
         let (is_forward, steps) = (offset > 0, offset.unsigned_abs());
         let key = key.min(request.end.clone());
         let at_once = {
             let (map, request) = (self.shards()?, request.clone());
             let (_, shard) = if is_forward { map.of_key(&key) } else { map.below(&key) };
-            self.ask_holders(shard, request.version, |endpoint| endpoint.get_key(request.clone())).await
+            self.ask_holders(shard, request.version, own, |endpoint| endpoint.get_key(request.clone())).await
         };
         match at_once {
             Err(error) if is_elsewhere(error.code()) => {}
@@ -243,7 +339,7 @@ impl Shared {
         while !rest.is_empty() {
             let (version, reverse) = (request.version, !is_forward);
             let part = GetRangeRequest { range: rest.clone(), version, limit: left, target_bytes: 0, reverse };
-            let rows = self.read_range(part).await?;
+            let rows = self.read_range(part, own).await?;
             left -= count(&rows.rows);
             match rows.rows.last() {
                 Some(last) if left == 0 => return Ok(last.key.clone()),
@@ -266,7 +362,7 @@ impl Shared {
                     let (of, shard) = map.of_key(&at.begin);
                     let piece = part_in(at, &of);
                     let ask = |endpoint: &dyn Endpoint| endpoint.estimated_size(piece.clone());
-                    let bytes = self.ask_holders(shard, Version::MAX, ask).await?;
+                    let bytes = self.ask_holders(shard, Version::MAX, Own::First, ask).await?;
                     Ok((piece, bytes))
                 })
                 .await?;
@@ -289,7 +385,7 @@ impl Shared {
                     let range = part_in(at, &of);
                     let request = SplitPointsRequest { range: range.clone(), part_bytes, limit: 0 };
                     let ask = |endpoint: &dyn Endpoint| endpoint.split_points(request.clone());
-                    let points = self.ask_holders(shard, Version::MAX, ask).await?;
+                    let points = self.ask_holders(shard, Version::MAX, Own::First, ask).await?;
                     Ok((range, points))
                 })
                 .await?;

@@ -70,6 +70,10 @@ pub(super) struct Load {
     pub(super) is_stalled: bool,
     /// It has failed.
     pub(super) is_broken: bool,
+    /// Its replica of the log takes nothing until its disk has space.
+    pub(super) log_is_full: bool,
+    /// Its storage server takes nothing until its disk has space.
+    pub(super) is_full: bool,
     /// Fetched in this life, of shards that came to it.
     pub(super) filled_rows: u64,
     pub(super) filled_bytes: u64,
@@ -120,7 +124,12 @@ impl Detector {
     /// A process says how it is; so much had been appended when it did.
     pub(super) fn heard(&mut self, now: Duration, process: ProcessId, load: Load, appended: u64) {
         let backlog_bytes = appended.saturating_sub(self.appended_at(load.applied));
-        self.heard.insert(process, Heard { at: now, load: Some(load), backlog_bytes });
+        // For the log it is as good as silent: nobody waits for it longer than for one that is.
+        let at = match self.heard.get(&process) {
+            Some(before) if load.log_is_full => before.at,
+            _ => now,
+        };
+        self.heard.insert(process, Heard { at, load: Some(load), backlog_bytes });
     }
 
     /// About how much had been appended at `version`: in between two marks, its share.
@@ -167,7 +176,23 @@ impl Detector {
     /// It is up, has everything, and answers.
     pub(super) fn serves(&self, now: Duration, process: ProcessId) -> bool {
         self.standing(now, process) == Standing::Up
-            && self.load(process).is_some_and(|load| load.serves && !load.is_broken)
+            && self.load(process).is_some_and(|load| load.serves && !load.is_broken && !load.is_full)
+    }
+
+    /// Those that are there and whose storage servers take nothing until there is space, except for `other`.
+    fn full(&self, now: Duration, other: ProcessId) -> usize {
+        let is_full = |&(&process, heard): &(&ProcessId, &Heard)| {
+            process != other
+                && self.standing(now, process) == Standing::Up
+                && heard.load.is_some_and(|load| load.is_full)
+        };
+        self.heard.iter().filter(is_full).count()
+    }
+
+    /// True if the only storage server whose disk is full is that of `process`. Such a one limits nobody: the others have its data, and the log keeps what it has not taken. With
+    /// two, the next log is the one that fills its disk.
+    pub(super) fn is_spared(&self, now: Duration, process: ProcessId) -> bool {
+        self.full(now, process) == 0
     }
 
     /// Both, for the controller.
@@ -177,7 +202,12 @@ impl Detector {
 
     /// The one that is furthest behind, of those that serve and that `counts`: whoever is gone, or has not begun, limits nobody.
     pub(super) fn worst(&self, now: Duration, counts: impl Fn(ProcessId) -> bool) -> Option<Lag> {
-        let lags = self.heard.iter().filter(|&(&process, _)| counts(process) && self.serves(now, process));
+        let is_limiting = |process| {
+            let is_full = self.load(process).is_some_and(|load| load.is_full && load.serves && !load.is_broken);
+            self.serves(now, process)
+                || is_full && self.standing(now, process) == Standing::Up && !self.is_spared(now, process)
+        };
+        let lags = self.heard.iter().filter(|&(&process, _)| counts(process) && is_limiting(process));
         let lags = lags.map(|(&process, heard)| {
             let is_stalled = heard.load.is_some_and(|load| load.is_stalled);
             Lag { backlog_bytes: heard.backlog_bytes, is_stalled, process }
@@ -231,5 +261,26 @@ mod tests {
         assert_eq!(worst(&detector, 10), None, "they are silent");
         detector.heard(second(11), 2, Load { serves: false, ..serving(1) }, 5000);
         assert_eq!(worst(&detector, 11), None, "it has not begun");
+    }
+
+    /// Whose log waits for space is as silent as it was, and one whose storage server does limits nobody, unless it has company.
+    #[test]
+    fn a_full_disk_is_no_silence_and_no_limit() {
+        let mut detector = Detector::new(MemberOptions::default());
+        detector.mark(Version::from_u64(100), 0);
+        let full = |applied| Load { is_full: true, ..serving(applied) };
+        detector.heard(second(1), 1, serving(100), 5000);
+        detector.heard(second(1), 2, Load { log_is_full: true, ..serving(100) }, 5000);
+        for at in 2..=70 {
+            detector.heard(second(at), 2, Load { log_is_full: true, ..serving(100) }, 5000);
+        }
+        assert_eq!(detector.standing(second(4), 2), Standing::Up);
+        assert_eq!(detector.standing(second(70), 2), Standing::Gone, "it was never well");
+        detector.heard(second(70), 3, full(50), 5000);
+        assert!(detector.standing(second(70), 3) == Standing::Up && !detector.serves(second(70), 3));
+        let worst = |detector: &Detector| detector.worst(second(70), |_| true).map(|lag| lag.process);
+        assert_eq!(worst(&detector), None);
+        detector.heard(second(70), 4, full(50), 5000);
+        assert!(worst(&detector).is_some(), "two of them");
     }
 }

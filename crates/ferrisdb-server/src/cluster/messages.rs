@@ -70,6 +70,17 @@ pub(super) struct Joined {
     pub(super) tag: Tag,
 }
 
+/// True if another process wants to join whoever is asked `message`.
+pub fn asks_to_join(message: &Bytes) -> bool {
+    matches!(Message::decode(message), Ok(Message::Join { .. }))
+}
+
+/// What a process with this directory asks that wants to join.
+#[cfg(test)]
+pub(crate) fn join_message(instance: [u8; 16], peer: Peer) -> Bytes {
+    Message::Join { instance, peer }.encode()
+}
+
 impl Message {
     pub(super) fn encode(&self) -> Bytes {
         let mut out = vec![FORMAT_VERSION];
@@ -277,7 +288,7 @@ mod tests {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let found: Vec<_> = examples().iter().map(|message| hex(&message.encode())).collect();
         let join = format!("010210{}03683a3100", "03".repeat(16));
-        let beat = format!("010402{}0309050000000000000001020304050607080a640b0c05", "03".repeat(16));
+        let beat = format!("010402{}0309050000000000000001020304050607080a640b0c0d", "03".repeat(16));
         let left = format!("01050210{}", "03".repeat(16));
         assert_eq!(
             found,

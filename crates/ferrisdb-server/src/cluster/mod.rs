@@ -11,7 +11,7 @@
 //! metadata   processes and storage servers         control   what the controller does next with processes and the log's group (pure)
 //! messages   what processes ask each other         spread    the controller and the shards; distribute: what it does next (pure)
 //! lines      ways to other processes               fill      the way from the log to storage
-//! moves      shards that come are fetched          locate    reads where the data is
+//! moves      shards that come are fetched          locate    reads where the data is; hedge: how soon another one is asked (pure)
 //! loads      how much is read and written of each shard
 //! beat       I am here, and this is how I am       members   who was heard when (pure)
 //! known      what peers said that they have        rejoin    to begin again as a new process
@@ -41,6 +41,7 @@ mod beat;
 mod control;
 mod distribute;
 mod fill;
+mod hedge;
 mod identity;
 mod known;
 mod lead;
@@ -74,6 +75,7 @@ use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::fs::FileSystem;
 
 use self::fill::Copied;
+use self::hedge::Pace;
 use self::identity::Identity;
 use self::known::{Known, Recorder};
 use self::lead::Leading;
@@ -100,6 +102,9 @@ use crate::storage::{StorageOptions, StorageRecovery, StorageServer};
 pub use crate::log::replicated::{Peer, ProcessId};
 pub use lines::{Network, RpcNetwork, line_options};
 pub use members::MemberOptions;
+pub use messages::asks_to_join;
+#[cfg(test)]
+pub(crate) use messages::join_message;
 pub use orders::{Order, Ordered, REPLICATION_MAX, order};
 
 /// The number of the process that founds a cluster.
@@ -264,6 +269,9 @@ struct Shared {
     readable_from: AtomicU64,
     progress: Arc<Progress>,
     counters: Arc<Counters>,
+    pace: Arc<Pace>,
+    /// Many timers of a short life: the transport's are cheaper than those of jobs.
+    timers: Arc<dyn Runtime>,
     lines: Arc<Lines>,
     leading: Leading,
     route: Route,
@@ -521,6 +529,8 @@ impl Shared {
             storage,
             progress: Arc::default(),
             counters: Arc::default(),
+            pace: Arc::default(),
+            timers: Arc::clone(&doors.runtime),
             lines,
             leading: Leading::default(),
             route: Route::default(),
@@ -803,7 +813,7 @@ impl Opener<'_> {
             }
             if self.jobs.now() >= until {
                 let detail = format!(
-                    "cannot join the cluster: {} (whoever is to be joined was started with --cluster or --join)",
+                    "cannot join the cluster: {} (a process that can be joined is one that `ferrisdb serve` runs, and that this one reaches there)",
                     failed.join("; ")
                 );
                 return Err(Error::with(Code::ConnectionFailed, detail));

@@ -9,6 +9,7 @@ use ferrisdb_core::{Clock, Code, Error, Result, Runtime, Version};
 use ferrisdb_rpc::api::GetRangeRequest;
 use futures_util::future::{Either, join, select};
 
+use super::locate::Own;
 use super::messages::Message;
 use super::{LOOK, Shared};
 use crate::shards::keeper::{Arrival, Fetch};
@@ -74,7 +75,7 @@ async fn fetch_chunk(shared: &Arc<Shared>, fetch: &Fetch, bytes_max: u32) -> Res
         target_bytes: bytes_max,
         reverse: false,
     };
-    let rows = shared.read_range(request).await?;
+    let rows = shared.read_range(request, Own::First).await?;
     let (count, bytes) =
         (rows.rows.len() as u64, rows.rows.iter().map(|row| (row.key.len() + row.value.len()) as u64).sum());
     let end = match rows.rows.last() {

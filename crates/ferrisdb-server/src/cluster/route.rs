@@ -20,9 +20,11 @@ use ferrisdb_rpc::api::{
     LeaseRequest, Location, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
+use futures_util::future::{Either, select};
 
 use super::lead::{self, no_coordinator};
 use super::lines::Line;
+use super::locate::Own;
 use super::{LOOK, Life, Shared, status};
 use crate::coordinator::Coordinator;
 use crate::log::Tag;
@@ -289,6 +291,31 @@ impl Endpoint for Direct {
     }
 }
 
+impl Shared {
+    /// A read that storage here is asked and has not answered in time is asked of others who have it: the first answer wins. An error of the others counts only if storage here has one, too.
+    async fn hedged<T: Unpin>(
+        self: &Arc<Shared>,
+        key: &Bytes,
+        version: Version,
+        here: Answer<T>,
+        elsewhere: &impl Fn(Arc<Shared>, Own) -> BoxFuture<Result<T>>,
+    ) -> Result<T> {
+        let has_others =
+            self.shards().is_ok_and(|map| map.of_key(key).1.readable_at(version).any(|tag| tag != self.identity.tag));
+        let Some(_hedge) = has_others.then(|| self.pace.hedge()).flatten() else { return here.await };
+        self.counters.hedges.fetch_add(1, Ordering::Relaxed);
+        match select(here, elsewhere(Arc::clone(self), Own::Not)).await {
+            Either::Left((Ok(answer), _)) => Ok(answer),
+            Either::Left((Err(error), there)) => there.await.map_err(|_| error),
+            Either::Right((Ok(answer), _)) => {
+                self.counters.hedges_won.fetch_add(1, Ordering::Relaxed);
+                Ok(answer)
+            }
+            Either::Right((Err(_), here)) => here.await,
+        }
+    }
+}
+
 /// Storage here does not hold it, or its disk has failed.
 fn is_for_others(code: Code) -> bool {
     matches!(code, Code::WrongShardServer | Code::IoError)
@@ -308,15 +335,51 @@ impl Cluster {
         Answer::later(async move { shared.at_coordinator(ask).await })
     }
 
-    /// Storage here answers if it holds the key; otherwise, or if it cannot, somebody who can.
+    /// Storage here answers if it holds the key and has, or is about to have, that version; otherwise, or if it cannot, somebody who can. If it is slow, somebody else is asked as well.
     fn read<T: Unpin + Send + 'static>(
+        &self,
+        key: &Bytes,
+        version: Version,
+        ask: impl FnOnce(&dyn Endpoint) -> Answer<T>,
+        elsewhere: impl Fn(Arc<Shared>, Own) -> BoxFuture<Result<T>> + Send + Sync + 'static,
+    ) -> Answer<T> {
+        let shared = self.life.shared();
+        let is_behind = || version > shared.storage.applied_version() && shared.stands_still();
+        if !shared.keeper.holding().has_now(key) || is_behind() {
+            return Answer::later(elsewhere(shared, Own::First));
+        }
+        let later = match ask(&shared.direct()).try_now() {
+            Ok(Err(error)) if is_for_others(error.code()) => return Answer::later(elsewhere(shared, Own::First)),
+            Ok(result) => return Answer::now(result),
+            Err(later) => later,
+        };
+        let key = key.clone();
+        Answer::later(async move {
+            let begun = shared.jobs.now();
+            let patience = shared.timers.sleep(shared.pace.patience());
+            let answered = match select(later, patience).await {
+                Either::Left((answered, _)) => {
+                    shared.pace.answered(shared.jobs.now().saturating_sub(begun));
+                    answered
+                }
+                Either::Right((_, later)) => shared.hedged(&key, version, later, &elsewhere).await,
+            };
+            match answered {
+                Err(error) if is_for_others(error.code()) => elsewhere(shared, Own::First).await,
+                answered => answered,
+            }
+        })
+    }
+
+    /// A watch is set where the key is, and waits there.
+    fn wait<T: Unpin + Send + 'static>(
         &self,
         key: &Bytes,
         ask: impl FnOnce(&dyn Endpoint) -> Answer<T>,
         elsewhere: impl FnOnce(Arc<Shared>) -> BoxFuture<Result<T>> + Send + 'static,
     ) -> Answer<T> {
         let shared = self.life.shared();
-        if !shared.keeper.holding().has_now(key) {
+        if !shared.keeper.holding().has_now(key) || shared.stands_still() {
             return Answer::later(elsewhere(shared));
         }
         match ask(&shared.direct()).try_now() {
@@ -346,10 +409,13 @@ impl Endpoint for Cluster {
         let elsewhere = request.clone();
         self.read(
             &key,
+            version,
             |endpoint| endpoint.get(request),
-            move |shared| {
-                let key = elsewhere.key.clone();
-                Box::pin(async move { shared.read_key(key, version, |at| at.get(elsewhere.clone())).await })
+            move |shared, own| {
+                let request = elsewhere.clone();
+                Box::pin(async move {
+                    shared.read_key(request.key.clone(), version, own, |at| at.get(request.clone())).await
+                })
             },
         )
     }
@@ -358,8 +424,12 @@ impl Endpoint for Cluster {
         let (key, elsewhere) = (request.selector.key.clone(), request.clone());
         self.read(
             &key,
+            request.version,
             |endpoint| endpoint.get_key(request),
-            move |shared| Box::pin(async move { shared.read_key_at(elsewhere).await }),
+            move |shared, own| {
+                let request = elsewhere.clone();
+                Box::pin(async move { shared.read_key_at(request, own).await })
+            },
         )
     }
 
@@ -367,8 +437,12 @@ impl Endpoint for Cluster {
         let (key, elsewhere) = (request.range.begin.clone(), request.clone());
         self.read(
             &key,
+            request.version,
             |endpoint| endpoint.get_range(request),
-            move |shared| Box::pin(async move { shared.read_range(elsewhere).await }),
+            move |shared, own| {
+                let request = elsewhere.clone();
+                Box::pin(async move { shared.read_range(request, own).await })
+            },
         )
     }
 
@@ -383,7 +457,7 @@ impl Endpoint for Cluster {
 
     fn watch(&self, request: WatchRequest) -> Answer<Version> {
         let elsewhere = request.clone();
-        self.read(
+        self.wait(
             &request.key.clone(),
             |endpoint| endpoint.watch(request),
             move |shared| {

@@ -41,6 +41,7 @@ pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
                 "heard_seconds_ago": detector.silent(now, process).map(|silent| silent.as_secs_f64()),
                 "serves": load.map(|load| load.serves),
                 "is_broken": load.map(|load| load.is_broken),
+                "disk_is_full": load.map(|load| load.log_is_full || load.is_full),
                 "lag_versions": load.filter(|load| load.serves).map(|load| last.get().saturating_sub(load.applied.get())),
                 "lag_bytes": load.filter(|load| load.serves).map(|_| detector.backlog_bytes(process)),
                 "lag_entries": load.map(|load| group.applied.unwrap_or(0).saturating_sub(load.log_applied)),
@@ -218,6 +219,31 @@ fn hot_key_message(hot: &Value) -> Value {
     json!({"name": "hot_key", "description": description})
 }
 
+/// What a full disk of this process means.
+fn full_here(shared: &Shared) -> Option<String> {
+    let (number, dir) = (shared.identity.process, shared.dir.display());
+    if shared.log.waits_for_space() {
+        return Some(format!(
+            "The disk of this process, {number}, is full: its replica of the log takes nothing, so it does not lead and has no vote. Others answer what it is asked. Free \
+             space for {dir}: it goes on by itself."
+        ));
+    }
+    shared.storage.is_full().then(|| {
+        format!(
+            "The disk of this process, {number}, is full: its storage server makes nothing durable, and the log keeps what it has not taken. Free space for {dir}: it \
+             goes on by itself."
+        )
+    })
+}
+
+/// What that of another one means.
+fn full_there(number: &str, gone_after: std::time::Duration) -> String {
+    format!(
+        "The disk of process {number} is full: free space there, and it goes on by itself. If its replica of the log takes nothing for {gone_after:?}, it is gone, and copies everything \
+         anew when it comes back."
+    )
+}
+
 /// What is wrong, and what to do.
 fn messages(
     shared: &Shared,
@@ -245,6 +271,9 @@ fn messages(
             ),
         );
     }
+    if let Some(what) = full_here(shared) {
+        say("disk_full", what);
+    }
     let group = shared.log.view();
     if group.leader.is_none() {
         say(
@@ -269,6 +298,11 @@ fn messages(
         let is_excluded = process["excluded"] == true;
         let has_vote = process["roles"].as_array().is_some_and(|roles| roles.iter().any(|role| role == "log"));
         match process["state"].as_str() {
+            // It has said so itself, above.
+            _ if process["disk_is_full"] == true && *number == shared.identity.process.to_string() => {}
+            _ if process["disk_is_full"] == true => {
+                say("disk_full", full_there(number, shared.options.members.gone_after));
+            }
             Some("suspected") => say(
                 "suspected",
                 format!(

@@ -342,6 +342,11 @@ impl Coordinator {
 
     /// Refuses everything new. What was asked before is still done; then the tasks end.
     pub fn close(&self) {
+        self.close_saying(&closed());
+    }
+
+    /// The same; those that wait to begin hear this.
+    pub(crate) fn close_saying(&self, error: &Error) {
         lock(&self.shared.queue).is_closed = true;
         self.shared.closing.set();
         self.shared.bell.ring();
@@ -352,7 +357,7 @@ impl Coordinator {
         };
         self.shared.gate_bell.ring();
         for (_, _, reply) in waiting {
-            reply.send(Err(closed()));
+            reply.send(Err(error.clone()));
         }
     }
 

@@ -293,6 +293,12 @@ impl StorageServer {
         self.shared.is_stalled.load(Ordering::Relaxed)
     }
 
+    /// True while its disk has no space for new tables. It tries again by itself, and takes writes for as long as there is memory for them: then it is
+    /// [stalled](Self::is_stalled) too.
+    pub fn is_full(&self) -> bool {
+        self.shared.news.is_full()
+    }
+
     /// The engine's numbers, for the status document. May wait for an fsync of the engine's manifest.
     pub fn statistics(&self) -> ferrisdb_storage::Statistics {
         self.shared.engine.statistics()

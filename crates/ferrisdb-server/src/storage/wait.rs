@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -125,6 +125,8 @@ impl Drop for VersionWait {
 /// Hears what happens in the engine, and tells those who wait for it.
 pub(super) struct EngineNews {
     flushed: AtomicU64,
+    /// A flush or a compaction found no space, and no flush has found some since.
+    is_full: AtomicBool,
     state: Mutex<NewsState>,
     /// The owner's own listener.
     listener: Option<Listener>,
@@ -145,7 +147,7 @@ type Tell = Arc<dyn Fn(&Error) + Send + Sync>;
 
 impl EngineNews {
     pub(super) fn new(listener: Option<Listener>) -> EngineNews {
-        EngineNews { flushed: AtomicU64::new(0), state: Mutex::default(), listener }
+        EngineNews { flushed: AtomicU64::new(0), is_full: AtomicBool::new(false), state: Mutex::default(), listener }
     }
 
     fn state(&self) -> MutexGuard<'_, NewsState> {
@@ -159,6 +161,10 @@ impl EngineNews {
 
     pub(super) fn flushed(&self) -> Version {
         Version::from_u64(self.flushed.load(Ordering::Acquire))
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
     }
 
     pub(super) fn failure(&self) -> Option<Error> {
@@ -218,8 +224,12 @@ impl EventListener for EngineNews {
         match event {
             Event::FlushDone { flushed, .. } => {
                 self.flushed.fetch_max(flushed.get(), Ordering::AcqRel);
+                self.is_full.store(false, Ordering::Relaxed);
                 let wakers = std::mem::take(&mut self.state().wakers);
                 wakers.into_values().for_each(Waker::wake);
+            }
+            Event::BackgroundError { error, is_retried: true } if error.is_no_space() => {
+                self.is_full.store(true, Ordering::Relaxed);
             }
             Event::Poisoned { reason } => {
                 let detail = format!("the storage engine takes no more writes since an earlier failure: {reason}");

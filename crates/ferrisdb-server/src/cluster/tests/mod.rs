@@ -2,8 +2,10 @@
 //!
 //! `FERRISDB_SIM_SEED=7 cargo test -p ferrisdb-server cluster::tests` replays one seed; `FERRISDB_SIM_SEEDS=100` tries so many.
 
+mod full_disk;
 mod membership;
 mod reads;
+mod slow;
 mod world;
 
 use std::time::Duration;

@@ -39,7 +39,7 @@ mod losses;
 mod network;
 
 use losses::Losses;
-use network::{Anywhere, OUTSIDE, SimNetwork, address};
+use network::{Anywhere, Line, OUTSIDE, SimNetwork, address};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const ACCOUNTS: u64 = 8;
@@ -353,6 +353,32 @@ impl World {
         nodes.iter().find(|(_, node)| node.life.shared().leading.coordinator().is_some()).map(|(number, _)| *number)
     }
 
+    /// A client that knows this process and no other.
+    pub(super) fn client_of(&self, process: ProcessId) -> Database {
+        let line = Line { world: self.me.clone(), from: OUTSIDE, to: process, runtime: self.outside.clone() };
+        Database::new(Arc::new(line), Arc::new(self.outside.clone()), DatabaseOptions::default())
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    pub(super) fn clock(&self) -> Arc<ManualClock> {
+        Arc::clone(&self.clock)
+    }
+
+    /// A process stands still, or goes on.
+    pub(super) fn pause(&self, process: ProcessId, is_paused: bool) {
+        if let Some(life) = &lock(&self.state).hosts[&process].life {
+            life.pause(is_paused);
+        }
+    }
+
+    /// The disk that a process has, itself.
+    pub(super) fn present_disk(&self, process: ProcessId) -> SimFileSystem {
+        lock(&self.state).hosts[&process].disk.clone()
+    }
+
     /// What a process's disk holds now, synced or not.
     pub(super) fn disk(&self, process: ProcessId) -> SimFileSystem {
         lock(&self.state).hosts[&process].disk.fork_crashed(CrashMode::NothingLost)
@@ -378,6 +404,15 @@ impl World {
 
     /// Closes a process, and waits until it has.
     pub(super) fn close(&self, process: ProcessId) {
+        self.close_and(process, |closed| closed.expect("it closes"));
+    }
+
+    /// The same, however well.
+    pub(super) fn close_somehow(&self, process: ProcessId) {
+        self.close_and(process, drop);
+    }
+
+    fn close_and(&self, process: ProcessId, look: fn(Result<()>)) {
         let node = self.node(process).expect("it lives");
         let runtime = lock(&self.state).hosts[&process].runtime.clone().expect("it lives");
         let is_closed = Arc::new(AtomicBool::new(false));
@@ -385,7 +420,7 @@ impl World {
         runtime.spawn(
             "close",
             Box::pin(async move {
-                node.close().await.expect("it closes");
+                look(node.close().await);
                 closed.store(true, Ordering::SeqCst);
             }),
         );

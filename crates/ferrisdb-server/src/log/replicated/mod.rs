@@ -21,6 +21,10 @@
 //! - Proposals are appended in the order of the calls, by one task.
 //! - What an append's future tells as counted is on a quorum's disks, and applied here.
 //! - An append that fails before the library took it was not appended; of any other nobody knows.
+//!
+//! # A full disk
+//! The library waits for its store, and does nothing else meanwhile. So a replica whose disk is full does not lead, whatever the library said last; it refuses messages at the
+//! door, which tells the others at once, and learns from them who leads instead. When there is space it goes on as one that was cut off.
 
 mod channel;
 mod machine;
@@ -159,6 +163,10 @@ struct Shared {
     closed: Latch,
     /// It may take part.
     is_introduced: AtomicBool,
+    /// Who said that it leads in which term, while the disk was full.
+    heard: Mutex<Option<(u64, ProcessId)>>,
+    /// Set, and replaced, when what was asked of the library is not waited for any more.
+    abandoned: Mutex<Arc<Latch>>,
 }
 
 impl Shared {
@@ -251,6 +259,8 @@ impl ReplicatedLog {
             is_closed: AtomicBool::new(false),
             closed: Latch::default(),
             is_introduced,
+            heard: Mutex::default(),
+            abandoned: Mutex::default(),
         };
         let log = ReplicatedLog { shared: Arc::new(shared) };
         let task = log.clone();
@@ -301,8 +311,51 @@ impl ReplicatedLog {
                 );
                 return Err(Error::with(Code::ConnectionFailed, detail));
             }
+            if log.waits_for_space() {
+                let mut heard = lock(&log.shared.heard);
+                *heard = (*heard).max(network::leader_in(&message));
+                return Err(Error::with(Code::ConnectionFailed, log.no_space()));
+            }
             network::answer(&log.shared.raft, message).await
         })
+    }
+
+    /// True while this replica takes no part because its disk has no space for more of the log. It goes on by itself when there is some.
+    pub fn waits_for_space(&self) -> bool {
+        self.shared.store.is_full()
+    }
+
+    fn no_space(&self) -> String {
+        let (process, dir) = (self.shared.process, self.shared.store.dir().display());
+        format!(
+            "the disk of process {process} is full: its replica of the log in {dir} takes nothing until there is space"
+        )
+    }
+
+    /// A replica whose disk is full waits for nothing that it asked of the library before: what it appended is unknown, and no read is confirmed.
+    pub fn abandon(&self) {
+        if self.waits_for_space() {
+            let before = std::mem::take(&mut *lock(&self.shared.abandoned));
+            before.set();
+        }
+    }
+
+    fn abandoned(&self) -> Arc<Latch> {
+        Arc::clone(&lock(&self.shared.abandoned))
+    }
+
+    /// A replica whose disk is full asks another voter to lead, if the library believes that it leads and does not wait itself: otherwise the others
+    /// notice that it is silent. `attempt` chooses the voter.
+    pub async fn leave_the_lead(&self, attempt: usize) {
+        if !self.waits_for_space() || !self.shared.raft.is_leader() {
+            return;
+        }
+        let voters = self.view().voters;
+        let others: Vec<ProcessId> = voters.into_iter().filter(|&voter| voter != self.shared.process).collect();
+        let Some(&other) = others.get(attempt % others.len().max(1)) else { return };
+        let asking = std::pin::pin!(self.transfer_leader(other));
+        let patience = self.shared.runtime.sleep(self.shared.options.election_timeout);
+        drop(futures_util::future::select(asking, patience).await);
     }
 
     /// What this replica knows of its group.
@@ -310,8 +363,15 @@ impl ReplicatedLog {
         let metrics = self.shared.raft.metrics();
         let metrics = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&metrics);
         let membership = metrics.membership_config.membership();
+        let leader = if self.waits_for_space() {
+            // The library has stopped listening: what was heard at the door is newer.
+            let heard = lock(&self.shared.heard).filter(|&(term, _)| term >= metrics.current_term);
+            heard.map(|(_, leader)| leader).or(metrics.current_leader).filter(|&leader| leader != self.shared.process)
+        } else {
+            metrics.current_leader
+        };
         GroupView {
-            leader: metrics.current_leader,
+            leader,
             term: metrics.current_term,
             applied: metrics.last_applied.map(|last| last.index),
             snapshot: metrics.snapshot.map(|last| last.index),
@@ -327,7 +387,7 @@ impl ReplicatedLog {
         }
     }
 
-    /// The voters, and where all members are, by this replica's newest configuration, applied or not.
+    /// The voters, and where all members are, by this replica's newest configuration, applied or not; by the last one that is known, if the library waits for its disk.
     ///
     /// # Errors
     /// The log has stopped.
@@ -337,7 +397,18 @@ impl ReplicatedLog {
             let peers = membership.nodes().map(|(&process, peer)| (process, peer.clone())).collect();
             (membership.voter_ids().collect(), peers)
         });
-        scope(Arc::clone(&self.shared.runtime), look).await.map_err(|error| self.refused(&error.to_string()))
+        let looking = std::pin::pin!(scope(Arc::clone(&self.shared.runtime), look));
+        match futures_util::future::select(looking, self.shared.runtime.sleep(self.shared.options.election_timeout))
+            .await
+        {
+            futures_util::future::Either::Left((members, _)) => {
+                members.map_err(|error| self.refused(&error.to_string()))
+            }
+            futures_util::future::Either::Right(_) => {
+                let view = self.view();
+                Ok((view.voters, view.peers))
+            }
+        }
     }
 
     /// What of the log this replica has.
@@ -357,9 +428,9 @@ impl ReplicatedLog {
         self.shared.is_introduced.load(Ordering::SeqCst)
     }
 
-    /// True if this replica believes that it leads.
+    /// True if this replica believes that it leads, and can.
     pub fn is_leader(&self) -> bool {
-        self.shared.raft.is_leader()
+        self.shared.raft.is_leader() && !self.waits_for_space()
     }
 
     /// Looks at the state that this replica has come to.
@@ -425,6 +496,7 @@ impl ReplicatedLog {
     /// Refuses everything from now on; the tasks make durable what was appended, and end.
     pub async fn close(&self) {
         self.stop();
+        self.shared.store.give_up_waiting();
         let shut = scope(Arc::clone(&self.shared.runtime), self.shared.raft.shutdown());
         drop(shut.await);
         self.shared.store.close();
@@ -470,7 +542,7 @@ impl ReplicatedLog {
         if pops.is_empty() {
             return;
         }
-        if shared.raft.is_leader() {
+        if self.is_leader() {
             drop(self.append(Vec::new()));
             return;
         }
@@ -498,12 +570,21 @@ impl ReplicatedLog {
                 shared.closed.unless_set(shared.read_bell.rung()).await;
                 continue;
             }
+            if self.waits_for_space() {
+                let error = self.refused(&self.no_space());
+                reads.into_iter().for_each(|read| read.send(Err(error.clone())));
+                continue;
+            }
             let confirmed = std::pin::pin!(shared.raft.ensure_linearizable(ReadPolicy::ReadIndex));
             let timeout = shared.runtime.sleep(shared.options.append_timeout);
-            let result = match futures_util::future::select(confirmed, timeout).await {
-                futures_util::future::Either::Left((Ok(_), _)) => Ok(shared.machine.newest()),
-                futures_util::future::Either::Left((Err(error), _)) => Err(self.refused(&error.to_string())),
-                futures_util::future::Either::Right(_) => Err(self.refused("a quorum did not confirm it in time")),
+            let confirmed = futures_util::future::select(confirmed, timeout);
+            let result = match self.abandoned().unless_set(confirmed).await {
+                Some(futures_util::future::Either::Left((Ok(_), _))) => Ok(shared.machine.newest()),
+                Some(futures_util::future::Either::Left((Err(error), _))) => Err(self.refused(&error.to_string())),
+                Some(futures_util::future::Either::Right(_)) => {
+                    Err(self.refused("a quorum did not confirm it in time"))
+                }
+                None => Err(self.refused(&self.no_space())),
             };
             for read in reads {
                 read.send(result.clone());
@@ -532,7 +613,7 @@ impl ReplicatedLog {
 impl Log for ReplicatedLog {
     fn append(&self, mut entries: Vec<Entry>) -> Result<BoxFuture<Result<Applied>>> {
         let shared = &self.shared;
-        if !shared.raft.is_leader() {
+        if !self.is_leader() {
             return Err(self.refused("another process may"));
         }
         let (responder, written) = ProgressResponder::complete_only();
@@ -546,18 +627,20 @@ impl Log for ReplicatedLog {
         }
         shared.proposal_bell.ring();
         let timeout = shared.runtime.sleep(shared.options.append_timeout);
+        let abandoned = self.abandoned();
         let log = self.clone();
         Ok(Box::pin(async move {
             let unknown =
                 |why: &str| Error::with(Code::CommitUnknownResult, format!("nobody knows what became of it: {why}"));
-            match futures_util::future::select(written, timeout).await {
-                futures_util::future::Either::Left((Ok(Ok(response)), _)) => Ok(response.data.0),
-                futures_util::future::Either::Left((Ok(Err(ClientWriteError::ForwardToLeader(_))), _)) => {
+            match abandoned.unless_set(futures_util::future::select(written, timeout)).await {
+                Some(futures_util::future::Either::Left((Ok(Ok(response)), _))) => Ok(response.data.0),
+                Some(futures_util::future::Either::Left((Ok(Err(ClientWriteError::ForwardToLeader(_))), _))) => {
                     Err(log.refused("it was not appended"))
                 }
-                futures_util::future::Either::Left((Ok(Err(error)), _)) => Err(unknown(&error.to_string())),
-                futures_util::future::Either::Left((Err(_), _)) => Err(unknown("the log has stopped")),
-                futures_util::future::Either::Right(_) => Err(unknown("a quorum did not take it in time")),
+                Some(futures_util::future::Either::Left((Ok(Err(error)), _))) => Err(unknown(&error.to_string())),
+                Some(futures_util::future::Either::Left((Err(_), _))) => Err(unknown("the log has stopped")),
+                Some(futures_util::future::Either::Right(_)) => Err(unknown("a quorum did not take it in time")),
+                None => Err(unknown(&log.no_space())),
             }
         }))
     }

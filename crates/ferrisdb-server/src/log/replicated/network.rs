@@ -233,6 +233,16 @@ impl openraft::network::v2::RaftNetworkV2<Types> for Line {
     }
 }
 
+/// Who leads in which term, if a message says so: a leader's own word.
+pub(super) fn leader_in(message: &[u8]) -> Option<(u64, ProcessId)> {
+    let mut decoder = Decoder::new(message);
+    if take_head(&mut decoder).ok()? != KIND_APPEND {
+        return None;
+    }
+    let vote = take_vote(&mut decoder).ok()?;
+    vote.committed.then_some((vote.leader_id.term, vote.leader_id.voted_for))
+}
+
 /// Has `raft` answer a message of another process. The caller is within a scope of the library's runtime.
 pub(super) async fn answer(raft: &Raft<Types, Machine>, message: Bytes) -> Result<Bytes> {
     let bad = |error: DecodeError| {

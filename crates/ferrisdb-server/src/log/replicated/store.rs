@@ -24,8 +24,9 @@
 //! - The library is told of durable records in the order of their appending, and of none that is not durable.
 //!
 //! # Failures
-//! A failed sync ends the store: it takes nothing more and says why, and the library stops with it. On a full disk an append waits for space; a voter that
-//! waits answers nobody, so a leader with a full disk is replaced.
+//! A failed sync ends the store: it takes nothing more and says why, and the library stops with it. On a full disk an append waits for space, and the library waits
+//! with it: it neither sends nor answers anything, so a leader with a full disk is replaced. Whoever asks [`LogStore::is_full`] knows that, and must not take what the
+//! library said last for the present.
 //!
 //! # Concurrency
 //! Callable from any thread. Locks: `writer` (held for one WAL append, so that memory has the WAL's order), then `memory` (held for no I/O).
@@ -35,7 +36,7 @@ use std::fmt;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
@@ -70,6 +71,8 @@ const KIND_SNAPSHOT: u8 = 5;
 
 /// How long a full disk is left alone before an append is tried again.
 const SPACE_RETRY: Duration = Duration::from_millis(100);
+/// A disk is full if so many attempts in a row found no space: a purge or a compaction that is under way gives some back sooner.
+const FULL_AFTER: u32 = 3;
 /// The most bytes of entries that one read for a follower returns, beside the first entry.
 const READ_BYTES_MAX: u64 = 1 << 20;
 
@@ -121,6 +124,10 @@ struct Shared {
     writer: Mutex<Vec<u8>>,
     memory: Mutex<Memory>,
     is_closed: AtomicBool,
+    /// How many records have waited for space for so long that the disk is full.
+    without_space: AtomicUsize,
+    /// Nobody is to wait for space any more.
+    gives_up: AtomicBool,
     sync_bell: Bell,
     maintain_bell: Bell,
 }
@@ -304,6 +311,8 @@ impl LogStore {
             writer: Mutex::default(),
             memory: Mutex::new(memory),
             is_closed: AtomicBool::new(false),
+            without_space: AtomicUsize::new(0),
+            gives_up: AtomicBool::new(false),
             sync_bell: Bell::default(),
             maintain_bell: Bell::default(),
         };
@@ -323,6 +332,21 @@ impl LogStore {
         self.shared.is_closed.store(true, Ordering::SeqCst);
         self.shared.sync_bell.ring();
         self.shared.maintain_bell.ring();
+    }
+
+    /// Where the log lies.
+    pub(super) fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// True while the disk has no space for what the library has said, and the library waits for it.
+    pub(super) fn is_full(&self) -> bool {
+        self.shared.without_space.load(Ordering::SeqCst) > 0
+    }
+
+    /// What waits for space fails from now on, and ends the library with it: for whoever closes both.
+    pub(super) fn give_up_waiting(&self) {
+        self.shared.gives_up.store(true, Ordering::SeqCst);
     }
 
     /// The newest snapshot.
@@ -352,6 +376,7 @@ impl LogStore {
     pub(super) async fn save_snapshot(&self, snapshot: StoredSnapshot) -> Result<()> {
         let saved = {
             let shared = &self.shared;
+            let mut waiting = Waiting { store: self, tries: 0 };
             loop {
                 let appended = {
                     let mut buffer = lock(&shared.writer);
@@ -374,7 +399,7 @@ impl LogStore {
                 };
                 match appended {
                     Ok(saved) => break saved,
-                    Err(error) => self.await_space(error).await?,
+                    Err(error) => waiting.again(error).await?,
                 }
             }
         };
@@ -404,18 +429,6 @@ impl LogStore {
         answered
     }
 
-    /// Waits a while if it was only space that was missing.
-    async fn await_space(&self, error: StorageError) -> Result<()> {
-        self.check()?;
-        if error.is_no_space() {
-            self.shared.runtime.sleep(SPACE_RETRY).await;
-            return self.check();
-        }
-        let failure = from_storage("the log of the cluster takes no record", &error);
-        self.fail(&failure);
-        Err(failure)
-    }
-
     /// Appends one record of `kind`, and has `applied` see memory and position before anybody else appends.
     async fn say<T>(
         &self,
@@ -423,6 +436,7 @@ impl LogStore {
         mut applied: impl FnMut(&mut Memory, WalPosition) -> T,
     ) -> Result<T> {
         self.check()?;
+        let mut waiting = Waiting { store: self, tries: 0 };
         loop {
             let appended = {
                 let mut buffer = lock(&self.shared.writer);
@@ -433,7 +447,7 @@ impl LogStore {
             };
             match appended {
                 Ok(value) => return Ok(value),
-                Err(error) => self.await_space(error).await?,
+                Err(error) => waiting.again(error).await?,
             }
         }
     }
@@ -759,6 +773,7 @@ impl LogStore {
             EntryPayload::Blank | EntryPayload::Membership(_) => None,
         });
         let space = space_for(proposed.flatten());
+        let mut waiting = Waiting { store: self, tries: 0 };
         loop {
             let appended = {
                 let mut buffer = lock(&self.shared.writer);
@@ -794,8 +809,44 @@ impl LogStore {
                     flushed.io_completed(Ok(()));
                     return Ok(());
                 }
-                Err(error) => self.await_space(error).await?,
+                Err(error) => waiting.again(error).await?,
             }
+        }
+    }
+}
+
+/// A record on its way to a disk that may be full.
+struct Waiting<'a> {
+    store: &'a LogStore,
+    tries: u32,
+}
+
+impl Waiting<'_> {
+    /// Waits a while before the next attempt, if it was only space that was missing.
+    async fn again(&mut self, error: StorageError) -> Result<()> {
+        let shared = &self.store.shared;
+        self.store.check()?;
+        if !error.is_no_space() {
+            let failure = from_storage("the log of the cluster takes no record", &error);
+            self.store.fail(&failure);
+            return Err(failure);
+        }
+        if shared.gives_up.load(Ordering::SeqCst) {
+            return Err(from_storage("the log of the cluster was closed while it waited for space", &error));
+        }
+        self.tries += 1;
+        if self.tries == FULL_AFTER {
+            shared.without_space.fetch_add(1, Ordering::SeqCst);
+        }
+        shared.runtime.sleep(SPACE_RETRY).await;
+        self.store.check()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.tries >= FULL_AFTER {
+            self.store.shared.without_space.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }

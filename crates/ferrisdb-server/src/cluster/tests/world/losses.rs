@@ -167,6 +167,22 @@ impl World {
         self.node(host).expect("it runs").take_notices()
     }
 
+    /// True if a host's process says that something is wrong, by its name.
+    pub(in super::super) fn says(&self, host: ProcessId, name: &str) -> bool {
+        let status = self.status(host);
+        status["cluster"]["messages"].as_array().expect("a list").iter().any(|message| message["name"] == name)
+    }
+
+    /// True if a host's replica of the log takes nothing because its disk is full.
+    pub(in super::super) fn log_waits(&self, host: ProcessId) -> bool {
+        self.node(host).expect("it runs").life.shared().log.waits_for_space()
+    }
+
+    /// True if a host's storage server takes nothing because its disk is full.
+    pub(in super::super) fn stands_still(&self, host: ProcessId) -> bool {
+        self.node(host).expect("it runs").life.shared().stands_still()
+    }
+
     /// The document that a host's process gives about the cluster.
     pub(in super::super) fn status(&self, host: ProcessId) -> serde_json::Value {
         let status = self.node(host).expect("it runs").endpoint().status().try_now();

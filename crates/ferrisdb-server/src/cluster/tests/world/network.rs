@@ -46,11 +46,11 @@ impl Network for SimNetwork {
 }
 
 /// The way to one process.
-struct Line {
-    world: Weak<World>,
-    from: ProcessId,
-    to: ProcessId,
-    runtime: JobRuntime,
+pub(super) struct Line {
+    pub(super) world: Weak<World>,
+    pub(super) from: ProcessId,
+    pub(super) to: ProcessId,
+    pub(super) runtime: JobRuntime,
 }
 
 impl Line {
