@@ -618,7 +618,7 @@ mod tests {
         cluster.replicas = 2;
         let step = cluster.next().expect("a replica is wanted");
         cluster.take(step);
-        assert_eq!(cluster.look(|view| heal(view)), None, "one comes already");
+        assert_eq!(cluster.look(heal), None, "one comes already");
         assert!(cluster.look(|view| heal(&View { moves_to_one: 2, ..view.clone() })).is_some());
         assert!(cluster.look(|view| heal(&View { moves_to_one: 2, moves: 1, ..view.clone() })).is_none());
     }

@@ -272,7 +272,7 @@ impl Endpoint for Direct {
                 let processes = registry.processes.values().filter(|process| team.contains(&process.tag));
                 processes.map(|process| process.peer.address.clone()).collect()
             };
-            let mut inside = map.from_key(&request.range.begin).take_while(|(begin, _)| **begin < request.range.end);
+            let mut inside = map.shards_from(&request.range.begin).take_while(|(begin, _)| **begin < request.range.end);
             let first = inside.by_ref().take(LOCATIONS_MAX);
             let locations =
                 first.map(|(begin, shard)| Location { begin: begin.clone(), addresses: addresses(shard.team()) });

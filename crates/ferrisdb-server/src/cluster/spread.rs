@@ -143,7 +143,7 @@ async fn step(shared: &Arc<Shared>, coordinator: &Coordinator, seen: &mut Seen) 
 fn outlook(view: &View<'_>) -> Outlook {
     let bytes_of = |range: &KeyRange| view.bytes.get(&range.begin).copied().unwrap_or_default();
     let mut outlook = Outlook { scores: view.scores(), hot_keys: hot_keys(view), ..Outlook::default() };
-    outlook.hot_keys.sort_by(|one, other| other.load.cmp(&one.load));
+    outlook.hot_keys.sort_by_key(|hot| std::cmp::Reverse(hot.load));
     outlook.hot_keys.truncate(HOT_KEYS_MAX);
     for (range, shard) in view.map.iter() {
         outlook.moving += u64::from(shard.moving.is_some());

@@ -263,7 +263,7 @@ impl ShardMap {
     }
 
     /// The shards from the one that `key` is in on, by their first keys.
-    pub(crate) fn from_key(&self, key: &[u8]) -> impl Iterator<Item = (&Bytes, &Shard)> {
+    pub(crate) fn shards_from(&self, key: &[u8]) -> impl Iterator<Item = (&Bytes, &Shard)> {
         let (first, _) = self.of_key(key);
         self.shards.range(first.begin..)
     }
