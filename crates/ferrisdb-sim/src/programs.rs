@@ -148,7 +148,8 @@ async fn serve_cluster_node(
         loop {
             members.note(&doors.address, &node);
             let before = std::mem::replace(&mut arrived, node.shards_arrived());
-            trace.add("shards that arrived", arrived - before);
+            // A process that begins again counts from nothing.
+            trace.add("shards that arrived", if arrived < before { arrived } else { arrived - before });
             if let Some(failure) = node.failure() {
                 break failure;
             }
