@@ -627,7 +627,8 @@ impl Shared {
         if lock(&self.again).is_some() {
             return Error::with(Code::ProcessBehind, "the process joins the cluster again");
         }
-        Error::with(Code::OperationCancelled, "the process was closed; open it again")
+        // Nothing happened, and another process can say what this one does not any more: clients try again.
+        Error::with(Code::ProcessBehind, "this process has closed; ask another one, or start it again")
     }
 
     /// What answers for this process alone.

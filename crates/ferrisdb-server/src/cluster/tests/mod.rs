@@ -168,7 +168,7 @@ fn a_closing_process_does_not_make_the_unknown_undone() {
     let world = world::World::new(50);
     world.grow_to(1);
     assert_eq!(world.told_while_closing(1, Code::CommitUnknownResult), Code::CommitUnknownResult);
-    assert_eq!(world.told_while_closing(1, Code::ProcessBehind), Code::OperationCancelled);
+    assert_eq!(world.told_while_closing(1, Code::ProcessBehind), Code::ProcessBehind);
 }
 
 /// Six shards, each at one process only: ranges, selectors and watches that go over their borders are answered as if there were one.
