@@ -315,7 +315,7 @@ pub(crate) struct SetArguments {
 #[derive(Debug, Args)]
 pub(crate) struct ClearArguments {
     /// The key
-    #[arg(value_parser = typed(), required_unless_present_any = ["range", "prefix"])]
+    #[arg(value_parser = typed(), required_unless_present_any = ["range", "prefix", "all"])]
     pub(crate) key: Option<Typed>,
 
     /// All keys from BEGIN up to END, END not included
@@ -325,6 +325,10 @@ pub(crate) struct ClearArguments {
     /// All keys that begin so
     #[arg(long, value_name = "PREFIX", value_parser = typed(), conflicts_with = "key")]
     pub(crate) prefix: Option<Typed>,
+
+    /// The whole database; an empty prefix, or a range of all keys, is refused
+    #[arg(long, conflicts_with_all = ["key", "range", "prefix"])]
+    pub(crate) all: bool,
 
     /// Allow system keys, which begin with \xff
     #[arg(long)]

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write};
 use ferrisdb::{
     Bytes, Code, KeyRange, KeyValue, RangeOptions, SnapshotOptions, Transaction, TransactionOption, Version,
 };
-use ferrisdb_core::key::SYSTEM_END;
+use ferrisdb_core::key::{SYSTEM_END, USER_END};
 use ferrisdb_storage::inspect::{Cell, Sink as _};
 
 use crate::arguments::{ClearArguments, GetArguments, Output, RangeArguments, RangeOfKeys, SetArguments};
@@ -71,8 +71,19 @@ pub(crate) fn clear(arguments: &ClearArguments, out: impl Write) -> Result<(), F
         (Some(key), ..) => KeyRange::single(&key.0),
         (None, Some(ends), _) if ends.len() == 2 => checked_range(ends[0].0.clone(), ends[1].0.clone())?,
         (None, None, Some(prefix)) => prefix_range(&prefix.0, arguments.system),
-        _ => return Err(Failure::usage("what is to be cleared?", "give KEY, --range BEGIN END or --prefix PREFIX")),
+        (None, None, None) if arguments.all => prefix_range(b"", arguments.system),
+        _ => {
+            let remedy = "give KEY, --range BEGIN END, --prefix PREFIX or --all";
+            return Err(Failure::usage("what is to be cleared?", remedy));
+        }
     };
+    // An unset variable of a script's is an empty prefix.
+    if !arguments.all && range.begin.is_empty() && &range.end[..] >= USER_END {
+        return Err(Failure::usage(
+            "these are all keys of the database: the prefix is empty, or the range has no bounds",
+            "name the keys that are meant (is a variable of the script not set?), or give --all to clear the whole database",
+        ));
+    }
     connect::with(&arguments.connect, Missing::Refuse, |connected| {
         let version = commit(connected, arguments.system, |tx| match &arguments.key {
             Some(key) => tx.clear(&key.0),
@@ -188,7 +199,7 @@ pub(crate) fn checked_range(begin: Bytes, end: Bytes) -> Result<KeyRange, Failur
 pub(crate) fn prefix_range(prefix: &[u8], system: bool) -> KeyRange {
     let mut range = KeyRange::prefix(prefix);
     if !system && !prefix.starts_with(b"\xff") {
-        range.end = range.end.min(Bytes::from_static(ferrisdb_core::key::USER_END));
+        range.end = range.end.min(Bytes::from_static(USER_END));
     }
     range
 }

@@ -207,7 +207,13 @@ fn one_shots_on_a_directory() {
     ok(&["clear", "a"]);
     ok(&["clear", "--range", "b", "c"]);
     assert_eq!(ok(&["range", "--prefix", ""]), "rows\n  key  value\n  c    -3\n");
-    ok(&["clear", "--prefix", ""]);
+    for whole in [&["--prefix", ""][..], &["--range", "", r"\xff"]] {
+        let (code, out, error) = run(&[&["clear"], whole, &data[..]].concat());
+        assert_eq!((code, out.as_str()), (2, ""), "{error}");
+        assert!(error.contains("--all"), "{error}");
+    }
+    assert_eq!(ok(&["get", "c"]), "-3\n");
+    ok(&["clear", "--all"]);
     assert_eq!(ok(&["range", "", "z"]), "rows\n  key  value\n");
 
     // Raw bytes in and out, and a value that is longer than any line.
