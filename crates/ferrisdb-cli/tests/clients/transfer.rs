@@ -131,6 +131,9 @@ fn bad_rows() {
         ("columns.csv", "id,name\n1,a\n", &[]),
         ("system.csv", "id,name\n1,a\n", &["--key", "\\xff{id}"]),
         ("bytes.csv", "id,name\n1,a\n2,\u{1}\n", &["--key", "{id}", "--value", "{name}{name}{nam}"]),
+        ("quote.csv", "id,name\n1,a\n2,\"unclosed", &["--key", "{id}"]),
+        ("lines.csv", "id,name\n1,\"\"\"a\"\n2,\"b\"\"\n3,c\n\n", &["--key", "{id}"]),
+        ("header.csv", "id,\"name\n1,a\n", &["--key", "{id}"]),
         ("cut.ndjson", "{\"id\":1}\n{\"id\":2,\n", &["--key", "{id}"]),
         ("member.ndjson", "{\"id\":1}\n{\"ident\":2}\n", &["--key", "{id}"]),
         ("null.ndjson", "{\"id\":null}\n", &["--key", "{id}"]),
@@ -153,6 +156,9 @@ fn bad_rows() {
         error: columns.csv has no column `key`; its columns are id, name
         error: system.csv:2: the key \xff1 is a system key; --system allows them
         error: bytes.csv has no column `nam`; its columns are id, name
+        error: quote.csv:3: a quote begins in this row and is not closed up to the end of the file
+        error: lines.csv:3: a quote begins in this row and is not closed up to the end of the file
+        error: header.csv:1: a quote begins in this row and is not closed up to the end of the file
         error: cut.ndjson:2: column 8: EOF while parsing a value
         error: member.ndjson:2: member `id`: the object has no such member
         error: null.ndjson:1: member `id`: it is null
@@ -161,6 +167,11 @@ fn bad_rows() {
         error: large.csv:2: the value of 1 has 100021 bytes, and 100000 is the limit
           help: mend the row, or let some be left out with --skip-bad N; the same command goes on behind the last batch that is there
     "#]].assert_eq(&seen);
+
+    // Quotes that are whole, up to the last byte of a file without an end of line.
+    let path = files.write("whole.csv", "id,name\nwhole1,\"a,\"\"\"\nwhole2,b\"\nwhole3,\"\"\"c\"\"\"");
+    assert_eq!(run(&["import", &path, "--key", "{id}", "--data", &data]).0, 0);
+    assert_eq!(rows(&place, "whole", &[]).len(), 3);
 
     // Two rows in a batch: the first batch is there, the second is not.
     let path = files.write("some.csv", "id\nsome1\nsome2\nsome3\n\nsome5\n\"\"\nsome7\n");
