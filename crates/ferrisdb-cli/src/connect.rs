@@ -69,8 +69,7 @@ impl Connected {
     }
 
     fn with(database: Database, place: String, runtime: Runtime, timeout: Duration) -> Result<Connected, Failure> {
-        let milliseconds = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
-        database.set_option(&DatabaseOption::TransactionTimeout(milliseconds))?;
+        limit(&database, timeout)?;
         Ok(Connected { database, place, runtime, timeout })
     }
 
@@ -98,10 +97,7 @@ impl Connected {
             let what = format!("{} is locked, under the id {id}, and was not unlocked within {waited}", self.place);
             return Failure::failed(what, Code::DatabaseLocked.remedy());
         }
-        Failure::failed(
-            format!("{} has not answered within {waited}", self.place),
-            "try again, or wait longer with --timeout; what was asked may have happened",
-        )
+        silent(&self.place, self.timeout)
     }
 
     /// Ends the work: of an embedded database everything is made durable in tables and the directory is free again.
@@ -110,14 +106,32 @@ impl Connected {
     }
 }
 
+/// Each transaction has this long, its retries with it.
+fn limit(database: &Database, timeout: Duration) -> Result<(), Failure> {
+    let milliseconds = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+    Ok(database.set_option(&DatabaseOption::TransactionTimeout(milliseconds))?)
+}
+
+/// That nothing has come within the timeout.
+pub(crate) fn silent(place: &str, timeout: Duration) -> Failure {
+    Failure::failed(
+        format!("{place} has not answered within {}", seconds(timeout)),
+        "check that it runs, and try again, or wait longer with --timeout; what was asked may have happened",
+    )
+}
+
 /// Opens, or connects to, what the arguments or the environment name, if they name anything; with the place for errors. To be awaited on the runtime that
-/// a connection shall run on.
+/// a connection shall run on. No transaction takes longer than the timeout.
 pub(crate) async fn open_if_named(
     arguments: &ConnectArguments,
     missing: Missing,
 ) -> Result<Option<(Database, String)>, Failure> {
     match named(arguments)? {
-        Some(place) => open(place, arguments.timeout, missing).await.map(Some),
+        Some(place) => {
+            let (database, place) = open(place, arguments.timeout, missing).await?;
+            limit(&database, arguments.timeout)?;
+            Ok(Some((database, place)))
+        }
         None => Ok(None),
     }
 }

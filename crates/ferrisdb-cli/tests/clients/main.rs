@@ -10,6 +10,7 @@ mod interrupted;
 mod locked;
 #[path = "../served/mod.rs"]
 mod served;
+mod silent;
 mod terminal;
 mod transfer;
 
