@@ -53,7 +53,7 @@ pub(super) const COMMANDS: &[Help] = &[
     Help {
         name: "watch",
         arguments: "KEY",
-        what: "wait until a key has another value, and print it (Ctrl-C ends the waiting)",
+        what: "wait until a key has another value, for as long as it takes, and print it (Ctrl-C ends the waiting)",
     },
     Help { name: "status", arguments: "[json]", what: "show how the database is" },
     Help { name: "timing", arguments: "on|off", what: "print how long each command took" },
@@ -279,11 +279,7 @@ impl<'a> Session<'a> {
             transaction.commit().await?;
             Ok(watch)
         })?;
-        if self.is_terminal {
-            self.wait_for_ever(async { Ok(changed.await?) })?;
-        } else {
-            self.wait(async { Ok(changed.await?) })?;
-        }
+        self.wait_for_ever(async { Ok(changed.await?) })?;
         self.get(key)
     }
 
@@ -354,9 +350,9 @@ impl<'a> Session<'a> {
         if self.is_terminal { self.connected.run(interruptible(work)) } else { self.connected.run(work) }
     }
 
-    /// Waits until it is done, or until Ctrl-C.
+    /// Waits until it is done, or until Ctrl-C at a terminal. (Elsewhere a signal ends the process.)
     fn wait_for_ever<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        self.connected.wait(interruptible(work))
+        if self.is_terminal { self.connected.wait(interruptible(work)) } else { self.connected.wait(work) }
     }
 }
 

@@ -1,4 +1,8 @@
-//! A server that is gone in the middle of a long command: it ends, and says whom it has waited for.
+//! Waiting: a server that is gone in the middle of a long command is told by its name; a watch waits for as long as it takes.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::Stdio;
+use std::time::Duration;
 
 use super::{Server, command, told, wait_until};
 
@@ -17,4 +21,30 @@ fn a_benchmark_names_the_server_that_is_silent() {
     let (code, out, error) = told(&child.wait_with_output().unwrap());
     assert_eq!((code, out.as_str()), (1, ""), "{error}");
     assert!(error.contains(&format!("{address} has not answered within 5 s")), "{error}");
+}
+
+/// `--timeout` is for answers. A watch has none before the key changes, at a terminal and in a script.
+#[test]
+fn a_watch_in_a_script_outlasts_the_timeout() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(&directory.path().join("db"), &[]);
+    let arguments = [&["shell", "--timeout", "4s"], &server.place()[..]].concat();
+    let mut watcher = command(&arguments).stdin(Stdio::piped()).spawn().unwrap();
+    watcher.stdin.take().unwrap().write_all(b"get a\nwatch a\n").unwrap();
+    let mut output = BufReader::new(watcher.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "not found\n");
+    #[expect(clippy::disallowed_methods, reason = "the test is about the passing of time")]
+    std::thread::sleep(Duration::from_secs(6));
+    let mut value = 0;
+    while watcher.try_wait().unwrap().is_none() {
+        server.ok(&["set", "a", &value.to_string()]);
+        value += 1;
+        assert!(value < 10_000, "the watch is not told");
+    }
+    let mut seen = String::new();
+    output.read_to_string(&mut seen).unwrap();
+    let (code, _, error) = told(&watcher.wait_with_output().unwrap());
+    assert!(code == 0 && seen.trim().parse::<i32>().is_ok(), "{seen}{error}");
 }
