@@ -66,7 +66,7 @@ pub(crate) fn set(arguments: &SetArguments, out: impl Write) -> Result<(), Failu
 }
 
 /// Takes the value of a key, or of all keys in a range.
-pub(crate) fn clear(arguments: &ClearArguments, out: impl Write) -> Result<(), Failure> {
+pub(crate) fn clear(arguments: &ClearArguments, mut out: impl Write) -> Result<(), Failure> {
     let range = match (&arguments.key, &arguments.range, &arguments.prefix) {
         (Some(key), ..) => KeyRange::single(&key.0),
         (None, Some(ends), _) if ends.len() == 2 => checked_range(ends[0].0.clone(), ends[1].0.clone())?,
@@ -89,6 +89,13 @@ pub(crate) fn clear(arguments: &ClearArguments, out: impl Write) -> Result<(), F
             Some(key) => tx.clear(&key.0),
             None => tx.clear_range(&range.begin, &range.end),
         })?;
+        if version.is_none() && arguments.output.output == Output::Table {
+            let why = match &arguments.key {
+                Some(key) => format!("no key is as long as this one, {} bytes", key.0.len()),
+                None => "no key lies in this range".to_owned(),
+            };
+            return Ok(writeln!(out, "nothing to do: {why}")?);
+        }
         print_commit(arguments.output.output, version, out)
     })
 }
@@ -162,10 +169,11 @@ fn commit(connected: &Connected, system: bool, write: impl Fn(&Transaction)) -> 
 }
 
 fn print_commit(output: Output, version: Option<Version>, mut out: impl Write) -> Result<(), Failure> {
-    let version = version.map_or(0, Version::get);
-    match output {
-        Output::Table => writeln!(out, "committed at version {version}")?,
-        Output::Json => writeln!(out, "{{\"committed_version\":{version}}}")?,
+    let version = version.map(Version::get);
+    match (output, version) {
+        (Output::Table, Some(version)) => writeln!(out, "committed at version {version}")?,
+        (Output::Table, None) => writeln!(out, "nothing to do")?,
+        (Output::Json, version) => writeln!(out, "{}", serde_json::json!({ "committed_version": version }))?,
     }
     Ok(out.flush()?)
 }

@@ -206,6 +206,9 @@ fn one_shots_on_a_directory() {
     assert_eq!((code, out.as_str()), (4, "{\n\"key\":\"nothing\",\n\"value\":null\n}\n"));
 
     ok(&["clear", "a"]);
+    let long = "x".repeat(10_001);
+    assert_eq!(ok(&["clear", &long]), "nothing to do: no key is as long as this one, 10001 bytes\n");
+    assert_eq!(ok(&["clear", &long, "--output", "json"]), "{\"committed_version\":null}\n");
     ok(&["clear", "--range", "b", "c"]);
     assert_eq!(ok(&["range", "--prefix", ""]), "rows\n  key  value\n  c    -3\n");
     for whole in [&["--prefix", ""][..], &["--range", "", r"\xff"]] {
