@@ -12,7 +12,7 @@ use ferrisdb::{Code, Database, DatabaseOption};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::arguments::ConnectArguments;
-use crate::failure::Failure;
+use crate::failure::{Failure, remedy};
 
 /// How long to find out whether a database that has not answered is locked.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -95,7 +95,7 @@ impl Connected {
         if let Ok(Ok(Some(id))) = tokio::time::timeout(LOCK_PATIENCE, self.database.locked_by()).await {
             let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
             let what = format!("{} is locked, under the id {id}, and was not unlocked within {waited}", self.place);
-            return Failure::failed(what, Code::DatabaseLocked.remedy());
+            return Failure::failed(what, remedy(Code::DatabaseLocked));
         }
         silent(&self.place, self.timeout)
     }

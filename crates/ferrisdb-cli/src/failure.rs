@@ -147,11 +147,30 @@ impl From<ferrisdb_storage::Error> for Failure {
 /// The database's errors have a number, by which `ferrisdb explain` finds them, and a remedy.
 impl From<ferrisdb::Error> for Failure {
     fn from(error: ferrisdb::Error) -> Failure {
-        let (what, remedy) = (error.to_string(), error.code().remedy());
+        let (what, remedy) = (error.to_string(), remedy(error.code()));
         match error.code() {
             Code::TransactionTimedOut => Failure::TimedOut { what, remedy: remedy.to_owned() },
             _ => Failure::failed(what, remedy),
         }
+    }
+}
+
+/// What to do about an error, on a command line. The library's own remedies name its options, which are set by programs.
+pub(crate) fn remedy(code: Code) -> &'static str {
+    match code {
+        Code::DatabaseLocked => {
+            "wait for whoever locked it, or end that with `ferrisdb cluster unlock ID`; the commands with --system work meanwhile"
+        }
+        Code::KeyOutsideLegalRange => {
+            "user keys lie below \\xff; get, set, clear, range, import and export take those above with --system"
+        }
+        Code::SpecialKeysCrossModuleRead | Code::SpecialKeysNoModuleFound => {
+            "what begins with \\xff\\xff is read a module at a time, such as \\xff\\xff/transaction/; `ferrisdb status` shows the state of the database"
+        }
+        Code::SpecialKeysWriteDisabled | Code::SpecialKeysNoWriteModuleFound => {
+            "the command line writes nothing that begins with \\xff\\xff; `ferrisdb cluster` changes and locks a database"
+        }
+        other => other.remedy(),
     }
 }
 
@@ -172,6 +191,24 @@ mod tests {
         let refused = Failure::from(Error::io("open", "db/CURRENT", io::ErrorKind::PermissionDenied.into()));
         assert_eq!(format!("{:?}", refused.report()), format!("{:?}", ExitCode::from(1)));
         expect!["error: open db/CURRENT failed: permission denied"].assert_eq(&refused.to_string());
+    }
+
+    /// No remedy names what only a program can set, where the command line has something else for it.
+    #[test]
+    fn remedies_are_those_of_a_command_line() {
+        let told = |code: Code| Failure::from(ferrisdb::Error::new(code)).to_string();
+        assert!(told(Code::DatabaseLocked).contains("`ferrisdb cluster unlock ID`"));
+        assert!(told(Code::KeyOutsideLegalRange).contains("--system"));
+        for code in [
+            Code::DatabaseLocked,
+            Code::KeyOutsideLegalRange,
+            Code::SpecialKeysCrossModuleRead,
+            Code::SpecialKeysNoModuleFound,
+            Code::SpecialKeysWriteDisabled,
+            Code::SpecialKeysNoWriteModuleFound,
+        ] {
+            assert!(!remedy(code).contains('_') && !remedy(code).contains("documentation"), "{}", remedy(code));
+        }
     }
 
     /// `ferrisdb inspect … | head` ends quietly and well; a full disk behind the output does not.
