@@ -7,7 +7,7 @@
 //! ```
 //!
 //! # The form of `export`
-//! Each row is a key and a value in the display encoding of the command line (`text`): `\xNN` for a byte that is no printable ASCII, `\\` for a
+//! Each row is a key and a value in the display encoding of the command line (`text`): `\xNN` for a byte that is no printable text, `\\` for a
 //! backslash. So every byte string survives: NDJSON has an object `{"key":…,"value":…}` on each line, CSV a header `key,value`. `import` without
 //! `--key` takes this form, so that `ferrisdb export | ferrisdb import - --format ndjson` copies a database byte for byte.
 
