@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -616,6 +617,37 @@ pub(crate) struct ManArguments {
     /// Write one page for each command into this directory
     #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
+}
+
+/// Names the environment variable where that has the value that is wrong: clap names the option, which nobody gave.
+pub(crate) fn name_variable(
+    mut error: clap::Error,
+    command: &clap::Command,
+    given: impl Iterator<Item = OsString>,
+) -> clap::Error {
+    let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return error };
+    let option = named.split([' ', '=', '[']).next().unwrap_or_default().to_owned();
+    let Some(variable) = variable_of(command, &option) else { return error };
+    let mut given = given.take_while(|argument| argument != "--");
+    let is_option = |argument: OsString| {
+        let rest = argument.to_str().and_then(|argument| argument.strip_prefix(&option).map(str::to_owned));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    if !given.any(is_option) {
+        error.insert(ContextKind::InvalidArg, ContextValue::String(format!("{variable} in the environment")));
+    }
+    error
+}
+
+/// The variable that gives this option a value, in whichever command has it.
+fn variable_of(command: &clap::Command, option: &str) -> Option<String> {
+    let long = option.strip_prefix("--")?;
+    let here =
+        command.get_arguments().find(|argument| argument.get_long() == Some(long) && argument.get_env().is_some());
+    match here.and_then(clap::Arg::get_env) {
+        Some(variable) => Some(variable.to_string_lossy().into_owned()),
+        None => command.get_subcommands().find_map(|command| variable_of(command, option)),
+    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod stopwatch;
 mod text;
 mod transfer;
 
+use std::env;
 use std::io::{self, BufWriter};
 use std::process::ExitCode;
 
@@ -42,7 +43,9 @@ use arguments::{Arguments, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let matches = Arguments::command().get_matches();
+    let mut command = Arguments::command();
+    let matches = command.try_get_matches_from_mut(env::args_os());
+    let matches = matches.unwrap_or_else(|error| arguments::name_variable(error, &command, env::args_os()).exit());
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(arguments.command, &matches) {
         Ok(()) => ExitCode::SUCCESS,

@@ -69,6 +69,27 @@ fn help_texts_of_cluster() {
     }
 }
 
+/// What is wrong in the environment is not blamed on an option that nobody gave.
+#[test]
+fn wrong_variables_are_named() {
+    for (name, value, arguments) in [
+        ("FERRISDB_TIMEOUT", "abc", &["get", "a"][..]),
+        ("FERRISDB_LOG_FORMAT", "xml", &["serve"]),
+        ("FERRISDB_CONNECTIONS_MAX", "many", &["serve"]),
+        ("FERRISDB_INSECURE", "maybe", &["serve"]),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
+        let output = command.args(arguments).env(name, value).stdin(Stdio::null()).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(&format!("'{value}' for '{name} in the environment'")), "{error}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
+    let command = command.args(["get", "a", "--timeout=soon"]).env("FERRISDB_TIMEOUT", "abc");
+    let error = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(error.contains("'soon' for '--timeout <TIME>'"), "{error}");
+}
+
 fn check_error(arguments: &[&str], code: i32, expected: &Expect) {
     let output = ferrisdb(arguments);
     expected.assert_eq(&String::from_utf8(output.stderr).unwrap());
