@@ -236,7 +236,8 @@ fn place(
     data_variable: Option<PathBuf>,
 ) -> Result<Option<Place>, Failure> {
     match (connect, data, connect_variable, data_variable) {
-        (Some(address), None, ..) | (None, None, Some(address), None) => Ok(Some(Place::Server(address))),
+        (Some(address), None, ..) => server(address, "--connect").map(Some),
+        (None, None, Some(address), None) => server(address, CONNECT_VARIABLE).map(Some),
         (None, Some(directory), ..) | (None, None, None, Some(directory)) => Ok(Some(Place::Directory(directory))),
         (None, None, Some(address), Some(directory)) => Err(Failure::usage(
             format!(
@@ -250,6 +251,22 @@ fn place(
             format!("--connect {address} and --data {} are two databases", directory.display()),
             "give one of them",
         )),
+    }
+}
+
+/// One server or several, if they are addresses. `named` is what names them.
+fn server(addresses: String, named: &str) -> Result<Place, Failure> {
+    if addresses.trim().is_empty() {
+        let remedy = "give HOST:PORT, such as localhost:4700, or several of one database with commas between them";
+        return Err(Failure::usage(format!("{named} is empty, and names no server"), remedy));
+    }
+    match ferrisdb_rpc::client::addresses(&addresses) {
+        Ok(_) => Ok(Place::Server(addresses)),
+        Err(error) => {
+            let detail = error.detail().unwrap_or_default();
+            let (what, remedy) = detail.split_once("; ").unwrap_or((detail, "write HOST:PORT"));
+            Err(Failure::usage(format!("{named}: {what}"), remedy))
+        }
     }
 }
 
@@ -277,6 +294,7 @@ mod tests {
         assert!(place(None, None, a(), d()).unwrap_err().contains("unset one"));
         assert_eq!(place(None, None, None, None), Ok(None));
         assert!(place(a(), d(), None, None).unwrap_err().contains("two databases"));
+        assert!(place(None, None, Some("h".to_owned()), None).unwrap_err().contains("FERRISDB_CONNECT: `h` is not"));
     }
 
     /// What cannot be opened is told with the path and what is the matter with it, and not as a disk that fails.

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write};
 
 use ferrisdb::{
-    Bytes, Code, KeyRange, KeyValue, RangeOptions, SnapshotOptions, Transaction, TransactionOption, Version,
+    Bytes, KeyRange, KeyValue, RangeOptions, SnapshotOptions, Transaction, TransactionOption, Version,
 };
 use ferrisdb_core::key::{SYSTEM_END, USER_END};
 use ferrisdb_storage::inspect::{Cell, Sink as _};
@@ -198,7 +198,7 @@ fn range_of(keys: &RangeOfKeys, system: bool) -> Result<KeyRange, Failure> {
 pub(crate) fn checked_range(begin: Bytes, end: Bytes) -> Result<KeyRange, Failure> {
     if begin > end {
         let what = format!("the range begins at {} and ends before it, at {}", escape(&begin), escape(&end));
-        return Err(Failure::failed(what, Code::InvertedRange.remedy()));
+        return Err(Failure::usage(what, "swap them: a range has BEGIN in it, and all up to END"));
     }
     Ok(KeyRange { begin, end })
 }

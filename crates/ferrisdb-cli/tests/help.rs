@@ -217,11 +217,11 @@ fn failures_of_client_commands() {
     );
     check_error(
         &["get", "a", "--connect", "localhost"],
-        1,
+        2,
         &expect![[r#"
-        error: cannot connect to localhost: connection_string_invalid (2104): `localhost` is not an address: it has no port; write HOST:PORT, such as localhost:4500 or [::1]:4500
-          help: check the address, and that `ferrisdb serve` runs there
-    "#]],
+            error: --connect: `localhost` is not an address: it has no port
+              help: write HOST:PORT, such as localhost:4700 or [::1]:4700
+        "#]],
     );
     check_error(
         &["clear", "--data", "/nonexistent"],
@@ -237,15 +237,15 @@ fn failures_of_client_commands() {
     );
     check_error(
         &["range", "b", "a", "--data", "/nonexistent"],
-        1,
+        2,
         &expect![[r#"
-        error: the range begins at b and ends before it, at a
-          help: Swap begin and end.
-    "#]],
+            error: the range begins at b and ends before it, at a
+              help: swap them: a range has BEGIN in it, and all up to END
+        "#]],
     );
     check_error(
         &["explain", "1"],
-        1,
+        2,
         &expect![[r#"
         error: no error has the number or name `1`
           help: `ferrisdb explain` without an argument lists all
@@ -261,11 +261,11 @@ fn failures_of_client_commands() {
     );
     check_error(
         &["serve", "--data", "/nonexistent", "--listen", "nowhere"],
-        1,
+        2,
         &expect![[r#"
-        error: cannot listen on nowhere (command line): invalid socket address
-          help: give --listen HOST:PORT with an address of this machine and a port that is free
-    "#]],
+            error: listen is `nowhere` (command line): it has no port
+              help: write HOST:PORT, such as 127.0.0.1:4700; port 0 takes any that is free
+        "#]],
     );
     check_error(
         &["serve"],
@@ -275,6 +275,40 @@ fn failures_of_client_commands() {
           help: give --data DIR, set FERRISDB_DATA, or write data = "DIR" into the file of --config
     "#]],
     );
+}
+
+/// An address that is none is a wrong command line, whoever gives it, and nobody is told to look after a server.
+#[test]
+fn wrong_addresses() {
+    for (address, why) in [
+        ("localhost", "no port"),
+        (":4700", "no host"),
+        ("", "--connect is empty"),
+        ("localhost:99999", "not a number from 1 to 65535"),
+        ("localhost:4700,other", "`other` is not an address"),
+    ] {
+        let output = ferrisdb(&["get", "a", "--connect", address]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(why) && error.contains("localhost:4700"), "{error}");
+        assert!(!error.contains("ferrisdb serve"), "{error}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ferrisdb.toml");
+    for (text, what) in [("colour = 1\n", "colour"), ("read_threads = \"many\"\n", "read_threads")] {
+        #[expect(clippy::disallowed_methods, reason = "a test writes a file as a person would")]
+        std::fs::write(&path, text).unwrap();
+        check_code(&["serve", "--data", "db", "--config", path.to_str().unwrap()], 2, what);
+    }
+    check_code(&["clear", "--range", "b", "a", "--data", "db"], 2, "begins at b");
+    check_code(&["explain", "9999"], 2, "`9999`");
+}
+
+fn check_code(arguments: &[&str], code: i32, what: &str) {
+    let output = ferrisdb(arguments);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{error}");
+    assert!(error.contains(what), "{error}");
 }
 
 /// What `import` and `export` need to know, and what they do not take.
