@@ -23,6 +23,42 @@ fn a_benchmark_names_the_server_that_is_silent() {
     assert!(error.contains(&format!("{address} has not answered within 5 s")), "{error}");
 }
 
+/// So is an import told, with the place that it came to; and with what goes on there.
+#[test]
+fn an_import_names_the_server_that_is_silent_and_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(&directory.path().join("db"), &[]);
+    let address = server.address.clone();
+    let arguments = [
+        "import",
+        "-",
+        "--format",
+        "csv",
+        "--key",
+        "row/{id}",
+        "--job",
+        "rows",
+        "--batch-rows",
+        "10",
+        "--timeout",
+        "5s",
+    ];
+    let mut import = command(&[&arguments[..], &server.place()].concat()).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = import.stdin.take().unwrap();
+    let rows = |from: u32| (from..from + 20).map(|id| format!("{id}\n")).collect::<String>();
+    input.write_all(format!("id\n{}", rows(100)).as_bytes()).unwrap();
+    wait_until("a batch is there", || server.ok(&["range", "--prefix", "row/"]).lines().count() > 2);
+    server.kill();
+    // Its reader may have ended before all of this is taken.
+    drop(input.write_all(rows(120).as_bytes()));
+    drop(input);
+    let (code, out, error) = told(&import.wait_with_output().unwrap());
+    assert_eq!((code, out.as_str()), (1, ""), "{error}");
+    let what = format!("0: {address} has not answered within 5 s");
+    assert!(error.contains("the import stopped behind row ") && error.contains(&what), "{error}");
+    assert!(error.contains("the same command goes on behind the last batch"), "{error}");
+}
+
 /// `--timeout` is for answers. A watch has none before the key changes, at a terminal and in a script.
 #[test]
 fn a_watch_in_a_script_outlasts_the_timeout() {
