@@ -409,12 +409,12 @@ mode json
 get a
 getrange a b
 clear a
-mode table
+ \mode table
 clearrange "b c" z
 getrange "" z
-timing on
+\timing on
 get a
-exit
+\exit
 get never
 "#,
     );
@@ -459,7 +459,15 @@ fn a_script_ends_at_its_first_error() {
     let data = ["--data", directory.path().to_str().unwrap()];
     for (script, what) in [
         ("set a 1\nnonsense\nset a 2\n", "line 2: `nonsense` is no command"),
-        ("set a\n", "help: set KEY VALUE"),
+        ("set a\n", "set: VALUE is missing\n  help: set KEY VALUE"),
+        ("set\n", "set: KEY is missing"),
+        ("set a b c d\n", "set: `c` is one argument too many\n  help: set KEY VALUE"),
+        ("getrange\n", "getrange: BEGIN is missing"),
+        ("getrange a z limit 1\n", "getrange: `limit` is no number of rows\n  help: getrange BEGIN [END] [LIMIT] [reverse]"),
+        ("getrange a z 1 2 reverse\n", "getrange: `2` is one argument too many"),
+        ("\\timing\n", "timing: on|off is missing"),
+        ("\\timing maybe\n", "timing: `maybe` is not what it takes\n  help: timing on|off"),
+        ("commit now\n", "commit: `now` is one argument too many"),
         ("commit\n", "no transaction is under way"),
         ("begin\nbegin\n", "line 2: a transaction is under way"),
         ("get a\\n\n", "is no escape"),
