@@ -24,7 +24,7 @@ pub(crate) const DATA_VARIABLE: &str = "FERRISDB_DATA";
 /// What a command does about a directory that has no database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// Founds one: the command writes.
+    /// Founds one, and says so: the command writes.
     Found,
     /// Fails: who reads has mistyped.
     Refuse,
@@ -201,7 +201,12 @@ fn open_directory(directory: &Path, missing: Missing) -> Result<Database, Failur
             "check --data; `ferrisdb set`, `shell` and `serve` make a new database there",
         ));
     }
-    Database::open(directory).map_err(|error| cannot_open(directory, error))
+    let database = Database::open(directory).map_err(|error| cannot_open(directory, error))?;
+    if is_missing {
+        // Whoever has mistyped the name of another one wants to know.
+        eprintln!("a new database in {}", directory.display());
+    }
+    Ok(database)
 }
 
 /// Why a directory could not be opened as a database, and what to do about it.

@@ -10,7 +10,7 @@ use expect_test::{Expect, expect};
 use ferrisdb_core::{Random as _, SplitMix64};
 use serde_json::Value;
 
-use super::{Server, command, ok, run, told};
+use super::{Server, command, ok, run, told, without_founding};
 
 /// A directory for files, and the place of a database in it.
 pub(crate) struct Files {
@@ -94,24 +94,24 @@ fn templates_over_columns() {
     check(
         &place,
         &expect![[r#"
-        \x02t\x00\x15\x07 = Ada
-        \x02t\x00\x15\x08 = Grace
-        \x02t\x00\x15\x09 = Zo\xc3\xab
-        n/Ada\x00 = 7/{one, "two"}
-        n/Grace\x00 = 8/{two\x0alines}
-        n/Zo\xc3\xab\x00 = 9/{}
-        people/7 = {"id":"7","name":"Ada","note":"one, \\"two\\""}
-        people/8 = {"id":"8","name":"Grace","note":"two\\nlines"}
-        people/9 = {"id":"9","name":"Zo\xc3\xab","note":""}
-        v/1 = ["1","a"]
-        v/1/2 = a
-        v/2 = ["2","b"]
-        v/2/2 = b
-        w/1 = {"id": 1, "name": "A\\u0000", "big": 123456789012345678901234567890}
-        w/x = {"id": "x", "name": [1, 2]}
-        x/1 = A\x00
-        x/x = [1, 2]
-    "#]],
+            \x02t\x00\x15\x07 = Ada
+            \x02t\x00\x15\x08 = Grace
+            \x02t\x00\x15\x09 = Zoë
+            n/Ada\x00 = 7/{one, "two"}
+            n/Grace\x00 = 8/{two\x0alines}
+            n/Zoë\x00 = 9/{}
+            people/7 = {"id":"7","name":"Ada","note":"one, \\"two\\""}
+            people/8 = {"id":"8","name":"Grace","note":"two\\nlines"}
+            people/9 = {"id":"9","name":"Zoë","note":""}
+            v/1 = ["1","a"]
+            v/1/2 = a
+            v/2 = ["2","b"]
+            v/2/2 = b
+            w/1 = {"id": 1, "name": "A\\u0000", "big": 123456789012345678901234567890}
+            w/x = {"id": "x", "name": [1, 2]}
+            x/1 = A\x00
+            x/x = [1, 2]
+        "#]],
     );
     assert!(notes(&place).is_empty());
 }
@@ -143,7 +143,7 @@ fn bad_rows() {
         let path = files.write(name, text);
         let (code, out, error) = run(&[&["import", &path], arguments, &place].concat());
         assert_eq!((code, out.as_str()), (1, ""), "{error}");
-        writeln!(seen, "{}", error.lines().next().unwrap().replace(&files.path(""), "")).unwrap();
+        writeln!(seen, "{}", without_founding(&error).lines().next().unwrap().replace(&files.path(""), "")).unwrap();
     }
     let large = format!("id,name\n1,{}\n", "x".repeat(100_001));
     let (_, _, error) = run(&["import", &files.write("large.csv", large), "--key", "{id}", "--data", &data]);
@@ -288,7 +288,7 @@ fn there_and_back() {
     assert!(child.wait_with_output().unwrap().status.success());
     assert_eq!(rows(&["--data", &last], "", &[]), whole);
     let part = ok(&["export", "--prefix", "plain", "--connect", &address]);
-    assert_eq!(part, "{\"key\":\"plain, \\\"quoted\\\"\",\"value\":\"\\\\xc3\\\\xa9\"}\n");
+    assert_eq!(part, "{\"key\":\"plain, \\\"quoted\\\"\",\"value\":\"é\"}\n");
     assert_eq!(
         ok(&["export", "--range", "", r"\x01", "--format", "csv", "--connect", &address]),
         "key,value\n,the empty key\n"
