@@ -137,10 +137,20 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// The engine's errors name the file and say what to do.
+/// The engine's errors name the file; what to do is said here where they do not.
 impl From<ferrisdb_storage::Error> for Failure {
     fn from(error: ferrisdb_storage::Error) -> Failure {
-        if error.is_corruption() { Failure::Corrupt(error.to_string()) } else { Failure::failed(error.to_string(), "") }
+        use ferrisdb_storage::Error;
+        let remedy = match &error {
+            error if error.is_corruption() => return Failure::Corrupt(error.to_string()),
+            Error::Locked { .. } => "a server that runs is asked with `ferrisdb status --connect HOST:PORT`",
+            Error::NotAnEngine { .. } => "check the path: give the directory of a database, as --data takes it",
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "give a path that you may read and write, or run the command as the user who owns the database"
+            }
+            _ => "",
+        };
+        Failure::failed(error.to_string(), remedy)
     }
 }
 
@@ -190,7 +200,10 @@ mod tests {
 
         let refused = Failure::from(Error::io("open", "db/CURRENT", io::ErrorKind::PermissionDenied.into()));
         assert_eq!(format!("{:?}", refused.report()), format!("{:?}", ExitCode::from(1)));
-        expect!["error: open db/CURRENT failed: permission denied"].assert_eq(&refused.to_string());
+        expect![[r#"
+            error: open db/CURRENT failed: permission denied
+              help: give a path that you may read and write, or run the command as the user who owns the database"#]]
+        .assert_eq(&refused.to_string());
     }
 
     /// No remedy names what only a program can set, where the command line has something else for it.
