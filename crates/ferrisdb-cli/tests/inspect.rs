@@ -122,6 +122,11 @@ fn a_damaged_database() {
     let output = ferrisdb(&["inspect", "sst"], &directory.path().join("text"));
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.starts_with("corruption in ") && message.matches("corruption").count() == 1, "{message}");
+    for kind in ["sst", "blob", "manifest"] {
+        let output = ferrisdb(&["inspect", kind], &directory.path().join("text"));
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("is it the right file"), "{kind}: {message}");
+    }
 
     let manifest = file_with(&database, "MANIFEST");
     flip(&manifest, 600);
