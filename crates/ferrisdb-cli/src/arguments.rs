@@ -295,7 +295,7 @@ pub(crate) struct SetArguments {
     pub(crate) key: Typed,
 
     /// The value
-    #[arg(value_parser = typed(), allow_negative_numbers = true, required_unless_present = "stdin")]
+    #[arg(value_parser = typed(), allow_negative_numbers = true)]
     pub(crate) value: Option<Typed>,
 
     /// Read the value from standard input, as it is
@@ -346,7 +346,7 @@ pub(crate) struct ClearArguments {
 #[derive(Debug, Args)]
 pub(crate) struct RangeOfKeys {
     /// The first key
-    #[arg(value_parser = typed(), requires = "end", required_unless_present = "prefix")]
+    #[arg(value_parser = typed())]
     pub(crate) begin: Option<Typed>,
 
     /// The first key that is not in the range any more

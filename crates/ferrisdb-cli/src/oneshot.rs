@@ -51,6 +51,13 @@ pub(crate) fn get(arguments: &GetArguments, mut out: impl Write) -> Result<(), F
 pub(crate) fn set(arguments: &SetArguments, out: impl Write) -> Result<(), Failure> {
     let value = match &arguments.value {
         Some(value) => value.0.clone(),
+        None if !arguments.stdin => {
+            let key = escape(&arguments.key.0);
+            return Err(Failure::usage(
+                format!("which value is {key} to have?"),
+                "give VALUE behind the key (\"\" for an empty one), or --stdin to read it from standard input",
+            ));
+        }
         None => {
             let mut value = Vec::new();
             std::io::stdin().lock().read_to_end(&mut value).map_err(|error| {
@@ -121,21 +128,27 @@ fn print_range(
     let limit = i32::try_from(arguments.limit).unwrap_or(i32::MAX);
     let is_special = range.begin.starts_with(SYSTEM_END);
     let mut next = Some(RangeOptions::from(range).limit(limit).reverse(arguments.reverse));
-    let mut is_open = printer.table("rows", &["key", "value"]).is_ok();
+    // The head of the table comes with the first answer: an error has none.
+    let mut is_open = None;
     let mut print = |rows: Vec<KeyValue>| {
+        let mut open = is_open.unwrap_or_else(|| printer.table("rows", &["key", "value"]).is_ok());
         for KeyValue { key, value } in rows {
             let (key, value) = (escape(&key), escape(&value));
-            is_open = is_open && printer.row(&[Cell::Text(&key), Cell::Text(&value)]).is_ok();
+            open = open && printer.row(&[Cell::Text(&key), Cell::Text(&value)]).is_ok();
         }
         // The printer remembers why it is not; nobody needs further rows.
-        is_open
+        is_open = Some(open);
+        open
     };
     if is_special {
         // Snapshots have stored keys only.
         let tx = connected.database.create_transaction();
         while let Some(options) = next {
             let chunk = connected.run(async { Ok(tx.get_range(options.clone()).await?) })?;
-            next = options.after(&chunk).filter(|_| print(chunk.rows));
+            next = options.after(&chunk);
+            if !print(chunk.rows) {
+                break;
+            }
         }
         return Ok(());
     }
@@ -191,6 +204,10 @@ fn range_of(keys: &RangeOfKeys, system: bool) -> Result<KeyRange, Failure> {
     match (&keys.begin, &keys.end, &keys.prefix) {
         (_, _, Some(prefix)) => Ok(prefix_range(&prefix.0, system)),
         (Some(begin), Some(end), None) => checked_range(begin.0.clone(), end.0.clone()),
+        (Some(begin), None, None) => Err(Failure::usage(
+            format!("the range begins at {} and has no end", escape(&begin.0)),
+            "give END too, or --prefix PREFIX for all keys that begin so",
+        )),
         _ => Err(Failure::usage("which range?", "give BEGIN and END, or --prefix PREFIX (\"\" for all keys)")),
     }
 }

@@ -236,6 +236,30 @@ fn failures_of_client_commands() {
     "#]],
     );
     check_error(
+        &["range", "--data", "/nonexistent"],
+        2,
+        &expect![[r#"
+        error: which range?
+          help: give BEGIN and END, or --prefix PREFIX ("" for all keys)
+    "#]],
+    );
+    check_error(
+        &["range", "a", "--data", "/nonexistent"],
+        2,
+        &expect![[r#"
+        error: the range begins at a and has no end
+          help: give END too, or --prefix PREFIX for all keys that begin so
+    "#]],
+    );
+    check_error(
+        &["set", "k", "--data", "/nonexistent"],
+        2,
+        &expect![[r#"
+        error: which value is k to have?
+          help: give VALUE behind the key ("" for an empty one), or --stdin to read it from standard input
+    "#]],
+    );
+    check_error(
         &["range", "b", "a", "--data", "/nonexistent"],
         2,
         &expect![[r#"

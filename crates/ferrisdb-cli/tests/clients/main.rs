@@ -241,6 +241,8 @@ fn one_shots_on_a_directory() {
     let (code, _, error) = run(&[&["set", r"\xff/x", "1"], &data[..]].concat());
     assert_eq!(code, 1, "{error}");
     assert!(error.contains("key_outside_legal_range (2004)") && error.contains("--system"), "{error}");
+    let (code, out, error) = run(&[&["range", "", r"\xff\xff"], &data[..]].concat());
+    assert_eq!((code, out.as_str()), (1, ""), "no table before an error: {error}");
     ok(&["set", r"\xff/x", "1", "--system"]);
     assert_eq!(ok(&["get", r"\xff/x", "--system"]), "1\n");
 
