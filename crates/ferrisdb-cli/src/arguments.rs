@@ -59,7 +59,7 @@ pub(crate) enum Command {
 
     /// Serve a database to clients
     ///
-    /// Opens the database in a directory, founding it if there is none, and serves it until SIGTERM or SIGINT: then no
+    /// Opens the database in a directory, founding it if there is none, and serves it until SIGTERM, SIGINT or SIGHUP: then no
     /// more connections are accepted, what is under way is finished, and the database is closed. After SIGKILL, or a power failure, nothing
     /// that was acknowledged is lost. Each option may also be given in the environment or in a TOML file (`--config`), under its name with `-` as
     /// `_`; the command line comes before the environment, and that before the file. Logs go to standard error.

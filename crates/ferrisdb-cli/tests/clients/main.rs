@@ -99,6 +99,11 @@ impl Server {
             command.args(["--listen", "127.0.0.1:0"]);
         }
         command.env("FERRISDB_DRAIN_TIMEOUT", "3s");
+        Server::started(&mut command, directory)
+    }
+
+    fn started(command: &mut Command, directory: &Path) -> Server {
+        let data = directory.to_str().unwrap();
         #[expect(
             clippy::zombie_processes,
             reason = "it is waited for by all ways to end a server, and by a failed start's panic not"
@@ -134,8 +139,12 @@ impl Server {
     }
 
     /// SIGTERM; what it said on standard output since its start, and its log.
-    fn stop(mut self) -> (String, String) {
-        self.signal(rustix::process::Signal::TERM);
+    fn stop(self) -> (String, String) {
+        self.stop_with(rustix::process::Signal::TERM)
+    }
+
+    fn stop_with(mut self, signal: rustix::process::Signal) -> (String, String) {
+        self.signal(signal);
         let (mut said, mut log) = (String::new(), String::new());
         self.out.read_to_string(&mut said).unwrap();
         self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
@@ -309,6 +318,24 @@ fn a_server_is_used_stopped_and_started_again() {
 
     let server = Server::start(directory.path(), &[]);
     assert_eq!(server.ok(&["get", "hello"]), "world\n");
+}
+
+/// A terminal that is closed stops a server as SIGTERM does; one that was started with `nohup` it does not.
+#[test]
+fn a_hangup_stops_a_server_unless_it_is_ignored() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &[]);
+    let (said, log) = server.stop_with(rustix::process::Signal::HUP);
+    assert!(said == "stopped\n" && log.contains("SIGHUP"), "{log}");
+
+    let mut nohup = Command::new("nohup");
+    let arguments = ["serve", "--data", directory.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    nohup.arg(env!("CARGO_BIN_EXE_ferrisdb")).args(arguments).stdin(Stdio::null());
+    let server = Server::started(nohup.stdout(Stdio::piped()).stderr(Stdio::piped()), directory.path());
+    server.signal(rustix::process::Signal::HUP);
+    server.ok(&["set", "a", "1"]);
+    let (_, log) = server.stop();
+    assert!(log.contains("SIGTERM") && !log.contains("SIGHUP"), "{log}");
 }
 
 /// What was acknowledged before kill -9 is there after it, every time.
