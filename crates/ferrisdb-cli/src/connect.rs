@@ -191,10 +191,7 @@ fn runtime() -> Result<Runtime, Failure> {
 }
 
 fn open_directory(directory: &Path, missing: Missing) -> Result<Database, Failure> {
-    // What cannot be looked into is opened, and that says why not.
-    let lacks = |name| matches!(directory.join(name).try_exists(), Ok(false));
-    // A process of a cluster has the other file, and opening says what to do with it.
-    let is_missing = lacks("cluster") && lacks("process");
+    let is_missing = !has_database(directory);
     if missing == Missing::Refuse && is_missing && !is_file(directory) {
         return Err(Failure::failed(
             format!("there is no database in {}", directory.display()),
@@ -207,6 +204,13 @@ fn open_directory(directory: &Path, missing: Missing) -> Result<Database, Failur
         eprintln!("a new database in {}", directory.display());
     }
     Ok(database)
+}
+
+/// False if a directory is not there, or has no database. What cannot be looked into may have one: opening it says why not.
+pub(crate) fn has_database(directory: &Path) -> bool {
+    let lacks = |name| matches!(directory.join(name).try_exists(), Ok(false));
+    // A process of a cluster has the other file, and opening says what to do with it.
+    !(lacks("cluster") && lacks("process"))
 }
 
 /// Why a directory could not be opened as a database, and what to do about it.

@@ -94,9 +94,14 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     runtime.shutdown_timeout(Duration::from_secs(1));
     match &closed {
         Ok(()) => tracing::info!(event = "server.stopped", "the database is closed"),
-        Err(error) => {
-            tracing::error!(event = "server.close_failed", %error, "the database did not close well; nothing acknowledged is lost")
+        Err(error) if connect::has_database(&config.data.value) => {
+            tracing::error!(event = "server.close_failed", %error, "the database did not close well; nothing acknowledged is lost");
         }
+        Err(error) => tracing::error!(
+            event = "server.close_failed",
+            %error,
+            "the database did not close well, and its files are gone; what was in them is there only if somebody has moved them, or has a backup"
+        ),
     }
     writeln!(out, "stopped")?;
     match failure {

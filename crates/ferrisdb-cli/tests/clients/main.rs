@@ -320,6 +320,21 @@ fn a_server_is_used_stopped_and_started_again() {
     assert_eq!(server.ok(&["get", "hello"]), "world\n");
 }
 
+/// A server whose directory was removed under it does not say at its end that nothing is lost.
+#[test]
+fn a_removed_directory_is_told_at_the_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let mut server = Server::start(&path, &[]);
+    server.ok(&["set", "a", "1"]);
+    std::fs::remove_dir_all(&path).unwrap();
+    server.signal(rustix::process::Signal::TERM);
+    let mut log = String::new();
+    server.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert_eq!(server.child.wait().unwrap().code(), Some(1), "{log}");
+    assert!(log.contains("its files are gone") && !log.contains("nothing acknowledged is lost"), "{log}");
+}
+
 /// A terminal that is closed stops a server as SIGTERM does; one that was started with `nohup` it does not.
 #[test]
 fn a_hangup_stops_a_server_unless_it_is_ignored() {
