@@ -255,7 +255,7 @@ pub(crate) struct ConnectArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
 
-    /// How long to wait for an answer: 500ms, 10s, 2m
+    /// How long to wait for an answer: 500ms, 10s, 2m; a number alone is seconds
     #[arg(
         long,
         value_name = "TIME",
@@ -478,7 +478,7 @@ pub(crate) struct ServeArguments {
     )]
     pub(crate) exit_on_failure: Option<bool>,
 
-    /// What to log: error, warn, info, debug or trace, or by part: info,ferrisdb_rpc=debug [default: info]
+    /// What to log: error, warn, info, debug or trace, or by part: info,ferrisdb_rpc=debug [default: info, of openraft warn]
     #[arg(long, value_name = "LEVEL", env = "FERRISDB_LOG_LEVEL", hide_env_values = true)]
     pub(crate) log_level: Option<String>,
 

@@ -163,16 +163,15 @@ pub(crate) fn import(arguments: &ImportArguments, out: impl Write) -> Result<(),
             Some(_) => failure.then("the same command goes on behind the last batch that is there"),
             None => failure,
         })?;
-        arguments.transfer.print(out, |sink| tell(sink, written, &end, seconds))
+        arguments.transfer.print(out, seconds, |sink| tell(sink, written, &end))
     })
 }
 
-fn tell(sink: &mut dyn Sink, written: u64, end: &Mark, seconds: f64) -> ferrisdb_storage::Result<()> {
+fn tell(sink: &mut dyn Sink, written: u64, end: &Mark) -> ferrisdb_storage::Result<()> {
     sink.field("rows", end.rows.into())?;
     sink.field("rows_of_earlier_attempts", (end.rows - written).into())?;
     sink.field("rows_left_out", end.bad.into())?;
-    sink.field("bytes", end.offset.into())?;
-    sink.field("seconds", format!("{seconds:.1}").as_str().into())
+    sink.field("bytes", end.offset.into())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the file is the user's, and no part of a database")]

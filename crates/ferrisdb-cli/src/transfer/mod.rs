@@ -80,14 +80,15 @@ impl TransferArguments {
         Progress::start(what, total_bytes, self.output.output, self.progress)
     }
 
-    /// Prints what came of it.
+    /// Prints what came of it, and how long it took.
     fn print(
         &self,
         out: impl Write,
+        seconds: f64,
         tell: impl FnOnce(&mut dyn Sink) -> ferrisdb_storage::Result<()>,
     ) -> Result<(), Failure> {
         let mut printer = Printer::new(self.output.output, out);
-        let told = tell(&mut printer);
+        let told = tell(&mut printer).and_then(|()| printer.seconds("seconds", seconds));
         printer.finish(None)?;
         Ok(told?)
     }

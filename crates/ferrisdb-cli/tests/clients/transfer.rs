@@ -83,6 +83,7 @@ fn templates_over_columns() {
         (&told["rows"], &told["rows_left_out"], &told["rows_of_earlier_attempts"]),
         (&3.into(), &0.into(), &0.into())
     );
+    assert!(told["seconds"].is_number(), "{told}");
     import(&[&people, "--key", r"n/{name}\x00", "--value", "{id}/{{{note}}}"]);
     import(&[&people, "--key-tuple", "t,{id:int}", "--value", "{name}"]);
     let plain = files.write("plain.tsv", "1\ta\n2\tb");
