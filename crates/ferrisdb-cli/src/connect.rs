@@ -95,7 +95,7 @@ impl Connected {
         if let Ok(Ok(Some(id))) = tokio::time::timeout(LOCK_PATIENCE, self.database.locked_by()).await {
             let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
             let what = format!("{} is locked, under the id {id}, and was not unlocked within {waited}", self.place);
-            return Failure::failed(what, remedy(Code::DatabaseLocked));
+            return Failure::failed(what, remedy(Code::DatabaseLocked)).coded(Code::DatabaseLocked);
         }
         silent(&self.place, self.timeout)
     }
@@ -118,6 +118,7 @@ pub(crate) fn silent(place: &str, timeout: Duration) -> Failure {
         format!("{place} has not answered within {}", seconds(timeout)),
         "check that it runs, and try again, or wait longer with --timeout; what was asked may have happened",
     )
+    .coded(Code::TransactionTimedOut)
 }
 
 /// Opens, or connects to, what the arguments or the environment name, if they name anything; with the place for errors. To be awaited on the runtime that
@@ -166,7 +167,7 @@ async fn open(place: Place, timeout: Duration, missing: Missing) -> Result<(Data
             };
             let connected = tokio::time::timeout(timeout, Database::connect(&address)).await;
             let connected = connected.map_err(|_| failed(format!("no answer within {}", seconds(timeout))))?;
-            Ok((connected.map_err(|error| failed(error.to_string()))?, address))
+            Ok((connected.map_err(|error| failed(error.to_string()).coded(error.code()))?, address))
         }
         Place::Directory(directory) => Ok((open_directory(&directory, missing)?, directory.display().to_string())),
     }
@@ -223,7 +224,7 @@ pub(crate) fn cannot_open(directory: &Path, error: ferrisdb::Error) -> Failure {
         ),
         // The detail says who has it.
         Code::FileNotWritable => {
-            Failure::failed(what, "or, if that is a server, connect to it with --connect HOST:PORT")
+            Failure::failed(what, "or, if that is a server, connect to it with --connect HOST:PORT").coded(error.code())
         }
         Code::IoError => Failure::failed(
             what,

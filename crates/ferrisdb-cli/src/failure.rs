@@ -14,6 +14,9 @@ use std::io;
 use std::process::ExitCode;
 
 use ferrisdb::Code;
+use serde_json::{Value, json};
+
+use crate::arguments::Output;
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub(crate) enum Failure {
         what: String,
         /// What to do, if that is not in `what`.
         remedy: String,
+        /// The database's error, if it is one.
+        code: Option<Code>,
     },
     /// A transaction took longer than it was given: what that was, and what to do about it.
     TimedOut {
@@ -52,7 +57,15 @@ pub(crate) enum Failure {
 impl Failure {
     /// A failure with its remedy.
     pub(crate) fn failed(what: impl Into<String>, remedy: impl Into<String>) -> Failure {
-        Failure::Failed { what: what.into(), remedy: remedy.into() }
+        Failure::Failed { what: what.into(), remedy: remedy.into(), code: None }
+    }
+
+    /// The same, with the database's error that it is.
+    pub(crate) fn coded(self, code: Code) -> Failure {
+        match self {
+            Failure::Failed { what, remedy, .. } => Failure::Failed { what, remedy, code: Some(code) },
+            other => other,
+        }
     }
 
     /// A command line that does not say what to do.
@@ -63,8 +76,11 @@ impl Failure {
     /// The same, with what was to be done before it.
     pub(crate) fn about(self, doing: &str) -> Failure {
         match self {
-            Failure::Failed { what, remedy } | Failure::TimedOut { what, remedy } => {
-                Failure::Failed { what: format!("{doing}: {what}"), remedy }
+            Failure::Failed { what, remedy, code } => {
+                Failure::Failed { what: format!("{doing}: {what}"), remedy, code }
+            }
+            Failure::TimedOut { what, remedy } => {
+                Failure::Failed { what: format!("{doing}: {what}"), remedy, code: Some(Code::TransactionTimedOut) }
             }
             other => other,
         }
@@ -73,47 +89,62 @@ impl Failure {
     /// The same, with one more thing to do, or to know, after what is to be done.
     pub(crate) fn then(self, next: &str) -> Failure {
         match self {
-            Failure::Failed { what, remedy } if remedy.is_empty() => Failure::Failed { what, remedy: next.to_owned() },
-            Failure::Failed { what, remedy } => {
-                Failure::Failed { what, remedy: format!("{}; {next}", remedy.trim_end_matches('.')) }
+            Failure::Failed { what, remedy, code } if remedy.is_empty() => {
+                Failure::Failed { what, remedy: next.to_owned(), code }
+            }
+            Failure::Failed { what, remedy, code } => {
+                Failure::Failed { what, remedy: format!("{}; {next}", remedy.trim_end_matches('.')), code }
             }
             other => other,
         }
     }
 
-    /// Says it on standard error and returns the exit code.
-    pub(crate) fn report(&self) -> ExitCode {
-        match self {
-            Failure::Failed { .. } | Failure::TimedOut { .. } => {
-                eprintln!("{self}");
-                ExitCode::from(1)
-            }
-            Failure::Usage { .. } => {
-                eprintln!("{self}");
-                ExitCode::from(2)
-            }
-            Failure::Corrupt(_) => {
-                eprintln!("{self}");
-                ExitCode::from(3)
-            }
-            Failure::NotFound(_) => {
-                eprintln!("{self}");
-                ExitCode::from(4)
-            }
-            Failure::Unavailable(_) => {
-                eprintln!("{self}");
-                ExitCode::from(5)
-            }
-            Failure::OutputClosed => ExitCode::SUCCESS,
+    /// Says it on standard error, in the form of the results, and returns the exit code.
+    pub(crate) fn report(&self, output: Output) -> ExitCode {
+        let code = match self {
+            Failure::OutputClosed => return ExitCode::SUCCESS,
+            Failure::Failed { .. } | Failure::TimedOut { .. } => 1,
+            Failure::Usage { .. } => 2,
+            Failure::Corrupt(_) => 3,
+            Failure::NotFound(_) => 4,
+            Failure::Unavailable(_) => 5,
+        };
+        match output {
+            Output::Table => eprintln!("{self}"),
+            Output::Json => eprintln!("{}", self.json()),
         }
+        ExitCode::from(code)
+    }
+
+    /// For programs.
+    fn json(&self) -> Value {
+        let (name, message, remedy, code) = match self {
+            Failure::Failed { what, remedy, code } => ("failed", what.as_str(), remedy.as_str(), *code),
+            Failure::TimedOut { what, remedy } => {
+                ("failed", what.as_str(), remedy.as_str(), Some(Code::TransactionTimedOut))
+            }
+            Failure::Usage { what, remedy } => ("usage", what.as_str(), remedy.as_str(), None),
+            Failure::Corrupt(what) => ("corruption", what.as_str(), "", None),
+            Failure::NotFound(what) => ("not_found", what.as_str(), "", None),
+            Failure::Unavailable(why) => ("not_available", why.as_str(), "", None),
+            Failure::OutputClosed => ("output_closed", "the output was closed", "", None),
+        };
+        json!({"error": {
+            "code": code.map(Code::number),
+            "name": code.map_or(name, Code::name),
+            "message": message,
+            "remedy": Some(remedy).filter(|remedy| !remedy.is_empty()),
+        }})
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Failed { what, remedy } if remedy.is_empty() => write!(f, "error: {what}"),
-            Failure::Failed { what, remedy } | Failure::TimedOut { what, remedy } | Failure::Usage { what, remedy } => {
+            Failure::Failed { what, remedy, .. } if remedy.is_empty() => write!(f, "error: {what}"),
+            Failure::Failed { what, remedy, .. }
+            | Failure::TimedOut { what, remedy }
+            | Failure::Usage { what, remedy } => {
                 write!(f, "error: {what}\n  help: {remedy}")
             }
             // The engine's own messages begin with the word, or name a missing file.
@@ -160,7 +191,7 @@ impl From<ferrisdb::Error> for Failure {
         let (what, remedy) = (error.to_string(), remedy(error.code()));
         match error.code() {
             Code::TransactionTimedOut => Failure::TimedOut { what, remedy: remedy.to_owned() },
-            _ => Failure::failed(what, remedy),
+            code => Failure::failed(what, remedy).coded(code),
         }
     }
 }
@@ -194,16 +225,28 @@ mod tests {
     #[test]
     fn corruption_has_an_exit_code_of_its_own() {
         let corrupt = Failure::from(Error::corruption("db/000123.sst", 8192, "data block checksum"));
-        assert_eq!(format!("{:?}", corrupt.report()), format!("{:?}", ExitCode::from(3)));
+        assert_eq!(format!("{:?}", corrupt.report(Output::Table)), format!("{:?}", ExitCode::from(3)));
         expect!["corruption in db/000123.sst at offset 8192: data block checksum; restore this file from a replica or a backup"]
             .assert_eq(&corrupt.to_string());
 
         let refused = Failure::from(Error::io("open", "db/CURRENT", io::ErrorKind::PermissionDenied.into()));
-        assert_eq!(format!("{:?}", refused.report()), format!("{:?}", ExitCode::from(1)));
+        assert_eq!(format!("{:?}", refused.report(Output::Table)), format!("{:?}", ExitCode::from(1)));
         expect![[r#"
             error: open db/CURRENT failed: permission denied
               help: give a path that you may read and write, or run the command as the user who owns the database"#]]
         .assert_eq(&refused.to_string());
+    }
+
+    /// Programs get the number and name of a database's error, and of another one its kind.
+    #[test]
+    fn errors_are_json_for_programs() {
+        let failure = Failure::from(ferrisdb::Error::new(Code::DatabaseLocked)).about("cannot do it");
+        let error = &failure.json()["error"];
+        assert_eq!((&error["code"], &error["name"]), (&1038.into(), &"database_locked".into()));
+        assert!(error["message"].as_str().unwrap().starts_with("cannot do it: "), "{error}");
+        assert_eq!(error["remedy"], remedy(Code::DatabaseLocked));
+        expect![[r#"{"error":{"code":null,"message":"a has no value","name":"not_found","remedy":null}}"#]]
+            .assert_eq(&Failure::NotFound("a has no value".to_owned()).json().to_string());
     }
 
     /// No remedy names what only a program can set, where the command line has something else for it.
@@ -228,7 +271,7 @@ mod tests {
     #[test]
     fn a_reader_that_stops_reading_is_no_failure() {
         let closed = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
-        assert_eq!(format!("{:?}", closed.report()), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(format!("{:?}", closed.report(Output::Table)), format!("{:?}", ExitCode::SUCCESS));
         assert!(matches!(Failure::from(io::Error::from(io::ErrorKind::StorageFull)), Failure::Failed { .. }));
     }
 }

@@ -2,9 +2,7 @@
 
 use std::io::{Read as _, Write};
 
-use ferrisdb::{
-    Bytes, KeyRange, KeyValue, RangeOptions, SnapshotOptions, Transaction, TransactionOption, Version,
-};
+use ferrisdb::{Bytes, KeyRange, KeyValue, RangeOptions, SnapshotOptions, Transaction, TransactionOption, Version};
 use ferrisdb_core::key::{SYSTEM_END, USER_END};
 use ferrisdb_storage::inspect::{Cell, Sink as _};
 

@@ -193,8 +193,8 @@ fn several_addresses() {
     assert_eq!(code, 1);
     assert!(error.contains("none of 2 addresses can be used: cannot connect to 127.0.0.1:1: "), "{error}");
     let (code, _, error) = run(&["get", "a", "--connect", "127.0.0.1:1,localhost"]);
-    assert_eq!(code, 1);
-    assert!(error.contains("connection_string_invalid") && error.contains("`localhost` is not an address"), "{error}");
+    assert_eq!(code, 2);
+    assert!(error.contains("--connect: ") && error.contains("`localhost` is not an address"), "{error}");
 }
 
 /// Everything that the one-shot commands can do, on a directory.
@@ -222,7 +222,9 @@ fn one_shots_on_a_directory() {
 
     let (code, out, error) = run(&[&["get", "nothing"], &data[..]].concat());
     assert_eq!((code, out.as_str(), error.as_str()), (4, "", "not found: nothing has no value\n"));
-    let (code, out, _) = run(&[&["get", "nothing", "--output", "json"], &data[..]].concat());
+    let (code, out, error) = run(&[&["get", "nothing", "--output", "json"], &data[..]].concat());
+    let error: Value = serde_json::from_str(&error).unwrap();
+    assert_eq!(error["error"]["name"], "not_found", "{error}");
     assert_eq!((code, out.as_str()), (4, "{\n\"key\":\"nothing\",\n\"value\":null\n}\n"));
 
     ok(&["clear", "a"]);
@@ -518,7 +520,10 @@ fn a_script_ends_at_its_first_error() {
         ("set\n", "set: KEY is missing"),
         ("set a b c d\n", "set: `c` is one argument too many\n  help: set KEY VALUE"),
         ("getrange\n", "getrange: BEGIN is missing"),
-        ("getrange a z limit 1\n", "getrange: `limit` is no number of rows\n  help: getrange BEGIN [END] [LIMIT] [reverse]"),
+        (
+            "getrange a z limit 1\n",
+            "getrange: `limit` is no number of rows\n  help: getrange BEGIN [END] [LIMIT] [reverse]",
+        ),
         ("getrange a z 1 2 reverse\n", "getrange: `2` is one argument too many"),
         ("\\timing\n", "timing: on|off is missing"),
         ("\\timing maybe\n", "timing: `maybe` is not what it takes\n  help: timing on|off"),
