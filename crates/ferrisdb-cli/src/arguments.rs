@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -58,7 +59,7 @@ pub(crate) enum Command {
 
     /// Serve a database to clients
     ///
-    /// Opens the database in a directory, founding it if there is none, and serves it until SIGTERM or SIGINT: then no
+    /// Opens the database in a directory, founding it if there is none, and serves it until SIGTERM, SIGINT or SIGHUP: then no
     /// more connections are accepted, what is under way is finished, and the database is closed. After SIGKILL, or a power failure, nothing
     /// that was acknowledged is lost. Each option may also be given in the environment or in a TOML file (`--config`), under its name with `-` as
     /// `_`; the command line comes before the environment, and that before the file. Logs go to standard error.
@@ -254,7 +255,7 @@ pub(crate) struct ConnectArguments {
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
 
-    /// How long to wait for an answer: 500ms, 10s, 2m
+    /// How long to wait for an answer: 500ms, 10s, 2m; a number alone is seconds
     #[arg(
         long,
         value_name = "TIME",
@@ -294,7 +295,7 @@ pub(crate) struct SetArguments {
     pub(crate) key: Typed,
 
     /// The value
-    #[arg(value_parser = typed(), allow_negative_numbers = true, required_unless_present = "stdin")]
+    #[arg(value_parser = typed(), allow_negative_numbers = true)]
     pub(crate) value: Option<Typed>,
 
     /// Read the value from standard input, as it is
@@ -315,7 +316,7 @@ pub(crate) struct SetArguments {
 #[derive(Debug, Args)]
 pub(crate) struct ClearArguments {
     /// The key
-    #[arg(value_parser = typed(), required_unless_present_any = ["range", "prefix"])]
+    #[arg(value_parser = typed(), required_unless_present_any = ["range", "prefix", "all"])]
     pub(crate) key: Option<Typed>,
 
     /// All keys from BEGIN up to END, END not included
@@ -325,6 +326,10 @@ pub(crate) struct ClearArguments {
     /// All keys that begin so
     #[arg(long, value_name = "PREFIX", value_parser = typed(), conflicts_with = "key")]
     pub(crate) prefix: Option<Typed>,
+
+    /// The whole database; an empty prefix, or a range of all keys, is refused
+    #[arg(long, conflicts_with_all = ["key", "range", "prefix"])]
+    pub(crate) all: bool,
 
     /// Allow system keys, which begin with \xff
     #[arg(long)]
@@ -341,7 +346,7 @@ pub(crate) struct ClearArguments {
 #[derive(Debug, Args)]
 pub(crate) struct RangeOfKeys {
     /// The first key
-    #[arg(value_parser = typed(), requires = "end", required_unless_present = "prefix")]
+    #[arg(value_parser = typed())]
     pub(crate) begin: Option<Typed>,
 
     /// The first key that is not in the range any more
@@ -474,7 +479,7 @@ pub(crate) struct ServeArguments {
     )]
     pub(crate) exit_on_failure: Option<bool>,
 
-    /// What to log: error, warn, info, debug or trace, or by part: info,ferrisdb_rpc=debug [default: info]
+    /// What to log: error, warn, info, debug or trace, or by part: info,ferrisdb_rpc=debug [default: info, of openraft warn]
     #[arg(long, value_name = "LEVEL", env = "FERRISDB_LOG_LEVEL", hide_env_values = true)]
     pub(crate) log_level: Option<String>,
 
@@ -613,6 +618,37 @@ pub(crate) struct ManArguments {
     /// Write one page for each command into this directory
     #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
+}
+
+/// Names the environment variable where that has the value that is wrong: clap names the option, which nobody gave.
+pub(crate) fn name_variable(
+    mut error: clap::Error,
+    command: &clap::Command,
+    given: impl Iterator<Item = OsString>,
+) -> clap::Error {
+    let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return error };
+    let option = named.split([' ', '=', '[']).next().unwrap_or_default().to_owned();
+    let Some(variable) = variable_of(command, &option) else { return error };
+    let mut given = given.take_while(|argument| argument != "--");
+    let is_option = |argument: OsString| {
+        let rest = argument.to_str().and_then(|argument| argument.strip_prefix(&option).map(str::to_owned));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    if !given.any(is_option) {
+        error.insert(ContextKind::InvalidArg, ContextValue::String(format!("{variable} in the environment")));
+    }
+    error
+}
+
+/// The variable that gives this option a value, in whichever command has it.
+fn variable_of(command: &clap::Command, option: &str) -> Option<String> {
+    let long = option.strip_prefix("--")?;
+    let here =
+        command.get_arguments().find(|argument| argument.get_long() == Some(long) && argument.get_env().is_some());
+    match here.and_then(clap::Arg::get_env) {
+        Some(variable) => Some(variable.to_string_lossy().into_owned()),
+        None => command.get_subcommands().find_map(|command| variable_of(command, option)),
+    }
 }
 
 #[cfg(test)]

@@ -378,6 +378,13 @@ fn members(document: &Value, mut printer: Printer<impl Write>) -> Result<(), Fai
 /// Who leads, who votes, and a row for each process.
 pub(crate) fn tell_members(document: &Value, printer: &mut Printer<impl Write>) -> ferrisdb_storage::Result<()> {
     let cluster = &document["cluster"];
+    // Processes of a cluster have numbers from 1 on, and say of each how much it has.
+    let is_alone = cluster["process"].is_null() && cluster["processes"]["0"].is_object();
+    if is_alone {
+        let told =
+            "none: one process has the whole database; `ferrisdb serve --cluster` makes it the first of a cluster";
+        printer.field("cluster", told.into())?;
+    }
     printer.field("leader", text(&cluster["leader"]).as_str().into())?;
     let voters: Vec<String> = cluster["voters"].as_array().into_iter().flatten().map(text).collect();
     printer.field("voters", voters.join(", ").as_str().into())?;
@@ -400,7 +407,7 @@ pub(crate) fn tell_members(document: &Value, printer: &mut Printer<impl Write>) 
         } else {
             text(&process["state"])
         };
-        let data = if process["is_complete"] == true { "complete".to_owned() } else { copied(process) };
+        let data = if is_alone || process["is_complete"] == true { "complete".to_owned() } else { copied(process) };
         let cells = [
             number.clone(),
             text(&process["address"]),
@@ -470,6 +477,20 @@ mod tests {
               3        h:3      -     up excluded  none                     none yet                         -          -
               4        h:4      -     up           storage                  5 rows, 100 of about 1000 bytes  -          -
         "#]].assert_eq(&String::from_utf8(out).unwrap());
+    }
+
+    /// A database that one process has is no cluster, and lacks nothing.
+    #[test]
+    fn one_process_has_all() {
+        let document =
+            json!({"cluster": {"processes": {"0": {"address": "h:1", "roles": ["coordinator", "log", "storage"]}}}});
+        let mut out = Vec::new();
+        members(&document, Printer::new(Output::Table, &mut out)).unwrap();
+        let told = String::from_utf8(out).unwrap();
+        assert!(
+            told.contains("none: one process") && told.contains("complete") && !told.contains("none yet"),
+            "{told}"
+        );
     }
 
     /// What a command waits for, and what it says meanwhile.

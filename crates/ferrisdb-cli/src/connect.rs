@@ -12,7 +12,7 @@ use ferrisdb::{Code, Database, DatabaseOption};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::arguments::ConnectArguments;
-use crate::failure::Failure;
+use crate::failure::{Failure, remedy};
 
 /// How long to find out whether a database that has not answered is locked.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ pub(crate) const DATA_VARIABLE: &str = "FERRISDB_DATA";
 /// What a command does about a directory that has no database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
-    /// Founds one: the command writes.
+    /// Founds one, and says so: the command writes.
     Found,
     /// Fails: who reads has mistyped.
     Refuse,
@@ -69,8 +69,7 @@ impl Connected {
     }
 
     fn with(database: Database, place: String, runtime: Runtime, timeout: Duration) -> Result<Connected, Failure> {
-        let milliseconds = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
-        database.set_option(&DatabaseOption::TransactionTimeout(milliseconds))?;
+        limit(&database, timeout)?;
         Ok(Connected { database, place, runtime, timeout })
     }
 
@@ -96,12 +95,9 @@ impl Connected {
         if let Ok(Ok(Some(id))) = tokio::time::timeout(LOCK_PATIENCE, self.database.locked_by()).await {
             let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
             let what = format!("{} is locked, under the id {id}, and was not unlocked within {waited}", self.place);
-            return Failure::failed(what, Code::DatabaseLocked.remedy());
+            return Failure::failed(what, remedy(Code::DatabaseLocked)).coded(Code::DatabaseLocked);
         }
-        Failure::failed(
-            format!("{} has not answered within {waited}", self.place),
-            "try again, or wait longer with --timeout; what was asked may have happened",
-        )
+        silent(&self.place, self.timeout)
     }
 
     /// Ends the work: of an embedded database everything is made durable in tables and the directory is free again.
@@ -110,14 +106,33 @@ impl Connected {
     }
 }
 
+/// Each transaction has this long, its retries with it.
+fn limit(database: &Database, timeout: Duration) -> Result<(), Failure> {
+    let milliseconds = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+    Ok(database.set_option(&DatabaseOption::TransactionTimeout(milliseconds))?)
+}
+
+/// That nothing has come within the timeout.
+pub(crate) fn silent(place: &str, timeout: Duration) -> Failure {
+    Failure::failed(
+        format!("{place} has not answered within {}", seconds(timeout)),
+        "check that it runs, and try again, or wait longer with --timeout; what was asked may have happened",
+    )
+    .coded(Code::TransactionTimedOut)
+}
+
 /// Opens, or connects to, what the arguments or the environment name, if they name anything; with the place for errors. To be awaited on the runtime that
-/// a connection shall run on.
+/// a connection shall run on. No transaction takes longer than the timeout.
 pub(crate) async fn open_if_named(
     arguments: &ConnectArguments,
     missing: Missing,
 ) -> Result<Option<(Database, String)>, Failure> {
     match named(arguments)? {
-        Some(place) => open(place, arguments.timeout, missing).await.map(Some),
+        Some(place) => {
+            let (database, place) = open(place, arguments.timeout, missing).await?;
+            limit(&database, arguments.timeout)?;
+            Ok(Some((database, place)))
+        }
         None => Ok(None),
     }
 }
@@ -152,7 +167,7 @@ async fn open(place: Place, timeout: Duration, missing: Missing) -> Result<(Data
             };
             let connected = tokio::time::timeout(timeout, Database::connect(&address)).await;
             let connected = connected.map_err(|_| failed(format!("no answer within {}", seconds(timeout))))?;
-            Ok((connected.map_err(|error| failed(error.to_string()))?, address))
+            Ok((connected.map_err(|error| failed(error.to_string()).coded(error.code()))?, address))
         }
         Place::Directory(directory) => Ok((open_directory(&directory, missing)?, directory.display().to_string())),
     }
@@ -177,17 +192,26 @@ fn runtime() -> Result<Runtime, Failure> {
 }
 
 fn open_directory(directory: &Path, missing: Missing) -> Result<Database, Failure> {
-    // What cannot be looked into is opened, and that says why not.
-    let lacks = |name| matches!(directory.join(name).try_exists(), Ok(false));
-    // A process of a cluster has the other file, and opening says what to do with it.
-    let is_missing = lacks("cluster") && lacks("process");
+    let is_missing = !has_database(directory);
     if missing == Missing::Refuse && is_missing && !is_file(directory) {
         return Err(Failure::failed(
             format!("there is no database in {}", directory.display()),
             "check --data; `ferrisdb set`, `shell` and `serve` make a new database there",
         ));
     }
-    Database::open(directory).map_err(|error| cannot_open(directory, error))
+    let database = Database::open(directory).map_err(|error| cannot_open(directory, error))?;
+    if is_missing {
+        // Whoever has mistyped the name of another one wants to know.
+        eprintln!("a new database in {}", directory.display());
+    }
+    Ok(database)
+}
+
+/// False if a directory is not there, or has no database. What cannot be looked into may have one: opening it says why not.
+pub(crate) fn has_database(directory: &Path) -> bool {
+    let lacks = |name| matches!(directory.join(name).try_exists(), Ok(false));
+    // A process of a cluster has the other file, and opening says what to do with it.
+    !(lacks("cluster") && lacks("process"))
 }
 
 /// Why a directory could not be opened as a database, and what to do about it.
@@ -200,7 +224,7 @@ pub(crate) fn cannot_open(directory: &Path, error: ferrisdb::Error) -> Failure {
         ),
         // The detail says who has it.
         Code::FileNotWritable => {
-            Failure::failed(what, "or, if that is a server, connect to it with --connect HOST:PORT")
+            Failure::failed(what, "or, if that is a server, connect to it with --connect HOST:PORT").coded(error.code())
         }
         Code::IoError => Failure::failed(
             what,
@@ -222,7 +246,8 @@ fn place(
     data_variable: Option<PathBuf>,
 ) -> Result<Option<Place>, Failure> {
     match (connect, data, connect_variable, data_variable) {
-        (Some(address), None, ..) | (None, None, Some(address), None) => Ok(Some(Place::Server(address))),
+        (Some(address), None, ..) => server(address, "--connect").map(Some),
+        (None, None, Some(address), None) => server(address, CONNECT_VARIABLE).map(Some),
         (None, Some(directory), ..) | (None, None, None, Some(directory)) => Ok(Some(Place::Directory(directory))),
         (None, None, Some(address), Some(directory)) => Err(Failure::usage(
             format!(
@@ -236,6 +261,22 @@ fn place(
             format!("--connect {address} and --data {} are two databases", directory.display()),
             "give one of them",
         )),
+    }
+}
+
+/// One server or several, if they are addresses. `named` is what names them.
+fn server(addresses: String, named: &str) -> Result<Place, Failure> {
+    if addresses.trim().is_empty() {
+        let remedy = "give HOST:PORT, such as localhost:4700, or several of one database with commas between them";
+        return Err(Failure::usage(format!("{named} is empty, and names no server"), remedy));
+    }
+    match ferrisdb_rpc::client::addresses(&addresses) {
+        Ok(_) => Ok(Place::Server(addresses)),
+        Err(error) => {
+            let detail = error.detail().unwrap_or_default();
+            let (what, remedy) = detail.split_once("; ").unwrap_or((detail, "write HOST:PORT"));
+            Err(Failure::usage(format!("{named}: {what}"), remedy))
+        }
     }
 }
 
@@ -263,6 +304,7 @@ mod tests {
         assert!(place(None, None, a(), d()).unwrap_err().contains("unset one"));
         assert_eq!(place(None, None, None, None), Ok(None));
         assert!(place(a(), d(), None, None).unwrap_err().contains("two databases"));
+        assert!(place(None, None, Some("h".to_owned()), None).unwrap_err().contains("FERRISDB_CONNECT: `h` is not"));
     }
 
     /// What cannot be opened is told with the path and what is the matter with it, and not as a disk that fails.

@@ -43,7 +43,7 @@ fn find(wanted: &str) -> Result<Code, Failure> {
     let by_number = wanted.parse().ok().and_then(Code::from_number);
     let by_name = || Code::ALL.iter().copied().find(|code| code.name().eq_ignore_ascii_case(wanted));
     by_number.or_else(by_name).ok_or_else(|| {
-        Failure::failed(
+        Failure::usage(
             format!("no error has the number or name `{wanted}`"),
             "`ferrisdb explain` without an argument lists all",
         )

@@ -4,9 +4,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ferrisdb::{LogReport, Node};
-use ferrisdb_storage::Env;
 use ferrisdb_storage::fs::real::RealFileSystem;
 use ferrisdb_storage::inspect::{self, Sink};
+use ferrisdb_storage::{Env, Error};
 
 use crate::arguments::{InspectArguments, Inspected, OutputArguments, VerifyArguments};
 use crate::failure::Failure;
@@ -107,7 +107,23 @@ fn print(
 ) -> Result<(), Failure> {
     let mut printer = Printer::new(arguments.output, out);
     let looked = look(&mut printer);
-    let error = looked.as_ref().err().map(ToString::to_string);
+    let doubt = looked.as_ref().err().and_then(doubted);
+    let error = doubt.clone().or_else(|| looked.as_ref().err().map(ToString::to_string));
     printer.finish(error.as_deref())?;
-    Ok(looked?)
+    match doubt {
+        Some(doubt) => Err(Failure::Corrupt(doubt)),
+        None => Ok(looked?),
+    }
+}
+
+/// What is said of a file that does not begin, or end, as its kind does: it is rather the wrong file than a damaged one.
+fn doubted(error: &Error) -> Option<String> {
+    match error {
+        Error::Corruption { file, offset, what } if what.contains(": magic") => Some(format!(
+            "corruption in {} at offset {offset}: {what}; is it the right file, and of this kind? `ferrisdb inspect dir DIR` says what each \
+             file of a database is. If it is, restore it from a replica or a backup",
+            file.display()
+        )),
+        _ => None,
+    }
 }

@@ -33,20 +33,38 @@ mod stopwatch;
 mod text;
 mod transfer;
 
+use std::env;
 use std::io::{self, BufWriter};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, Output};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let matches = Arguments::command().get_matches();
+    let mut command = Arguments::command();
+    let matches = command.try_get_matches_from_mut(env::args_os());
+    let matches = matches.unwrap_or_else(|error| arguments::name_variable(error, &command, env::args_os()).exit());
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(arguments.command, &matches) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(output(&matches)),
+    }
+}
+
+/// How the command prints its results, and so its error.
+fn output(matches: &ArgMatches) -> Output {
+    let mut matches = matches;
+    while let Some((_, inner)) = matches.subcommand() {
+        matches = inner;
+    }
+    // Not every command has these.
+    let is_json = matches!(matches.try_get_one("json"), Ok(Some(true)));
+    match matches.try_get_one("output") {
+        _ if is_json => Output::Json,
+        Ok(Some(output)) => *output,
+        Ok(None) | Err(_) => Output::Table,
     }
 }
 

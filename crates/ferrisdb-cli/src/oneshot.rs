@@ -2,10 +2,8 @@
 
 use std::io::{Read as _, Write};
 
-use ferrisdb::{
-    Bytes, Code, KeyRange, KeyValue, RangeOptions, SnapshotOptions, Transaction, TransactionOption, Version,
-};
-use ferrisdb_core::key::SYSTEM_END;
+use ferrisdb::{Bytes, KeyRange, KeyValue, RangeOptions, SnapshotOptions, Transaction, TransactionOption, Version};
+use ferrisdb_core::key::{SYSTEM_END, USER_END};
 use ferrisdb_storage::inspect::{Cell, Sink as _};
 
 use crate::arguments::{ClearArguments, GetArguments, Output, RangeArguments, RangeOfKeys, SetArguments};
@@ -51,6 +49,13 @@ pub(crate) fn get(arguments: &GetArguments, mut out: impl Write) -> Result<(), F
 pub(crate) fn set(arguments: &SetArguments, out: impl Write) -> Result<(), Failure> {
     let value = match &arguments.value {
         Some(value) => value.0.clone(),
+        None if !arguments.stdin => {
+            let key = escape(&arguments.key.0);
+            return Err(Failure::usage(
+                format!("which value is {key} to have?"),
+                "give VALUE behind the key (\"\" for an empty one), or --stdin to read it from standard input",
+            ));
+        }
         None => {
             let mut value = Vec::new();
             std::io::stdin().lock().read_to_end(&mut value).map_err(|error| {
@@ -66,18 +71,36 @@ pub(crate) fn set(arguments: &SetArguments, out: impl Write) -> Result<(), Failu
 }
 
 /// Takes the value of a key, or of all keys in a range.
-pub(crate) fn clear(arguments: &ClearArguments, out: impl Write) -> Result<(), Failure> {
+pub(crate) fn clear(arguments: &ClearArguments, mut out: impl Write) -> Result<(), Failure> {
     let range = match (&arguments.key, &arguments.range, &arguments.prefix) {
         (Some(key), ..) => KeyRange::single(&key.0),
         (None, Some(ends), _) if ends.len() == 2 => checked_range(ends[0].0.clone(), ends[1].0.clone())?,
         (None, None, Some(prefix)) => prefix_range(&prefix.0, arguments.system),
-        _ => return Err(Failure::usage("what is to be cleared?", "give KEY, --range BEGIN END or --prefix PREFIX")),
+        (None, None, None) if arguments.all => prefix_range(b"", arguments.system),
+        _ => {
+            let remedy = "give KEY, --range BEGIN END, --prefix PREFIX or --all";
+            return Err(Failure::usage("what is to be cleared?", remedy));
+        }
     };
+    // An unset variable of a script's is an empty prefix.
+    if !arguments.all && range.begin.is_empty() && &range.end[..] >= USER_END {
+        return Err(Failure::usage(
+            "these are all keys of the database: the prefix is empty, or the range has no bounds",
+            "name the keys that are meant (is a variable of the script not set?), or give --all to clear the whole database",
+        ));
+    }
     connect::with(&arguments.connect, Missing::Refuse, |connected| {
         let version = commit(connected, arguments.system, |tx| match &arguments.key {
             Some(key) => tx.clear(&key.0),
             None => tx.clear_range(&range.begin, &range.end),
         })?;
+        if version.is_none() && arguments.output.output == Output::Table {
+            let why = match &arguments.key {
+                Some(key) => format!("no key is as long as this one, {} bytes", key.0.len()),
+                None => "no key lies in this range".to_owned(),
+            };
+            return Ok(writeln!(out, "nothing to do: {why}")?);
+        }
         print_commit(arguments.output.output, version, out)
     })
 }
@@ -103,21 +126,27 @@ fn print_range(
     let limit = i32::try_from(arguments.limit).unwrap_or(i32::MAX);
     let is_special = range.begin.starts_with(SYSTEM_END);
     let mut next = Some(RangeOptions::from(range).limit(limit).reverse(arguments.reverse));
-    let mut is_open = printer.table("rows", &["key", "value"]).is_ok();
+    // The head of the table comes with the first answer: an error has none.
+    let mut is_open = None;
     let mut print = |rows: Vec<KeyValue>| {
+        let mut open = is_open.unwrap_or_else(|| printer.table("rows", &["key", "value"]).is_ok());
         for KeyValue { key, value } in rows {
             let (key, value) = (escape(&key), escape(&value));
-            is_open = is_open && printer.row(&[Cell::Text(&key), Cell::Text(&value)]).is_ok();
+            open = open && printer.row(&[Cell::Text(&key), Cell::Text(&value)]).is_ok();
         }
         // The printer remembers why it is not; nobody needs further rows.
-        is_open
+        is_open = Some(open);
+        open
     };
     if is_special {
         // Snapshots have stored keys only.
         let tx = connected.database.create_transaction();
         while let Some(options) = next {
             let chunk = connected.run(async { Ok(tx.get_range(options.clone()).await?) })?;
-            next = options.after(&chunk).filter(|_| print(chunk.rows));
+            next = options.after(&chunk);
+            if !print(chunk.rows) {
+                break;
+            }
         }
         return Ok(());
     }
@@ -151,10 +180,11 @@ fn commit(connected: &Connected, system: bool, write: impl Fn(&Transaction)) -> 
 }
 
 fn print_commit(output: Output, version: Option<Version>, mut out: impl Write) -> Result<(), Failure> {
-    let version = version.map_or(0, Version::get);
-    match output {
-        Output::Table => writeln!(out, "committed at version {version}")?,
-        Output::Json => writeln!(out, "{{\"committed_version\":{version}}}")?,
+    let version = version.map(Version::get);
+    match (output, version) {
+        (Output::Table, Some(version)) => writeln!(out, "committed at version {version}")?,
+        (Output::Table, None) => writeln!(out, "nothing to do")?,
+        (Output::Json, version) => writeln!(out, "{}", serde_json::json!({ "committed_version": version }))?,
     }
     Ok(out.flush()?)
 }
@@ -172,6 +202,10 @@ fn range_of(keys: &RangeOfKeys, system: bool) -> Result<KeyRange, Failure> {
     match (&keys.begin, &keys.end, &keys.prefix) {
         (_, _, Some(prefix)) => Ok(prefix_range(&prefix.0, system)),
         (Some(begin), Some(end), None) => checked_range(begin.0.clone(), end.0.clone()),
+        (Some(begin), None, None) => Err(Failure::usage(
+            format!("the range begins at {} and has no end", escape(&begin.0)),
+            "give END too, or --prefix PREFIX for all keys that begin so",
+        )),
         _ => Err(Failure::usage("which range?", "give BEGIN and END, or --prefix PREFIX (\"\" for all keys)")),
     }
 }
@@ -179,7 +213,7 @@ fn range_of(keys: &RangeOfKeys, system: bool) -> Result<KeyRange, Failure> {
 pub(crate) fn checked_range(begin: Bytes, end: Bytes) -> Result<KeyRange, Failure> {
     if begin > end {
         let what = format!("the range begins at {} and ends before it, at {}", escape(&begin), escape(&end));
-        return Err(Failure::failed(what, Code::InvertedRange.remedy()));
+        return Err(Failure::usage(what, "swap them: a range has BEGIN in it, and all up to END"));
     }
     Ok(KeyRange { begin, end })
 }
@@ -188,7 +222,7 @@ pub(crate) fn checked_range(begin: Bytes, end: Bytes) -> Result<KeyRange, Failur
 pub(crate) fn prefix_range(prefix: &[u8], system: bool) -> KeyRange {
     let mut range = KeyRange::prefix(prefix);
     if !system && !prefix.starts_with(b"\xff") {
-        range.end = range.end.min(Bytes::from_static(ferrisdb_core::key::USER_END));
+        range.end = range.end.min(Bytes::from_static(USER_END));
     }
     range
 }

@@ -56,6 +56,12 @@ impl<W: Write> Printer<W> {
         self.failed.is_some()
     }
 
+    /// A field with a time, to a tenth of a second. (An inspection counts only whole things.)
+    pub(crate) fn seconds(&mut self, name: &'static str, seconds: f64) -> ferrisdb_storage::Result<()> {
+        let printed = self.try_told_field(name, &format!("{seconds:.1}"), &format!("{seconds:.1}"));
+        self.keep(printed)
+    }
+
     /// Ends the output. `error` is what ended the inspection early, if anything did.
     pub(crate) fn finish(mut self, error: Option<&str>) -> io::Result<()> {
         self.end_table()?;
@@ -101,6 +107,11 @@ impl<W: Write> Printer<W> {
     }
 
     fn try_field(&mut self, name: &str, value: Cell<'_>) -> io::Result<()> {
+        self.try_told_field(name, &value.to_string(), &json(value))
+    }
+
+    /// A field whose value was made text for people, and for programs, before.
+    fn try_told_field(&mut self, name: &str, value: &str, json: &str) -> io::Result<()> {
         self.end_table()?;
         let follows_table = !mem::take(&mut self.columns).is_empty();
         match &mut self.form {
@@ -113,7 +124,7 @@ impl<W: Write> Printer<W> {
             }
             Form::Json { first, .. } => {
                 let comma = if mem::take(first) { "" } else { "," };
-                write!(self.out, "{comma}\n\"{name}\":{}", json(value))
+                write!(self.out, "{comma}\n\"{name}\":{json}")
             }
         }
     }

@@ -69,6 +69,27 @@ fn help_texts_of_cluster() {
     }
 }
 
+/// What is wrong in the environment is not blamed on an option that nobody gave.
+#[test]
+fn wrong_variables_are_named() {
+    for (name, value, arguments) in [
+        ("FERRISDB_TIMEOUT", "abc", &["get", "a"][..]),
+        ("FERRISDB_LOG_FORMAT", "xml", &["serve"]),
+        ("FERRISDB_CONNECTIONS_MAX", "many", &["serve"]),
+        ("FERRISDB_INSECURE", "maybe", &["serve"]),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
+        let output = command.args(arguments).env(name, value).stdin(Stdio::null()).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(&format!("'{value}' for '{name} in the environment'")), "{error}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ferrisdb"));
+    let command = command.args(["get", "a", "--timeout=soon"]).env("FERRISDB_TIMEOUT", "abc");
+    let error = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(error.contains("'soon' for '--timeout <TIME>'"), "{error}");
+}
+
 fn check_error(arguments: &[&str], code: i32, expected: &Expect) {
     let output = ferrisdb(arguments);
     expected.assert_eq(&String::from_utf8(output.stderr).unwrap());
@@ -196,11 +217,11 @@ fn failures_of_client_commands() {
     );
     check_error(
         &["get", "a", "--connect", "localhost"],
-        1,
+        2,
         &expect![[r#"
-        error: cannot connect to localhost: connection_string_invalid (2104): `localhost` is not an address: it has no port; write HOST:PORT, such as localhost:4500 or [::1]:4500
-          help: check the address, and that `ferrisdb serve` runs there
-    "#]],
+            error: --connect: `localhost` is not an address: it has no port
+              help: write HOST:PORT, such as localhost:4700 or [::1]:4700
+        "#]],
     );
     check_error(
         &["clear", "--data", "/nonexistent"],
@@ -215,16 +236,40 @@ fn failures_of_client_commands() {
     "#]],
     );
     check_error(
-        &["range", "b", "a", "--data", "/nonexistent"],
-        1,
+        &["range", "--data", "/nonexistent"],
+        2,
         &expect![[r#"
-        error: the range begins at b and ends before it, at a
-          help: Swap begin and end.
+        error: which range?
+          help: give BEGIN and END, or --prefix PREFIX ("" for all keys)
     "#]],
     );
     check_error(
+        &["range", "a", "--data", "/nonexistent"],
+        2,
+        &expect![[r#"
+        error: the range begins at a and has no end
+          help: give END too, or --prefix PREFIX for all keys that begin so
+    "#]],
+    );
+    check_error(
+        &["set", "k", "--data", "/nonexistent"],
+        2,
+        &expect![[r#"
+        error: which value is k to have?
+          help: give VALUE behind the key ("" for an empty one), or --stdin to read it from standard input
+    "#]],
+    );
+    check_error(
+        &["range", "b", "a", "--data", "/nonexistent"],
+        2,
+        &expect![[r#"
+            error: the range begins at b and ends before it, at a
+              help: swap them: a range has BEGIN in it, and all up to END
+        "#]],
+    );
+    check_error(
         &["explain", "1"],
-        1,
+        2,
         &expect![[r#"
         error: no error has the number or name `1`
           help: `ferrisdb explain` without an argument lists all
@@ -240,11 +285,11 @@ fn failures_of_client_commands() {
     );
     check_error(
         &["serve", "--data", "/nonexistent", "--listen", "nowhere"],
-        1,
+        2,
         &expect![[r#"
-        error: cannot listen on nowhere (command line): invalid socket address
-          help: give --listen HOST:PORT with an address of this machine and a port that is free
-    "#]],
+            error: listen is `nowhere` (command line): it has no port
+              help: write HOST:PORT, such as 127.0.0.1:4700; port 0 takes any that is free
+        "#]],
     );
     check_error(
         &["serve"],
@@ -254,6 +299,40 @@ fn failures_of_client_commands() {
           help: give --data DIR, set FERRISDB_DATA, or write data = "DIR" into the file of --config
     "#]],
     );
+}
+
+/// An address that is none is a wrong command line, whoever gives it, and nobody is told to look after a server.
+#[test]
+fn wrong_addresses() {
+    for (address, why) in [
+        ("localhost", "no port"),
+        (":4700", "no host"),
+        ("", "--connect is empty"),
+        ("localhost:99999", "not a number from 1 to 65535"),
+        ("localhost:4700,other", "`other` is not an address"),
+    ] {
+        let output = ferrisdb(&["get", "a", "--connect", address]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(why) && error.contains("localhost:4700"), "{error}");
+        assert!(!error.contains("ferrisdb serve"), "{error}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ferrisdb.toml");
+    for (text, what) in [("colour = 1\n", "colour"), ("read_threads = \"many\"\n", "read_threads")] {
+        #[expect(clippy::disallowed_methods, reason = "a test writes a file as a person would")]
+        std::fs::write(&path, text).unwrap();
+        check_code(&["serve", "--data", "db", "--config", path.to_str().unwrap()], 2, what);
+    }
+    check_code(&["clear", "--range", "b", "a", "--data", "db"], 2, "begins at b");
+    check_code(&["explain", "9999"], 2, "`9999`");
+}
+
+fn check_code(arguments: &[&str], code: i32, what: &str) {
+    let output = ferrisdb(arguments);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{error}");
+    assert!(error.contains(what), "{error}");
 }
 
 /// What `import` and `export` need to know, and what they do not take.

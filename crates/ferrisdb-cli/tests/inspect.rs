@@ -122,6 +122,11 @@ fn a_damaged_database() {
     let output = ferrisdb(&["inspect", "sst"], &directory.path().join("text"));
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.starts_with("corruption in ") && message.matches("corruption").count() == 1, "{message}");
+    for kind in ["sst", "blob", "manifest"] {
+        let output = ferrisdb(&["inspect", kind], &directory.path().join("text"));
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("is it the right file"), "{kind}: {message}");
+    }
 
     let manifest = file_with(&database, "MANIFEST");
     flip(&manifest, 600);
@@ -192,6 +197,17 @@ fn a_damaged_log() {
     assert_eq!((code, value["log_problems"].as_array().map(Vec::len)), (3, Some(1)), "{value}");
 }
 
+/// A directory that is no database is told as such, with what would be one.
+#[test]
+fn a_directory_that_is_no_database() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("holiday.jpg"), "x").unwrap();
+    let output = ferrisdb(&["verify"], directory.path());
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("CURRENT is missing, but there is holiday.jpg\n  help: check the path"), "{message}");
+}
+
 /// A database that is open cannot be verified, and says by whom it is held.
 #[test]
 fn a_database_that_is_open() {
@@ -202,5 +218,6 @@ fn a_database_that_is_open() {
     assert_eq!(output.status.code(), Some(1));
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.contains(&format!("in use by process {}", std::process::id())), "{message}");
+    assert!(message.contains("\n  help: ") && message.contains("--connect"), "{message}");
     engine.close().unwrap();
 }

@@ -93,7 +93,7 @@ impl Connector for TcpConnector {
 pub fn check_address(address: &str) -> Result<()> {
     let invalid = |what: &str| {
         let detail =
-            format!("`{address}` is not an address: {what}; write HOST:PORT, such as localhost:4500 or [::1]:4500");
+            format!("`{address}` is not an address: {what}; write HOST:PORT, such as localhost:4700 or [::1]:4700");
         Err(Error::with(Code::ConnectionStringInvalid, detail))
     };
     let Some((host, port)) = address.rsplit_once(':') else { return invalid("it has no port") };

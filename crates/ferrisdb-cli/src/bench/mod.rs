@@ -15,7 +15,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use ferrisdb::{Database, Error, Limits};
+use ferrisdb::{Code, Database, Error, Limits};
 use ferrisdb_core::{SplitMix64, Zipf};
 use ferrisdb_storage::inspect::Sink;
 
@@ -112,7 +112,10 @@ pub(crate) fn run(arguments: &BenchArguments, out: &mut dyn Write) -> Result<(),
                 (database, "a temporary directory".to_owned())
             }
         };
-        let report = measure(arguments, &database).await?;
+        let report = measure(arguments, &database).await.map_err(|failure| match failure {
+            Failure::TimedOut { what, .. } => connect::silent(&place, arguments.connect.timeout).about(&what),
+            other => other,
+        })?;
         database.close().await.map_err(|error| failed("close the database", &error))?;
         drop(temporary);
         report.print(arguments, &place, out)
@@ -159,7 +162,10 @@ async fn measure(arguments: &BenchArguments, database: &Database) -> Result<Repo
 
 /// An error of the database while `what` was done.
 fn failed(what: &str, error: &Error) -> Failure {
-    Failure::from(error.clone()).about(&format!("cannot {what}"))
+    match error.code() {
+        Code::TransactionTimedOut => Failure::TimedOut { what: format!("cannot {what}"), remedy: String::new() },
+        _ => Failure::from(error.clone()).about(&format!("cannot {what}")),
+    }
 }
 
 /// Progress, for whoever watches.

@@ -4,6 +4,7 @@
 //! Where each setting came from is printed at the start, and kept with it for errors.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -114,7 +115,11 @@ impl Config {
         })?;
         Ok(Config {
             data,
-            listen: pick.or("listen", a.listen, file.listen, LISTEN_DEFAULT.to_owned()),
+            listen: pick.or("listen", a.listen, file.listen, LISTEN_DEFAULT.to_owned()).parsed(
+                "listen",
+                "write HOST:PORT, such as 127.0.0.1:4700; port 0 takes any that is free",
+                parse_listen,
+            )?,
             cluster: pick.or("cluster", a.cluster, file.cluster, false),
             join: pick.or("join", a.join, file.join, String::new()).parsed(
                 "join",
@@ -217,7 +222,7 @@ fn read(path: &Path) -> Result<File, Failure> {
     })?;
     toml::from_str(&text).map_err(|error| {
         let what = format!("the settings in {} are wrong: {}", path.display(), error.to_string().trim_end());
-        Failure::failed(what, "`ferrisdb serve --help` lists the names; in the file `-` is written `_`")
+        Failure::usage(what, "`ferrisdb serve --help` lists the names; in the file `-` is written `_`")
     })
 }
 
@@ -300,6 +305,20 @@ fn parse_level(text: &str) -> Result<Targets, String> {
             Ok(if is_named { levels } else { levels.with_target("openraft", LevelFilter::WARN) })
         }
     }
+}
+
+/// Where to listen: an address, or port 0 of one.
+fn parse_listen(text: &str) -> Result<String, String> {
+    if text.parse::<SocketAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let with_port = text.strip_suffix(":0").map_or_else(|| text.to_owned(), |host| format!("{host}:1"));
+    let checked = ferrisdb_rpc::client::check_address(&with_port);
+    checked.map(|()| text.to_owned()).map_err(|error| {
+        let detail = error.detail().unwrap_or_default();
+        let why = detail.split_once(": ").map_or(detail, |(_, why)| why);
+        why.split_once("; ").map_or(why, |(why, _)| why).to_owned()
+    })
 }
 
 fn parse_address(text: &str) -> Result<String, String> {
@@ -400,12 +419,23 @@ mod tests {
             ("--connections-max", "0"),
             ("--drain-timeout", "soon"),
             ("--log-level", "loud"),
+            ("--listen", "127.0.0.1"),
+            ("--listen", "localhost:99999"),
+            ("--listen", ":0"),
             ("--join", "nowhere"),
             ("--advertise", "nonsense"),
         ] {
             let error = config(&["--data", "db", option, value]).unwrap_err();
             assert!(error.contains(value) && error.contains("command line"), "{error}");
         }
+    }
+
+    #[test]
+    fn addresses_to_listen_on_may_leave_the_port_open() {
+        for address in ["127.0.0.1:0", "localhost:0", "[::1]:4700", "db.example:4700"] {
+            assert_eq!(parse_listen(address), Ok(address.to_owned()));
+        }
+        assert_eq!(parse_listen("127.0.0.1"), Err("it has no port".to_owned()));
     }
 
     /// The defaults that the help texts name are those that the database has.

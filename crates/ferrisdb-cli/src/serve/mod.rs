@@ -6,7 +6,7 @@
 //! A database that is served alone becomes a cluster when another process asks to join it (`ferrisdb_server::alone`): same process, same port.
 //!
 //! # Stopping
-//! SIGTERM and SIGINT stop it gracefully: no more connections, what is under way is finished (`drain_timeout`), the database is closed. A second
+//! SIGTERM, SIGINT and SIGHUP (the terminal is gone) stop it gracefully: no more connections, what is under way is finished (`drain_timeout`), the database is closed. A second
 //! signal ends the waiting for clients. A kill needs no stopping: what was acknowledged is in the log.
 //!
 //! # A database that is broken
@@ -32,6 +32,7 @@ use ferrisdb::cluster::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOpt
 use ferrisdb::{Endpoint, Limits, Node, NodeOptions};
 use ferrisdb_rpc::{ServeOptions, Server, TokioRuntime};
 use ferrisdb_storage::Env;
+use futures_util::future::{Either, select};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -96,9 +97,14 @@ pub(crate) fn run(arguments: ServeArguments, matches: &ArgMatches, out: &mut dyn
     runtime.shutdown_timeout(Duration::from_secs(1));
     match &closed {
         Ok(()) => tracing::info!(event = "server.stopped", "the database is closed"),
-        Err(error) => {
-            tracing::error!(event = "server.close_failed", %error, "the database did not close well; nothing acknowledged is lost")
+        Err(error) if connect::has_database(&config.data.value) => {
+            tracing::error!(event = "server.close_failed", %error, "the database did not close well; nothing acknowledged is lost");
         }
+        Err(error) => tracing::error!(
+            event = "server.close_failed",
+            %error,
+            "the database did not close well, and its files are gone; what was in them is there only if somebody has moved them, or has a backup"
+        ),
     }
     writeln!(out, "stopped")?;
     match failure {
@@ -132,7 +138,7 @@ async fn serve(
         };
         let reason = {
             let (signal, ended) = (std::pin::pin!(stop.next()), std::pin::pin!(ended));
-            futures_util::future::select(signal, ended).await.factor_first().0
+            select(signal, ended).await.factor_first().0
         };
         tracing::info!(event = "server.stopping", reason, "no more connections; what is under way is finished");
         // Nobody listens any more if the server has ended by itself.
@@ -162,9 +168,9 @@ async fn serve(
             tokio::time::sleep(HEALTH_INTERVAL).await;
         }
     };
-    let ended = std::pin::pin!(futures_util::future::select(Box::pin(signals), Box::pin(health)));
+    let ended = std::pin::pin!(select(Box::pin(signals), Box::pin(health)));
     let serving = std::pin::pin!(server.serve(listener, shutdown));
-    futures_util::future::select(serving, ended).await;
+    select(serving, ended).await;
     failure()
 }
 
@@ -172,21 +178,42 @@ async fn serve(
 struct Stop {
     terminate: Signal,
     interrupt: Signal,
+    /// `None` if whoever started the process has it ignored (`nohup`).
+    hangup: Option<Signal>,
 }
 
 impl Stop {
     /// From now on the signals do not end the process by themselves.
     fn install() -> io::Result<Stop> {
-        Ok(Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) },
+        })
     }
 
     async fn next(&mut self) -> &'static str {
         let (terminate, interrupt) = (std::pin::pin!(self.terminate.recv()), std::pin::pin!(self.interrupt.recv()));
-        match futures_util::future::select(terminate, interrupt).await {
-            futures_util::future::Either::Left(_) => "SIGTERM",
-            futures_util::future::Either::Right(_) => "SIGINT",
+        let hangup = std::pin::pin!(async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        });
+        match select(select(terminate, interrupt), hangup).await {
+            Either::Left((Either::Left(_), _)) => "SIGTERM",
+            Either::Left((Either::Right(_), _)) => "SIGINT",
+            Either::Right(_) => "SIGHUP",
         }
     }
+}
+
+/// True if the process is to outlive its terminal. Where that cannot be found out, it is not.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // SIGHUP is signal 1, and the first bit.
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// From now on the process ends when its standard input does, like one that is killed: whoever held the other end is gone.
@@ -456,9 +483,9 @@ mod tests {
                         using.await;
                         tokio::time::sleep(2 * HEALTH_INTERVAL).await;
                     };
-                    match futures_util::future::select(Box::pin(serving), Box::pin(later)).await {
-                        futures_util::future::Either::Left(_) => panic!("it was not asked to end"),
-                        futures_util::future::Either::Right(_) => node.failure(),
+                    match select(Box::pin(serving), Box::pin(later)).await {
+                        Either::Left(_) => panic!("it was not asked to end"),
+                        Either::Right(_) => node.failure(),
                     }
                 }
             });

@@ -53,7 +53,7 @@ pub(super) const COMMANDS: &[Help] = &[
     Help {
         name: "watch",
         arguments: "KEY",
-        what: "wait until a key has another value, and print it (Ctrl-C ends the waiting)",
+        what: "wait until a key has another value, for as long as it takes, and print it (Ctrl-C ends the waiting)",
     },
     Help { name: "status", arguments: "[json]", what: "show how the database is" },
     Help { name: "timing", arguments: "on|off", what: "print how long each command took" },
@@ -101,7 +101,8 @@ impl<'a> Session<'a> {
 
     /// Runs a line.
     pub(super) fn line(&mut self, line: &[u8]) -> Result<Next, Failure> {
-        let words = words(line).map_err(|what| Failure::failed(what, "`help` shows how to write keys and values"))?;
+        let words = words(without_backslash(line))
+            .map_err(|what| Failure::failed(what, "`help` shows how to write keys and values"))?;
         let Some((name, arguments)) = words.split_first() else { return Ok(Next::Go) };
         // `timing on` is not timed itself.
         let was_timed = self.is_timed;
@@ -119,7 +120,6 @@ impl<'a> Session<'a> {
     }
 
     fn command(&mut self, name: &str, arguments: &[Bytes]) -> Result<Next, Failure> {
-        let name = name.strip_prefix('\\').unwrap_or(name);
         match (name, arguments) {
             ("exit" | "quit", []) => return Ok(Next::Exit),
             ("help" | "?", _) => self.help(arguments)?,
@@ -148,7 +148,7 @@ impl<'a> Session<'a> {
                     _ => return Err(usage("mode", &format!("there is no mode `{}`", escape(mode)))),
                 }
             }
-            _ => return Err(usage(name, "")),
+            _ => return Err(miscounted(name, arguments)),
         }
         Ok(Next::Go)
     }
@@ -227,12 +227,7 @@ impl<'a> Session<'a> {
             [rest @ .., last] if last == "reverse" => (rest, true),
             rest => (rest, false),
         };
-        let (end, limit) = match rest {
-            [] => (None, None),
-            [end] => (Some(end), None),
-            [end, limit] => (Some(end), Some(limit)),
-            _ => return Err(usage("getrange", "")),
-        };
+        let (end, limit) = (rest.first(), rest.get(1));
         let range = match end {
             Some(end) => KeyRange::new(begin.clone(), end.clone()),
             None => prefix_range(begin, false),
@@ -245,6 +240,9 @@ impl<'a> Session<'a> {
                 .filter(|limit| *limit > 0)
                 .ok_or_else(|| usage("getrange", &format!("`{}` is no number of rows", escape(limit))))?,
         };
+        if let Some(surplus) = rest.get(2) {
+            return Err(usage("getrange", &format!("`{}` is one argument too many", escape(surplus))));
+        }
         let options = RangeOptions::from(range).limit(limit).reverse(is_reverse);
         let rows = self.read(async |tx| tx.get_ranges(options.clone()).collect().await)?;
         if self.mode == Mode::Json {
@@ -279,11 +277,7 @@ impl<'a> Session<'a> {
             transaction.commit().await?;
             Ok(watch)
         })?;
-        if self.is_terminal {
-            self.wait_for_ever(async { Ok(changed.await?) })?;
-        } else {
-            self.wait(async { Ok(changed.await?) })?;
-        }
+        self.wait_for_ever(async { Ok(changed.await?) })?;
         self.get(key)
     }
 
@@ -354,9 +348,9 @@ impl<'a> Session<'a> {
         if self.is_terminal { self.connected.run(interruptible(work)) } else { self.connected.run(work) }
     }
 
-    /// Waits until it is done, or until Ctrl-C.
+    /// Waits until it is done, or until Ctrl-C at a terminal. (Elsewhere a signal ends the process.)
     fn wait_for_ever<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        self.connected.wait(interruptible(work))
+        if self.is_terminal { self.connected.wait(interruptible(work)) } else { self.connected.wait(work) }
     }
 }
 
@@ -367,6 +361,27 @@ async fn interruptible<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
         Either::Left((done, _)) => done,
         Either::Right(_) => Err(Failure::failed("interrupted", "what was asked may have happened")),
     }
+}
+
+/// Whoever comes from another database's shell writes `\timing`.
+fn without_backslash(line: &[u8]) -> &[u8] {
+    match line.trim_ascii_start().strip_prefix(b"\\") {
+        Some(rest) if rest.first().is_some_and(|first| *first == b'?' || first.is_ascii_alphabetic()) => rest,
+        _ => line,
+    }
+}
+
+/// That a command has too few arguments, too many, or one that it does not know.
+fn miscounted(name: &str, given: &[Bytes]) -> Failure {
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else { return usage(name, "") };
+    let taken: Vec<&str> = command.arguments.split_whitespace().collect();
+    let what = match (taken.get(given.len()), given.get(taken.len()), given.last()) {
+        (Some(missing), ..) if !missing.starts_with('[') => format!("{missing} is missing"),
+        (_, Some(surplus), _) => format!("`{}` is one argument too many", escape(surplus)),
+        (.., Some(odd)) => format!("`{}` is not what it takes", escape(odd)),
+        (.., None) => String::new(),
+    };
+    usage(name, &what)
 }
 
 /// What a command wants.

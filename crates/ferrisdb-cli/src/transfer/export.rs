@@ -110,7 +110,7 @@ pub(crate) fn export(arguments: &ExportArguments, out: impl Write) -> Result<(),
             });
         }
         let (version, seconds) = export.write_file()?;
-        arguments.transfer.print(out, |sink| export.tell(sink, version, seconds))
+        arguments.transfer.print(out, seconds, |sink| export.tell(sink, version))
     })
 }
 
@@ -124,11 +124,10 @@ struct Export<'a> {
 }
 
 impl Export<'_> {
-    fn tell(&self, sink: &mut dyn Sink, version: Version, seconds: f64) -> ferrisdb_storage::Result<()> {
+    fn tell(&self, sink: &mut dyn Sink, version: Version) -> ferrisdb_storage::Result<()> {
         sink.field("rows", self.rows.into())?;
         sink.field("bytes", self.bytes.into())?;
-        sink.field("version", version.get().into())?;
-        sink.field("seconds", format!("{seconds:.1}").as_str().into())
+        sink.field("version", version.get().into())
     }
 
     fn snapshot(&self, version: Option<Version>) -> Result<Snapshot, Failure> {

@@ -148,24 +148,30 @@ pub(crate) fn import(arguments: &ImportArguments, out: impl Write) -> Result<(),
     connect::with(&arguments.transfer.connect, Missing::Found, |connected| {
         let options = Options { limits: connected.database.description().limits, ..options };
         let progress = arguments.transfer.start("import", total_bytes);
-        let mut run = Run { arguments, progress, written: 0, end: Mark::default() };
+        let mut run = Run { arguments, progress, written: 0, reached: 0, end: Mark::default() };
         let imported = connected.wait(run.import(connected, job.as_ref(), input, options));
-        let Run { progress, written, end, .. } = run;
+        let Run { progress, written, reached, end, .. } = run;
         let seconds = progress.end().as_secs_f64();
+        let imported = imported.map_err(|failure| match failure {
+            Failure::TimedOut { .. } => {
+                let timeout = arguments.transfer.connect.timeout;
+                connect::silent(&connected.place, timeout).about(&format!("the import stopped behind row {reached}"))
+            }
+            other => other,
+        });
         imported.map_err(|failure| match job {
             Some(_) => failure.then("the same command goes on behind the last batch that is there"),
             None => failure,
         })?;
-        arguments.transfer.print(out, |sink| tell(sink, written, &end, seconds))
+        arguments.transfer.print(out, seconds, |sink| tell(sink, written, &end))
     })
 }
 
-fn tell(sink: &mut dyn Sink, written: u64, end: &Mark, seconds: f64) -> ferrisdb_storage::Result<()> {
+fn tell(sink: &mut dyn Sink, written: u64, end: &Mark) -> ferrisdb_storage::Result<()> {
     sink.field("rows", end.rows.into())?;
     sink.field("rows_of_earlier_attempts", (end.rows - written).into())?;
     sink.field("rows_left_out", end.bad.into())?;
-    sink.field("bytes", end.offset.into())?;
-    sink.field("seconds", format!("{seconds:.1}").as_str().into())
+    sink.field("bytes", end.offset.into())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the file is the user's, and no part of a database")]
@@ -192,6 +198,8 @@ struct Run<'a> {
     progress: Progress,
     /// Rows that this attempt wrote.
     written: u64,
+    /// Rows up to the end of the last batch that is there, of all attempts.
+    reached: u64,
     /// Where the file ended.
     end: Mark,
 }
@@ -223,6 +231,7 @@ impl Run<'_> {
         }
         let (found_head, done) = found.unzip();
         let done: Done = done.unwrap_or_default();
+        self.reached = done.start.rows;
         let columns = found_head.as_ref().map(|head: &Head| head.columns.clone()).filter(|_| done.start.offset > 0);
         let source = Source::new(input, options, &done.start, columns.unwrap_or_default())?;
         let head = match found_head {
@@ -286,6 +295,7 @@ impl Run<'_> {
                     self.written += rows;
                     ended = ended.max((slot.end.rows, slot.end.offset));
                     flight.end(slot.batch);
+                    self.reached = self.reached.max(ended.0);
                     self.progress.at(ended.0, ended.1);
                 }
             }
@@ -406,9 +416,11 @@ async fn commit(
 }
 
 fn failed(error: &ferrisdb::Error) -> Failure {
-    let remedy =
-        if error.code() == Code::TransactionTimedOut { "wait longer with --timeout" } else { error.code().remedy() };
-    Failure::failed(format!("the import stopped: {error}"), remedy)
+    match error.code() {
+        // Whoever knows who was asked says who was silent.
+        Code::TransactionTimedOut => Failure::from(error.clone()),
+        _ => Failure::from(error.clone()).about("the import stopped"),
+    }
 }
 
 fn not_ours(job: &Job) -> Failure {

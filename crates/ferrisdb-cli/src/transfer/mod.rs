@@ -7,7 +7,7 @@
 //! ```
 //!
 //! # The form of `export`
-//! Each row is a key and a value in the display encoding of the command line (`text`): `\xNN` for a byte that is no printable ASCII, `\\` for a
+//! Each row is a key and a value in the display encoding of the command line (`text`): `\xNN` for a byte that is no printable text, `\\` for a
 //! backslash. So every byte string survives: NDJSON has an object `{"key":…,"value":…}` on each line, CSV a header `key,value`. `import` without
 //! `--key` takes this form, so that `ferrisdb export | ferrisdb import - --format ndjson` copies a database byte for byte.
 
@@ -80,14 +80,15 @@ impl TransferArguments {
         Progress::start(what, total_bytes, self.output.output, self.progress)
     }
 
-    /// Prints what came of it.
+    /// Prints what came of it, and how long it took.
     fn print(
         &self,
         out: impl Write,
+        seconds: f64,
         tell: impl FnOnce(&mut dyn Sink) -> ferrisdb_storage::Result<()>,
     ) -> Result<(), Failure> {
         let mut printer = Printer::new(self.output.output, out);
-        let told = tell(&mut printer);
+        let told = tell(&mut printer).and_then(|()| printer.seconds("seconds", seconds));
         printer.finish(None)?;
         Ok(told?)
     }

@@ -53,14 +53,14 @@ impl Progress {
         let seconds = self.started.elapsed().as_secs();
         match self.output {
             Output::Json => {
-                let (what, total) = (self.what, self.total_bytes);
+                let (what, total) = (self.what, self.total_bytes.map(|total| total.max(bytes)));
                 eprintln!(
                     "{}",
                     json!({"progress": what, "rows": rows, "bytes": bytes, "total_bytes": total, "seconds": seconds})
                 );
             }
             Output::Table => {
-                let of = self.total_bytes.map(|total| format!(" of {total}")).unwrap_or_default();
+                let of = of_total(bytes, self.total_bytes);
                 eprintln!("{}: {rows} rows, {bytes}{of} bytes, {seconds} s", self.what);
             }
         }
@@ -80,5 +80,22 @@ impl Progress {
             bar.finish_and_clear();
         }
         self.started.elapsed()
+    }
+}
+
+/// The total is an estimate for an export, and never less than what is done.
+fn of_total(bytes: u64, total: Option<u64>) -> String {
+    total.map(|total| format!(" of about {}", total.max(bytes))).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_past_its_total() {
+        assert_eq!(of_total(5, Some(100)), " of about 100");
+        assert_eq!(of_total(2_366_670, Some(1_558_817)), " of about 2366670");
+        assert_eq!(of_total(5, None), "");
     }
 }

@@ -26,6 +26,9 @@ use crate::text::{escape, unescape};
 /// A row longer than this is taken for a quote that is never closed, or for no text at all.
 const ROW_BYTES_MAX: usize = 16 << 20;
 
+/// What is wrong with the last row of a file that was cut off.
+const NEVER_CLOSED: &str = "a quote begins in this row and is not closed up to the end of the file";
+
 /// Which rows a file has.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -113,6 +116,8 @@ enum Parser {
     Csv {
         reader: Box<csv::Reader<Bounded>>,
         record: ByteRecord,
+        /// The file ended within a quote of `record`: nobody knows what is missing.
+        is_cut: bool,
         /// Where `reader` began.
         base: u64,
     },
@@ -128,6 +133,8 @@ struct Bounded {
     tee: Tee<Input>,
     /// Where the last row ended.
     row_start: u64,
+    /// The file has no more bytes.
+    has_ended: bool,
 }
 
 impl Read for Bounded {
@@ -137,7 +144,9 @@ impl Read for Bounded {
                 "a row has more than {ROW_BYTES_MAX} bytes: is a quote never closed?"
             )));
         }
-        self.tee.read(buffer)
+        let length = self.tee.read(buffer)?;
+        self.has_ended |= length == 0;
+        Ok(length)
     }
 }
 
@@ -202,9 +211,10 @@ impl Source {
                         .flexible(true)
                         .delimiter(options.delimiter)
                         .buffer_capacity(1 << 16)
-                        .from_reader(Bounded { tee, row_start: base }),
+                        .from_reader(Bounded { tee, row_start: base, has_ended: false }),
                 ),
                 record: ByteRecord::new(),
+                is_cut: false,
                 base,
             },
         };
@@ -222,7 +232,13 @@ impl Source {
 
     fn read_header(&mut self) -> Result<(), Failure> {
         let Some(line) = self.next_record()? else { return Ok(()) };
-        let Parser::Csv { record, .. } = &self.parser else { return Ok(()) };
+        let Parser::Csv { record, is_cut, .. } = &self.parser else { return Ok(()) };
+        if *is_cut {
+            return Err(Failure::failed(
+                format!("{}:{line}: {NEVER_CLOSED}", self.options.name),
+                "close the quote in the header",
+            ));
+        }
         let names =
             record.iter().map(|name| std::str::from_utf8(name).map(str::to_owned)).collect::<Result<Vec<_>, _>>();
         let name = &self.options.name;
@@ -322,14 +338,16 @@ impl Source {
     fn next_record(&mut self) -> Result<Option<u64>, Failure> {
         let name = &self.options.name;
         match &mut self.parser {
-            Parser::Csv { reader, record, base } => {
+            Parser::Csv { reader, record, is_cut, base } => {
                 let start = *base + reader.position().byte();
                 reader.get_mut().row_start = start;
                 let has_one =
                     reader.read_byte_record(record).map_err(|error| unreadable(name, &io::Error::from(error)))?;
                 let end = *base + reader.position().byte();
-                let tee = &reader.get_ref().tee;
+                let Bounded { tee, has_ended, .. } = reader.get_ref();
                 let bytes = &tee.waiting_from(start)[..usize::try_from(end - start).expect("a row is in memory")];
+                // The parser gives what it has at the end of the file, also within a quote.
+                *is_cut = has_one && *has_ended && ends_within_a_quote(bytes, self.options.delimiter);
                 // Ends of empty lines, and of the row before, if that ended with two characters.
                 let blank = bytes
                     .iter()
@@ -367,6 +385,9 @@ impl Source {
     /// Key and value of the row that was read.
     fn row(&self) -> Result<(Vec<u8>, Vec<u8>), Wrong> {
         let (key, value) = match &self.parser {
+            Parser::Csv { is_cut: true, .. } => {
+                return Err(Wrong { column: None, what: NEVER_CLOSED.to_owned() });
+            }
             Parser::Csv { record, .. } => {
                 let columns = &self.columns;
                 if self.options.has_header && record.len() != columns.len() {
@@ -433,6 +454,22 @@ fn skip_byte_order_mark(tee: &mut Tee<Input>) -> io::Result<()> {
         tee.inner = Box::new(io::Cursor::new(head).chain(inner));
     }
     Ok(())
+}
+
+/// True if a quote that begins in these bytes, which begin with a row, does not end in them. A quote begins at a column's beginning, and one that is
+/// written twice is one within it.
+fn ends_within_a_quote(bytes: &[u8], delimiter: u8) -> bool {
+    let (mut is_quoted, mut is_at_start) = (false, true);
+    for &byte in bytes {
+        if byte == b'"' && (is_quoted || is_at_start) {
+            is_quoted = !is_quoted;
+            // The second one of two opens it again.
+            is_at_start = !is_quoted;
+        } else {
+            is_at_start = !is_quoted && (byte == delimiter || matches!(byte, b'\r' | b'\n'));
+        }
+    }
+    is_quoted
 }
 
 fn shown(key: &[u8]) -> String {

@@ -161,7 +161,10 @@ fn an_import_whose_server_dies_goes_on_later() {
     server.kill();
     let (code, out, error) = held.let_go();
     assert_eq!((code, out.as_str()), (1, ""), "{error}");
-    assert!(error.contains("error: the import stopped: ") && error.contains("the same command goes on"), "{error}");
+    assert!(
+        error.contains("error: the import stopped behind row ") && error.contains("the same command goes on"),
+        "{error}"
+    );
 
     let server = Server::start(Path::new(&data), &["--listen", &address]);
     import.take_away(&place);

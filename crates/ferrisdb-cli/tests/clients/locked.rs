@@ -17,6 +17,7 @@ fn a_locked_database_is_told_as_such() {
         let (code, out, error) = run(&[command, &["--timeout", "500ms"], &data].concat());
         assert_eq!((code, out.as_str()), (1, ""), "{command:?}");
         assert!(error.contains("is locked, under the id 616e2061646d696e6973747261746f72"), "{command:?}: {error}");
+        assert!(error.contains("`ferrisdb cluster unlock ID`"), "{command:?}: {error}");
     }
     // What reads a snapshot is told at once.
     let (code, _, error) = run(&[&["range", "--prefix", ""], &data[..]].concat());
