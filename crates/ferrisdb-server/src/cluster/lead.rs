@@ -25,6 +25,8 @@ use crate::signal::{Replied, lock};
 
 /// How often the controller looks for something to do.
 const CONTROL: Duration = Duration::from_millis(200);
+/// How often a batch follows, if nobody commits, while a process is drained.
+const ADVANCE: Duration = Duration::from_secs(1);
 /// A step of the controller that takes longer is looked at again: the process that it is about may be gone.
 const STEP: Duration = Duration::from_secs(10);
 
@@ -169,9 +171,15 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
 
 /// Takes one step after the other.
 async fn control(shared: &Arc<Shared>, coordinator: &Coordinator) {
+    let mut advanced = shared.jobs.now();
     while coordinator.failure().is_none() {
         let step = next_step(shared, coordinator);
         lock(&shared.leading.step).clone_from(&step);
+        if step.is_none() && is_draining(shared) && shared.jobs.now().saturating_sub(advanced) >= ADVANCE {
+            // What is drained may wait until old versions are past, and they pass with new ones only.
+            coordinator.advance();
+            advanced = shared.jobs.now();
+        }
         if let Some(step) = step {
             let taking = std::pin::pin!(async {
                 match step {
@@ -187,6 +195,14 @@ async fn control(shared: &Arc<Shared>, coordinator: &Coordinator) {
         }
         shared.jobs.sleep(CONTROL).await;
     }
+}
+
+/// True if a process that is to hold nothing has its tag still.
+fn is_draining(shared: &Shared) -> bool {
+    let has_tag = |registry: &super::metadata::Registry| {
+        registry.excluded.iter().any(|&process| registry.storage_of(process).is_some())
+    };
+    shared.registry().is_ok_and(|registry| has_tag(&registry))
 }
 
 /// What the controller does next. Also has the detector take note of the time.
