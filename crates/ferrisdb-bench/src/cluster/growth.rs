@@ -71,7 +71,9 @@ pub(super) async fn drained(cluster: &mut Cluster, megabytes: u32) -> Result<Cau
         return Err(format!("process {new_process} is new and has {before} shards already").into());
     }
     let began = Instant::now();
-    cluster.order(members[0], Order::Exclude(old_process)).await?;
+    // Refused until whoever leads has heard that the new process has all that it is to have.
+    let accepted = async || cluster.order(members[0], Order::Exclude(old_process)).await.map(|()| true);
+    until_within(PATIENCE, "the order to exclude a process to be accepted", accepted).await?;
     until_within(PATIENCE, "a process that is drained, and another one that has its data", async || {
         let left = cluster.shards_of(leader, old_process).await?;
         let come = cluster.shards_of(leader, new_process).await?;

@@ -160,6 +160,14 @@ struct Measured {
 }
 
 impl Measured {
+    /// Takes what was measured last, or says why it was not: what was measured before is not lost with it.
+    fn note(&mut self, what: &str, caught: Result<Caught>) {
+        match caught {
+            Ok(caught) => self.caught.push(caught),
+            Err(error) => eprintln!("{what}: not measured: {error}"),
+        }
+    }
+
     /// As JSON.
     fn lines(&self) -> impl Iterator<Item = serde_json::Result<String>> {
         let rates = self.rates.iter().map(serde_json::to_string);
@@ -208,14 +216,14 @@ async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<M
     if arguments.is_measured(DOWN) {
         for cluster in &mut clusters {
             eprintln!("{DOWN}: {}", cluster.name);
-            measured.caught.push(growth::while_down(cluster, arguments.catch_up_mb).await?);
+            measured.note(DOWN, growth::while_down(cluster, arguments.catch_up_mb).await);
         }
     }
     if arguments.is_measured(DRAINED) {
         // What is measured last needs etcd no more.
         clusters.truncate(1);
         eprintln!("{DRAINED}");
-        measured.caught.push(growth::drained(&mut clusters[0], arguments.catch_up_mb).await?);
+        measured.note(DRAINED, growth::drained(&mut clusters[0], arguments.catch_up_mb).await);
     }
     Ok(measured)
 }
