@@ -798,19 +798,35 @@ impl Opener<'_> {
         Ok((identity, log, lines))
     }
 
-    /// Asks every address in turn, for as long as questions wait for a coordinator.
+    /// Asks every address in turn, for as long as questions wait for a coordinator. Who leads takes in; one that does not says, as to any client, where the others are.
     async fn ask_to_join(&self, instance: [u8; 16], addresses: &[String]) -> Result<Joined> {
         let lines = self.lines(None);
+        let mut addresses = addresses.to_vec();
         let message = Message::Join { instance, peer: self.here.clone() }.encode();
         let until = self.jobs.now() + self.options.coordinator_wait;
         loop {
-            let mut failed = Vec::new();
-            for address in addresses {
-                let asked = async { lines.to(Line::Questions, address).await?.message(message.clone()).await };
+            let (mut failed, mut others) = (Vec::new(), Vec::new());
+            for address in &addresses {
+                let asked = async {
+                    let line = lines.to(Line::Questions, address).await?;
+                    let answer = line.message(message.clone()).await;
+                    let told = line.description().connection_string;
+                    others.extend(told.split(',').filter(|other| !other.is_empty()).map(str::to_owned));
+                    answer
+                };
                 match asked.await {
                     Ok(answer) => return Joined::decode(&answer),
                     Err(error) => failed.push(format!("{address}: {error}")),
                 }
+            }
+            let before = addresses.len();
+            for other in others {
+                if other != self.here.address && !addresses.contains(&other) {
+                    addresses.push(other);
+                }
+            }
+            if addresses.len() > before {
+                continue;
             }
             if self.jobs.now() >= until {
                 let detail = format!(
