@@ -177,7 +177,7 @@ impl Memtable {
     }
 
     /// What this memtable was told that most keys begin with.
-    #[cfg(all(test, not(any(loom, shuttle))))]
+    #[cfg(test)]
     pub(crate) fn prefix(&self) -> &[u8] {
         self.list.prefix()
     }

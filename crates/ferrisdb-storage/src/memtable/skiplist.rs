@@ -232,7 +232,7 @@ impl SkipList {
     }
 
     /// See the field.
-    #[cfg(all(test, not(any(loom, shuttle))))]
+    #[cfg(test)]
     pub(super) fn prefix(&self) -> &[u8] {
         &self.prefix
     }
