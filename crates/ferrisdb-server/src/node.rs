@@ -238,7 +238,9 @@ impl Node {
         self.coordinator.close_saying(&Error::with(Code::ProcessBehind, "the database turns into a cluster"));
         ended(coordinator).await;
         let last = self.log.last();
-        while self.storage.applied_version() < last && self.failure().is_none() {
+        // Not the coordinator's failure: it has ended, and says so.
+        let is_whole = || self.log.failure().is_none() && self.storage.failure().is_none();
+        while self.storage.applied_version() < last && is_whole() {
             self.runtime.sleep(Duration::from_millis(1)).await;
         }
         self.end(log, storage).await?;
