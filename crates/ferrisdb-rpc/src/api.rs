@@ -211,6 +211,8 @@ pub struct SplitPointsRequest {
 pub struct LocationsRequest {
     /// The range.
     pub range: KeyRange,
+    /// Locations at most, at least two; 0: the server's own bound.
+    pub limit: u32,
 }
 
 /// Where keys are.
@@ -230,13 +232,35 @@ pub struct Locations {
     /// More of the range is held elsewhere, behind the last of these. At least two are there then: whoever asks again, from behind where the last one begins,
     /// gets on.
     pub more: bool,
+    /// The address of the process that gives read versions and decides commits, as far as the one who answers knows. `None`: it does not know at this moment,
+    /// or there is one process only.
+    pub coordinator: Option<String>,
 }
 
 impl Locations {
     /// Of a range that one server has all of.
     pub fn whole(addresses: Vec<String>) -> Locations {
-        Locations { locations: vec![Location { begin: Bytes::new(), addresses }], more: false }
+        Locations { locations: vec![Location { begin: Bytes::new(), addresses }], more: false, coordinator: None }
     }
+}
+
+/// Whether another server may know better than the one that answered a read with this, or did not answer.
+pub fn may_know_elsewhere(code: Code) -> bool {
+    matches!(
+        code,
+        Code::WrongShardServer
+            | Code::ConnectionFailed
+            | Code::ProcessBehind
+            | Code::FutureVersion
+            | Code::OperationCancelled
+            | Code::IoError
+    )
+}
+
+/// Whether an answer like this means that nobody has decided: there was no connection, or the one who was asked does not decide. For a commit too, which
+/// certainly has not happened then.
+pub fn is_undecided(code: Code) -> bool {
+    matches!(code, Code::ConnectionFailed | Code::ProcessBehind)
 }
 
 /// What a database is, as far as its clients must know.
@@ -329,9 +353,9 @@ pub trait Endpoint: Send + Sync + 'static {
         Error::with(Code::ClientInvalidOperation, "this is not a process of a cluster").into()
     }
 
-    /// What answers the other processes of the cluster in place of this endpoint; `None`: this endpoint does. Asked once for each of their
-    /// connections. A process of a cluster that forwards what it cannot answer itself gives here an endpoint that does not, so that no
-    /// question goes in circles.
+    /// What answers the other processes of the cluster, and clients that know whom they ask ([`ClientOptions::asks_one`](crate::ClientOptions::asks_one)), in
+    /// place of this endpoint; `None`: this endpoint does. Asked once for each of their connections. A process of a cluster that forwards what it cannot answer
+    /// itself gives here an endpoint that does not, so that no question goes in circles.
     fn for_peers(&self) -> Option<Arc<dyn Endpoint>> {
         None
     }

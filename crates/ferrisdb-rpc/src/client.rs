@@ -123,7 +123,8 @@ pub fn addresses(list: &str) -> Result<Vec<String>> {
     Ok(addresses)
 }
 
-fn split(list: &str) -> Vec<String> {
+/// The addresses in a list of which the connector knows what they are.
+pub(crate) fn split(list: &str) -> Vec<String> {
     let mut addresses: Vec<String> = Vec::new();
     for address in list.split(',').map(str::trim) {
         if !addresses.iter().any(|other| other == address) {
@@ -147,6 +148,8 @@ struct Handle {
 
 struct Shared {
     addresses: Vec<String>,
+    /// Where the supervisor runs.
+    runtime: tokio::runtime::Handle,
     state: Mutex<State>,
 }
 
@@ -200,7 +203,7 @@ impl Client {
         Client::connect_to(connector, split(list), options).await
     }
 
-    async fn connect_to(
+    pub(crate) async fn connect_to(
         connector: Arc<dyn Connector>,
         addresses: Vec<String>,
         options: ClientOptions,
@@ -216,7 +219,12 @@ impl Client {
         Ok(Client { handle: Arc::new(Handle { shared, _alive: alive }) })
     }
 
-    fn ask<Q: Ask>(&self, question: Q) -> Answer<Q::Answer> {
+    /// Where its connections run.
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.handle.shared.runtime
+    }
+
+    pub(crate) fn ask<Q: Ask>(&self, question: Q) -> Answer<Q::Answer> {
         let mut asking = Asking {
             client: self.clone(),
             question: Some(question),
@@ -238,7 +246,7 @@ impl fmt::Debug for Client {
 }
 
 /// A question as a client holds it.
-trait Ask: Clone + Send + Unpin + 'static {
+pub(crate) trait Ask: Clone + Send + Unpin + 'static {
     type Answer: Send + Unpin + 'static;
     /// On how many connections it may be asked at most. A commit has as many because it ends with another error than `connection_failed` if it may have
     /// been sent.
@@ -459,7 +467,8 @@ struct Supervisor {
     random: SplitMix64,
 }
 
-type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// What runs a connection.
+pub(crate) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Supervisor {
     /// Connects once and says whether that went well; then until the last client is dropped.
@@ -477,7 +486,8 @@ impl Supervisor {
         self.options.cluster_id = Some(description.cluster_id);
         let state =
             State { connection: Some(connection), description, failed: None, waiting: BTreeMap::new(), next_ticket: 0 };
-        let shared = Arc::new(Shared { addresses: self.addresses.clone(), state: Mutex::new(state) });
+        let runtime = tokio::runtime::Handle::current();
+        let shared = Arc::new(Shared { addresses: self.addresses.clone(), runtime, state: Mutex::new(state) });
         let end = EndOfSupervisor(Arc::clone(&shared));
         drop(tell.send(Ok(Arc::clone(&shared))));
         loop {
@@ -581,7 +591,7 @@ fn no_connection_for(addresses: &[String], outage_max: Duration) -> Error {
 }
 
 /// One attempt to connect to one address.
-async fn attempt(
+pub(crate) async fn attempt(
     connector: Arc<dyn Connector>,
     address: String,
     options: ClientOptions,

@@ -153,11 +153,14 @@ enum HelloError {
 }
 
 /// Who has connected.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Visitor {
     /// The protocol version that is spoken from here on.
     pub(crate) protocol: u32,
     /// Another process of the cluster. Nobody proves it: see "Who may be a peer" in `docs/decisions/0012-transport.md`.
     pub(crate) is_peer: bool,
+    /// A client that wants this process's own answers.
+    pub(crate) asks_one: bool,
 }
 
 /// The server's part: reads the client's hello and answers it.
@@ -196,7 +199,7 @@ pub(crate) async fn greet_client<S: AsyncRead + AsyncWrite + Unpin>(
         return Err(Refusal::in_hello(Rejection::Credentials, Code::UnsupportedOperation, detail));
     }
     let request_bytes_max = if hello.is_peer { options.peer_request_bytes_max } else { options.request_bytes_max };
-    let visitor = Visitor { protocol, is_peer: hello.is_peer };
+    let visitor = Visitor { protocol, is_peer: hello.is_peer, asks_one: hello.asks_one };
     let mut answer = MAGIC.to_vec();
     let hello = proto::ServerHello {
         protocol,
@@ -261,6 +264,7 @@ pub(crate) fn client_hello(options: &ClientOptions) -> Vec<u8> {
         cluster_id: options.cluster_id.map(|id| Bytes::copy_from_slice(&id)).unwrap_or_default(),
         credentials: Bytes::new(),
         is_peer: options.is_peer,
+        asks_one: options.asks_one,
     };
     put_hello(&mut bytes, &hello);
     bytes

@@ -4,14 +4,15 @@
 //! answers them implements: the roles in one process, a connection, and a client's router over many connections.
 //!
 //! ```text
-//! Endpoint ── Client ── Connection ══ frames over any AsyncRead + AsyncWrite ══ Server ── Endpoint
+//! Endpoint ── Router ── Client ── Connection ══ frames over any AsyncRead + AsyncWrite ══ Server ── Endpoint
 //!
 //! api, answer   the questions and the trait        frame    length, message, check value; long messages in pieces
 //! connection    one connection, many questions     wire     between `api` and the messages of proto/ferrisdb.proto
 //! client        connects again, asks again         hello    who are you, and do we understand each other
-//! race          several attempts, one wins
-//! server        accepts, answers, bounds           options  every bound and every wait, with its reason
-//! runtime       tokio as a `Runtime`               stats    what a server counts
+//! race          several attempts, one wins         router   many servers, each question at the one that can answer it
+//! pace          which replica, and when another    options  every bound and every wait, with its reason
+//! server        accepts, answers, bounds           stats    what a server counts
+//! runtime       tokio as a `Runtime`
 //! ```
 //!
 //! # Time
@@ -30,7 +31,9 @@ mod hello;
 mod later;
 mod limits;
 pub mod options;
+pub mod pace;
 mod race;
+pub mod router;
 pub mod runtime;
 pub mod server;
 pub mod stats;
@@ -45,6 +48,7 @@ pub use connection::Connection;
 pub use frame::ProtocolError;
 pub use hello::{PROTOCOL_MAX, PROTOCOL_MIN};
 pub use options::{ClientOptions, ServeOptions};
+pub use router::Router;
 pub use runtime::TokioRuntime;
 pub use server::{Listener, Server, serve};
 pub use stats::ServerStats;

@@ -98,6 +98,12 @@ pub struct ClientOptions {
     /// without being forwarded ([`for_peers`](crate::Endpoint::for_peers)). A process that forwards much should do so over a client of its own, beside the
     /// one for messages: what fills the bound of one connection does not hold up the other. Default: false.
     pub is_peer: bool,
+    /// Whoever connects knows whom it asks: the process is to answer by itself, or to say that it cannot, and not to forward the question. A [`Router`](crate::Router) opens such
+    /// connections. Default: false.
+    pub asks_one: bool,
+    /// A [`Router`](crate::Router) asks the processes that have what is asked for; otherwise one process at a time is asked, and forwards what it does not have. Off for processes that
+    /// the client cannot reach under the addresses that they have among themselves; it goes on without them, but tries. Default: true.
+    pub asks_holders: bool,
     /// Program and version, for the server's log. Default: `ferrisdb` and the version of this library.
     pub software: String,
     /// One attempt to connect, hello included. Default: 5 s.
@@ -130,6 +136,8 @@ impl Default for ClientOptions {
         ClientOptions {
             cluster_id: None,
             is_peer: false,
+            asks_one: false,
+            asks_holders: true,
             software: concat!("ferrisdb ", env!("CARGO_PKG_VERSION")).to_owned(),
             connect_timeout: Duration::from_secs(5),
             outage_max: Duration::from_secs(10),

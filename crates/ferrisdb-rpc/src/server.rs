@@ -338,10 +338,11 @@ impl Server {
         let description = self.endpoint.description();
         let greeted = greet_client(&mut stream, &mut inbox, &description, &self.options).await;
         let refusal = match greeted {
-            Ok(Visitor { protocol, is_peer }) => {
-                tracing::debug!(event = "rpc.connected", %peer, protocol, is_peer, "connection open");
+            Ok(visitor) => {
+                let Visitor { protocol, is_peer, asks_one } = visitor;
+                tracing::debug!(event = "rpc.connected", %peer, protocol, is_peer, asks_one, "connection open");
                 let watches_max = description.limits.watches;
-                let mut connection = Attended::new(Arc::clone(self), control, stream, inbox, watches_max, is_peer);
+                let mut connection = Attended::new(Arc::clone(self), control, stream, inbox, watches_max, visitor);
                 let end = poll_fn(|context| connection.poll(context)).await;
                 // Says that nothing more comes; what the other side makes of it does not matter any more.
                 let shutdown = connection.stream_mut().shutdown();

@@ -192,7 +192,8 @@ impl Endpoint for Puppet {
         let KeyRange { begin, end } = request.range;
         let count = begin.len();
         let location = Location { begin, addresses: vec![String::from_utf8_lossy(&end).into_owned()] };
-        Answer::now(Ok(Locations { locations: vec![location; count], more: true }))
+        let coordinator = (request.limit > 0).then(|| String::from_utf8_lossy(&location.begin).into_owned());
+        Answer::now(Ok(Locations { locations: vec![location; count], more: true, coordinator }))
     }
 
     fn status(&self) -> Answer<String> {
@@ -202,16 +203,16 @@ impl Endpoint for Puppet {
 }
 
 /// A listener of streams in memory, and a connector to it.
-struct Hall {
+pub(crate) struct Hall {
     door: mpsc::UnboundedSender<Box<dyn Stream>>,
     /// Bytes that fit between the two ends.
     room: usize,
 }
 
-struct HallListener(tokio::sync::Mutex<mpsc::UnboundedReceiver<Box<dyn Stream>>>);
+pub(crate) struct HallListener(tokio::sync::Mutex<mpsc::UnboundedReceiver<Box<dyn Stream>>>);
 
 impl Hall {
-    fn open(room: usize) -> (Arc<Hall>, HallListener) {
+    pub(crate) fn open(room: usize) -> (Arc<Hall>, HallListener) {
         let (door, listener) = mpsc::unbounded_channel();
         (Arc::new(Hall { door, room }), HallListener(tokio::sync::Mutex::new(listener)))
     }
@@ -346,7 +347,7 @@ pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// Lets everything happen that can without time passing, and a little more.
-async fn settle() {
+pub(crate) async fn settle() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 

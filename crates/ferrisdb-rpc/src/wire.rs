@@ -271,11 +271,11 @@ pub(crate) fn split_points_in(split: proto::SplitPoints) -> Checked<SplitPointsR
 }
 
 pub(crate) fn locations_out(request: LocationsRequest) -> Question {
-    Question::Locations(proto::LocationsOf { begin: request.range.begin, end: request.range.end })
+    Question::Locations(proto::LocationsOf { begin: request.range.begin, end: request.range.end, limit: request.limit })
 }
 
 pub(crate) fn locations_in(of: proto::LocationsOf) -> LocationsRequest {
-    LocationsRequest { range: KeyRange { begin: of.begin, end: of.end } }
+    LocationsRequest { range: KeyRange { begin: of.begin, end: of.end }, limit: of.limit }
 }
 
 // ---- answers ---------------------------------------------------------------------------------------------------------
@@ -473,6 +473,7 @@ impl Answered for Locations {
         Body::Locations(proto::Locations {
             locations: self.locations.into_iter().map(location).collect(),
             more: self.more,
+            coordinator: self.coordinator.unwrap_or_default(),
         })
     }
 
@@ -482,7 +483,11 @@ impl Answered for Locations {
             return Err(ProtocolError::Field("locations: more of them, but fewer than two"));
         }
         let location = |of: proto::Location| Location { begin: of.begin, addresses: of.addresses };
-        Ok(Locations { locations: found.locations.into_iter().map(location).collect(), more: found.more })
+        Ok(Locations {
+            locations: found.locations.into_iter().map(location).collect(),
+            more: found.more,
+            coordinator: Some(found.coordinator).filter(|address| !address.is_empty()),
+        })
     }
 }
 

@@ -415,9 +415,11 @@ async fn connected(doors: &Doors, addresses: &str) -> ((Database, Arc<dyn Endpoi
             commit_timeout: Duration::from_secs(3),
             keep_alive: Duration::from_secs(1),
             outage_max: Duration::from_secs(3),
+            // Most clients ask the processes that have the answer, some leave that to whom they are connected to.
+            asks_holders: random.below(4) > 0,
             ..ClientOptions::default()
         };
-        match ferrisdb_rpc::Client::connect_with(doors.network.connector(), addresses, options).await {
+        match ferrisdb_rpc::Router::connect_with(doors.network.connector(), addresses, options).await {
             Ok(client) => {
                 let of_client = Arc::<TokioRuntime>::clone(&runtime);
                 let endpoint: Arc<dyn Endpoint> = Arc::new(client);

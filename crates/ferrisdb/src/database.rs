@@ -65,7 +65,8 @@ impl Database {
     }
 
     /// Connects to a server, `HOST:PORT`, or to one of several servers of the same database, with commas between them: when one is lost, the next takes its
-    /// place. May be awaited anywhere; within a tokio runtime, the connection runs on that, otherwise on a thread of its own.
+    /// place. Of a cluster it finds out who has which keys and who decides commits, connects to those too, and asks them directly
+    /// ([`asks_holders`](ClientOptions::asks_holders)). May be awaited anywhere; within a tokio runtime, the connection runs on that, otherwise on a thread of its own.
     ///
     /// # Errors
     /// `connection_string_invalid`, `connection_failed`, `incompatible_protocol_version`.
@@ -86,7 +87,7 @@ impl Database {
     /// # Errors
     /// As [`connect`](Self::connect); also `connection_failed` if the server is of another cluster than `cluster_id` says.
     pub async fn connect_with(address: &str, options: ClientOptions) -> Result<Database> {
-        let endpoint = ferrisdb_rpc::Client::connect(address, options).await?;
+        let endpoint = ferrisdb_rpc::Router::connect(address, options).await?;
         let runtime: Arc<dyn Runtime> = match TokioRuntime::current() {
             Some(runtime) => Arc::new(runtime),
             None => Arc::new(JobRuntime::new(Env::real())),

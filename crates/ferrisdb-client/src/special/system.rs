@@ -55,7 +55,7 @@ impl SystemModule {
         let mut rows: Vec<KeyValue> = Vec::new();
         let mut rest = part.range.clone();
         loop {
-            let found = endpoint.locations(LocationsRequest { range: rest.clone() }).await?;
+            let found = endpoint.locations(LocationsRequest { range: rest.clone(), limit: 0 }).await?;
             let Some(last) = found.locations.last().map(|last| last.begin.clone()) else { break };
             for location in found.locations {
                 // The first shard may begin before the range, and of two answers the second one's first is the first one's last.

@@ -550,7 +550,7 @@ impl Endpoint for MemoryEndpoint {
 
     /// Shards as a test has set them, at most two in an answer.
     fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
-        let LocationsRequest { range } = request;
+        let LocationsRequest { range, .. } = request;
         let boundaries = self.lock().boundaries.clone();
         let first = boundaries.partition_point(|begin| *begin <= range.begin).saturating_sub(1);
         let inside: Vec<&Bytes> = boundaries[first..].iter().take_while(|begin| **begin < range.end).collect();

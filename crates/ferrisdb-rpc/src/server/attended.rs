@@ -30,6 +30,7 @@ use super::{Control, Server, lock};
 use crate::answer::Answer;
 use crate::api::Endpoint;
 use crate::frame::{Inbox, MESSAGE_BYTES_MAX, Outbox, ProtocolError, Writer, decode};
+use crate::hello::Visitor;
 use crate::later::{Later, Pending};
 use crate::limits::{ALLOWANCE_BYTES, Budget, Share};
 use crate::stats::{Method, Rejection, TurnStats};
@@ -124,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
         stream: S,
         inbox: Inbox,
         watches_max: usize,
-        is_peer: bool,
+        Visitor { is_peer, asks_one, .. }: Visitor,
     ) -> Self {
         let now = Instant::now();
         let (request_bytes_max, request_memory) = if is_peer {
@@ -132,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
         } else {
             (server.options.request_bytes_max, Arc::clone(&server.request_memory))
         };
-        let for_peers = if is_peer { server.endpoint.for_peers() } else { None };
+        let for_peers = if is_peer || asks_one { server.endpoint.for_peers() } else { None };
         Attended {
             endpoint: for_peers.unwrap_or_else(|| Arc::clone(&server.endpoint)),
             is_peer,

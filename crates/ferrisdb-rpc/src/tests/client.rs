@@ -49,10 +49,11 @@ async fn ask_everything(endpoint: &dyn Endpoint) {
     let split = SplitPointsRequest { range: KeyRange::new("s", "t"), part_bytes: 1, limit: 2 };
     assert_eq!(endpoint.split_points(split).await.unwrap(), ["s", "s"]);
     assert_eq!(endpoint.addresses_for_key(Bytes::from("here")).await.unwrap(), ["here"]);
-    let of = |begin| LocationsRequest { range: KeyRange::new(begin, "there") };
+    let of = |begin| LocationsRequest { range: KeyRange::new(begin, "there"), limit: 2 };
     let location = Location { begin: "ab".into(), addresses: vec!["there".to_owned()] };
     let found = endpoint.locations(of("ab")).await.unwrap();
-    assert_eq!(found, Locations { locations: vec![location; 2], more: true });
+    let coordinator = Some("ab".to_owned());
+    assert_eq!(found, Locations { locations: vec![location; 2], more: true, coordinator });
     assert_eq!(endpoint.status().await.unwrap(), "{}");
 }
 

@@ -52,7 +52,7 @@ pub(super) fn questions() -> Vec<(&'static str, Question)> {
         ("estimated_size", wire::estimated_size_out(range.clone())),
         ("split_points", wire::split_points_out(SplitPointsRequest { range, part_bytes: 1000, limit: 2 })),
         ("addresses_for_key", Question::AddressesForKey(proto::AddressesForKey { key: "k".into() })),
-        ("locations", wire::locations_out(LocationsRequest { range: KeyRange::new("a", "z") })),
+        ("locations", wire::locations_out(LocationsRequest { range: KeyRange::new("a", "z"), limit: 300 })),
         ("status", Question::Status(proto::Empty {})),
         ("cancel", Question::Cancel(proto::Empty {})),
         ("ping", Question::Ping(proto::Empty {})),
@@ -88,6 +88,7 @@ pub(super) fn answers() -> Vec<(&'static str, Body)> {
             result_out(Ok(Locations {
                 locations: vec![Location { begin: "k".into(), addresses: vec!["h:1".to_owned(), "h:2".to_owned()] }],
                 more: false,
+                coordinator: Some("h:3".to_owned()),
             })),
         ),
         ("text", result_out(Ok("{}".to_owned()))),

@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use ferrisdb_core::codec::DecodeError;
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, KeySelector, KeyValue, Result, Runtime, Version};
-use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, Rows, SplitPointsRequest};
+use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, Rows, SplitPointsRequest, may_know_elsewhere};
+use ferrisdb_rpc::pace::Hedge;
 use ferrisdb_rpc::{Answer, Endpoint};
 
-use super::hedge::Hedge;
 use super::lines::Line;
 use super::metadata::Registry;
 use super::{LOOK, Layout, Shared};
@@ -55,19 +55,6 @@ impl Drop for Asked {
 
 fn nobody_has(version: Version) -> Error {
     Error::with(Code::TransactionTooOld, format!("no storage server has version {version} of these keys any more"))
-}
-
-/// Whether another one may know better.
-fn is_elsewhere(code: Code) -> bool {
-    matches!(
-        code,
-        Code::WrongShardServer
-            | Code::ConnectionFailed
-            | Code::ProcessBehind
-            | Code::FutureVersion
-            | Code::OperationCancelled
-            | Code::IoError
-    )
 }
 
 impl Shared {
@@ -144,7 +131,7 @@ impl Shared {
         let mut asked = Asked { shared: Arc::clone(self), tag, begun: self.jobs.now(), is_answered: false };
         self.pace.begin(tag);
         let answer = ask(self.to_storage(tag).await?.as_ref()).await;
-        asked.is_answered = answer.as_ref().err().is_none_or(|error| !is_elsewhere(error.code()));
+        asked.is_answered = answer.as_ref().err().is_none_or(|error| !may_know_elsewhere(error.code()));
         answer
     }
 
@@ -174,7 +161,7 @@ impl Shared {
                     let (asking, hedge): &mut (_, Option<Hedge>) = &mut running[at];
                     match asking.as_mut().poll(context) {
                         Poll::Pending => at += 1,
-                        Poll::Ready(Err(error)) if is_elsewhere(error.code()) => {
+                        Poll::Ready(Err(error)) if may_know_elsewhere(error.code()) => {
                             last = Some(error);
                             drop(running.remove(at));
                         }
@@ -220,7 +207,7 @@ impl Shared {
         for tag in self.holders(shard, version, Own::First) {
             let asking = async { ask(self.to_storage(tag).await?.as_ref()).await };
             match asking.await {
-                Err(error) if is_elsewhere(error.code()) => last = Some(error),
+                Err(error) if may_know_elsewhere(error.code()) => last = Some(error),
                 result => return result,
             }
         }
@@ -235,7 +222,7 @@ impl Shared {
         let until = self.jobs.now() + self.options.coordinator_wait;
         loop {
             let error = match attempt(self.shards()?).await {
-                Err(error) if is_elsewhere(error.code()) => error,
+                Err(error) if may_know_elsewhere(error.code()) => error,
                 result => return result,
             };
             if self.is_closed.load(Ordering::SeqCst) {
@@ -329,7 +316,7 @@ impl Shared {
             self.ask_holders(shard, request.version, own, |endpoint| endpoint.get_key(request.clone())).await
         };
         match at_once {
-            Err(error) if is_elsewhere(error.code()) => {}
+            Err(error) if may_know_elsewhere(error.code()) => {}
             answer => return answer,
         }
         let (mut rest, mut left, off) = match is_forward {

@@ -11,7 +11,7 @@
 //! metadata   processes and storage servers         control   what the controller does next with processes and the log's group (pure)
 //! messages   what processes ask each other         spread    the controller and the shards; distribute: what it does next (pure)
 //! lines      ways to other processes               fill      the way from the log to storage
-//! moves      shards that come are fetched          locate    reads where the data is; hedge: how soon another one is asked (pure)
+//! moves      shards that come are fetched          locate    reads where the data is
 //! loads      how much is read and written of each shard
 //! beat       I am here, and this is how I am       members   who was heard when (pure)
 //! known      what peers said that they have        rejoin    to begin again as a new process
@@ -41,7 +41,6 @@ mod beat;
 mod control;
 mod distribute;
 mod fill;
-mod hedge;
 mod identity;
 mod known;
 mod lead;
@@ -70,12 +69,12 @@ use std::time::Duration;
 
 use ferrisdb_core::{Bytes, Clock, Code, Error, Limits, Result, Runtime, Version};
 use ferrisdb_rpc::Endpoint;
+use ferrisdb_rpc::pace::Pace;
 use ferrisdb_storage::Env;
 use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::fs::FileSystem;
 
 use self::fill::Copied;
-use self::hedge::Pace;
 use self::identity::Identity;
 use self::known::{Known, Recorder};
 use self::lead::Leading;
@@ -269,7 +268,7 @@ struct Shared {
     readable_from: AtomicU64,
     progress: Arc<Progress>,
     counters: Arc<Counters>,
-    pace: Arc<Pace>,
+    pace: Arc<Pace<Tag>>,
     /// Many timers of a short life: the transport's are cheaper than those of jobs.
     timers: Arc<dyn Runtime>,
     lines: Arc<Lines>,

@@ -18,6 +18,7 @@ use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, Result, Runtime, Versio
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
     LeaseRequest, Location, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    is_undecided,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 use futures_util::future::{Either, select};
@@ -80,7 +81,7 @@ impl Shared {
             };
             // Both say that nothing has happened: there was no connection, or nobody who decides. Anything else, and above all that nobody
             // knows, is what the asker must hear.
-            if !matches!(error.code(), Code::ConnectionFailed | Code::ProcessBehind) {
+            if !is_undecided(error.code()) {
                 return Err(error);
             }
             if self.is_closed.load(Ordering::SeqCst) {
@@ -273,11 +274,15 @@ impl Endpoint for Direct {
                 processes.map(|process| process.peer.address.clone()).collect()
             };
             let mut inside = map.shards_from(&request.range.begin).take_while(|(begin, _)| **begin < request.range.end);
-            let first = inside.by_ref().take(LOCATIONS_MAX);
+            let bound =
+                if request.limit == 0 { LOCATIONS_MAX } else { (request.limit as usize).clamp(2, LOCATIONS_MAX) };
+            let first = inside.by_ref().take(bound);
             let locations =
                 first.map(|(begin, shard)| Location { begin: begin.clone(), addresses: addresses(shard.team()) });
             let locations = locations.collect();
-            Ok(Locations { locations, more: inside.next().is_some() })
+            let leader = self.shared.log.view().leader.and_then(|leader| registry.processes.get(&leader));
+            let coordinator = leader.map(|process| process.peer.address.clone());
+            Ok(Locations { locations, more: inside.next().is_some(), coordinator })
         };
         Answer::now(found())
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ferrisdb_core::{Bytes, Clock};
 use ferrisdb_rpc::api::{BeginRequest, GetRequest, Priority};
+use ferrisdb_rpc::pace::SOONEST;
 
-use super::super::hedge::SOONEST;
 use super::SECOND;
 use super::world::World;
 
