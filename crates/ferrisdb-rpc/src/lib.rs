@@ -9,7 +9,7 @@
 //! api, answer   the questions and the trait        frame    length, message, check value; long messages in pieces
 //! connection    one connection, many questions     wire     between `api` and the messages of proto/ferrisdb.proto
 //! client        connects again, asks again         hello    who are you, and do we understand each other
-//! race          several attempts, one wins
+//! race          several attempts, one wins         pass_on  an endpoint in front of another one
 //! server        accepts, answers, bounds           options  every bound and every wait, with its reason
 //! runtime       tokio as a `Runtime`               stats    what a server counts
 //! ```
@@ -30,6 +30,8 @@ mod hello;
 mod later;
 mod limits;
 pub mod options;
+#[doc(hidden)]
+pub mod pass_on;
 mod race;
 pub mod runtime;
 pub mod server;
