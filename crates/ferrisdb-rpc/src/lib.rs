@@ -10,9 +10,9 @@
 //! connection    one connection, many questions     wire     between `api` and the messages of proto/ferrisdb.proto
 //! client        connects again, asks again         hello    who are you, and do we understand each other
 //! race          several attempts, one wins         router   many servers, each question at the one that can answer it
-//! pace          which replica, and when another    options  every bound and every wait, with its reason
-//! server        accepts, answers, bounds           stats    what a server counts
-//! runtime       tokio as a `Runtime`
+//! pace          which replica, and when another    pass_on  an endpoint in front of another one
+//! server        accepts, answers, bounds           options  every bound and every wait, with its reason
+//! runtime       tokio as a `Runtime`               stats    what a server counts
 //! ```
 //!
 //! # Time
@@ -32,6 +32,8 @@ mod later;
 mod limits;
 pub mod options;
 pub mod pace;
+#[doc(hidden)]
+pub mod pass_on;
 mod race;
 pub mod router;
 pub mod runtime;

@@ -27,12 +27,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Version};
-use ferrisdb_rpc::api::{
-    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, Locations, LocationsRequest, Priority, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
-};
-use ferrisdb_rpc::{Answer, Endpoint};
+use ferrisdb_core::{Bytes, Code, Error, Result, Version};
+use ferrisdb_rpc::api::{BeginRequest, Description, Priority};
+use ferrisdb_rpc::{Answer, Endpoint, pass_on};
 
 use crate::cluster::{ClusterNode, ClusterOptions, Doors, Peer, asks_to_join};
 use crate::node::Node;
@@ -273,14 +270,6 @@ impl Whole {
     }
 }
 
-macro_rules! asked {
-    ($($method:ident($request:ty) -> $answer:ty;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.ask(move |endpoint| endpoint.$method(request))
-        })*
-    };
-}
-
 impl Endpoint for Whole {
     fn description(&self) -> Description {
         match &*self.inner.stage() {
@@ -298,23 +287,9 @@ impl Endpoint for Whole {
         }
     }
 
-    asked! {
-        begin(BeginRequest) -> Begun;
-        get(GetRequest) -> Option<Bytes>;
-        get_key(GetKeyRequest) -> Bytes;
-        get_range(GetRangeRequest) -> Rows;
-        commit(CommitRequest) -> Committed;
-        resolve(ResolveRequest) -> Option<Committed>;
-        watch(WatchRequest) -> Version;
-        lease(LeaseRequest) -> Lease;
-        estimated_size(KeyRange) -> u64;
-        split_points(SplitPointsRequest) -> Vec<Bytes>;
-        addresses_for_key(Bytes) -> Vec<String>;
-        locations(LocationsRequest) -> Locations;
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.ask(|endpoint| endpoint.status())
+    pass_on! { |self, question| self.ask(question) =>
+        begin, get, get_key, get_range, commit, resolve, watch, lease, estimated_size, split_points,
+        addresses_for_key, locations, status
     }
 
     fn message(&self, message: Bytes) -> Answer<Bytes> {

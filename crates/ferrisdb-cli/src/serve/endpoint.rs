@@ -4,13 +4,10 @@
 use std::sync::{Arc, OnceLock, Weak};
 
 use ferrisdb::alone::Alone;
-use ferrisdb::api::{
-    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
-};
-use ferrisdb::{Answer, Bytes, Endpoint, KeyRange, Version};
-use ferrisdb_rpc::Server;
+use ferrisdb::api::{Description, Locations, LocationsRequest};
+use ferrisdb::{Answer, Bytes, Endpoint};
 use ferrisdb_rpc::stats::{LATENCY_CLASSES, Method, Rejection};
+use ferrisdb_rpc::{Server, pass_on};
 use serde_json::{Map, Value, json};
 
 /// A database behind a server.
@@ -116,44 +113,8 @@ impl Endpoint for Served {
         }
     }
 
-    fn begin(&self, request: BeginRequest) -> Answer<Begun> {
-        self.endpoint.begin(request)
-    }
-
-    fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
-        self.endpoint.get(request)
-    }
-
-    fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
-        self.endpoint.get_key(request)
-    }
-
-    fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
-        self.endpoint.get_range(request)
-    }
-
-    fn commit(&self, request: CommitRequest) -> Answer<Committed> {
-        self.endpoint.commit(request)
-    }
-
-    fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
-        self.endpoint.resolve(request)
-    }
-
-    fn watch(&self, request: WatchRequest) -> Answer<Version> {
-        self.endpoint.watch(request)
-    }
-
-    fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
-        self.endpoint.lease(request)
-    }
-
-    fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
-        self.endpoint.estimated_size(range)
-    }
-
-    fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
-        self.endpoint.split_points(request)
+    pass_on! { |self| self.endpoint =>
+        begin, get, get_key, get_range, commit, resolve, watch, lease, estimated_size, split_points, message
     }
 
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
@@ -175,10 +136,6 @@ impl Endpoint for Served {
             Ok(status) => Answer::now(status.map(|text| self.document(&text).unwrap_or(text))),
             Err(later) => later,
         }
-    }
-
-    fn message(&self, message: Bytes) -> Answer<Bytes> {
-        self.endpoint.message(message)
     }
 
     fn for_peers(&self) -> Option<Arc<dyn Endpoint>> {

@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ferrisdb_core::key::key_after;
-use ferrisdb_core::{Clock, Code, KeyRange, Result, Runtime, Version};
+use ferrisdb_core::{Clock, Code, KeyRange, Result, Runtime};
 use tokio::sync::{Notify, oneshot};
 
 use self::cache::LocationCache;
@@ -46,13 +46,13 @@ use self::scout::Scout;
 use crate::answer::Answer;
 use crate::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, Endpoint, GetKeyRequest, GetRangeRequest, GetRequest,
-    Lease, LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
-    is_undecided, may_know_elsewhere,
+    Rows, is_undecided, may_know_elsewhere,
 };
 use crate::client::{Ask, Client, Connector, TcpConnector, addresses, split};
 use crate::connection::Connection;
 use crate::options::ClientOptions;
 use crate::pace::Pace;
+use crate::pass_on;
 use crate::runtime::TokioRuntime;
 
 /// So many questions go home before anybody is asked where things are.
@@ -518,44 +518,12 @@ impl Endpoint for Router {
         self.decide(request)
     }
 
-    fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
-        self.inner().home.resolve(request)
-    }
-
-    fn watch(&self, request: WatchRequest) -> Answer<Version> {
-        self.inner().home.watch(request)
-    }
-
-    fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
-        self.inner().home.lease(request)
-    }
-
-    fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
-        self.inner().home.estimated_size(range)
-    }
-
-    fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
-        self.inner().home.split_points(request)
-    }
-
-    fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
-        self.inner().home.addresses_for_key(key)
-    }
-
-    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
-        self.inner().home.locations(request)
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.inner().home.status()
+    pass_on! {
+        |self| self.inner().home => resolve, watch, lease, estimated_size, split_points, addresses_for_key, locations, status, message
     }
 
     fn is_reachable(&self) -> bool {
         self.inner().home.is_reachable()
-    }
-
-    fn message(&self, message: Bytes) -> Answer<Bytes> {
-        self.inner().home.message(message)
     }
 }
 

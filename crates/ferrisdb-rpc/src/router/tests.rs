@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Error, KeySelector, KeyValue, Limits, Mutation};
+use ferrisdb_core::{Error, KeySelector, KeyValue, Limits, Mutation, Version};
 
 use super::*;
-use crate::api::{Location, Priority};
+use crate::api::{
+    Lease, LeaseRequest, Location, Locations, LocationsRequest, Priority, ResolveRequest, SplitPointsRequest,
+    WatchRequest,
+};
 use crate::client::Stream;
 use crate::options::ServeOptions;
 use crate::server::Server;

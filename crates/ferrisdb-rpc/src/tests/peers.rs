@@ -12,36 +12,14 @@ struct Member {
     for_peers: Option<Arc<dyn Endpoint>>,
 }
 
-macro_rules! answered_by_the_puppet {
-    ($($method:ident($question:ty) -> $answer:ty;)*) => {
-        $(fn $method(&self, question: $question) -> Answer<$answer> {
-            self.puppet.$method(question)
-        })*
-    };
-}
-
 impl Endpoint for Member {
-    answered_by_the_puppet! {
-        begin(BeginRequest) -> Begun;
-        get(GetRequest) -> Option<Bytes>;
-        get_key(GetKeyRequest) -> Bytes;
-        get_range(GetRangeRequest) -> Rows;
-        commit(CommitRequest) -> Committed;
-        resolve(ResolveRequest) -> Option<Committed>;
-        watch(WatchRequest) -> Version;
-        lease(LeaseRequest) -> Lease;
-        estimated_size(KeyRange) -> u64;
-        split_points(SplitPointsRequest) -> Vec<Bytes>;
-        addresses_for_key(Bytes) -> Vec<String>;
-        locations(LocationsRequest) -> Locations;
+    crate::pass_on! { |self| self.puppet =>
+        begin, get, get_key, get_range, commit, resolve, watch, lease, estimated_size, split_points,
+        addresses_for_key, locations, status
     }
 
     fn description(&self) -> Description {
         self.puppet.description()
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.puppet.status()
     }
 
     /// `hold…` waits to be released; the answer to everything is what was sent.

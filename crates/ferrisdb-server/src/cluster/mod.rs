@@ -17,6 +17,7 @@
 //! known      what peers said that they have        rejoin    to begin again as a new process
 //! orders     what somebody wants of the cluster    status    the status document
 //! route      questions to whoever can answer them; the endpoint
+//! open       founding, joining and opening again, up to the running roles
 //! ```
 //!
 //! Every process has a replica of the log and a storage server, which holds some of the [shards](crate::shards). The coordinator and the controller run
@@ -51,6 +52,7 @@ mod members;
 mod messages;
 mod metadata;
 mod moves;
+mod open;
 mod orders;
 mod rejoin;
 mod route;
@@ -67,7 +69,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use ferrisdb_core::{Bytes, Clock, Code, Error, Limits, Result, Runtime, Version};
+use ferrisdb_core::{Bytes, Clock, Code, Error, Limits, Result, Runtime};
 use ferrisdb_rpc::Endpoint;
 use ferrisdb_rpc::pace::Pace;
 use ferrisdb_storage::Env;
@@ -76,11 +78,10 @@ use ferrisdb_storage::fs::FileSystem;
 
 use self::fill::Copied;
 use self::identity::Identity;
-use self::known::{Known, Recorder};
+use self::known::Recorder;
 use self::lead::Leading;
-use self::lines::{Line, Lines, LogLines};
-use self::messages::{Joined, Message};
-use self::metadata::{Process, Registry, Storage};
+use self::lines::Lines;
+use self::metadata::Registry;
 use self::rejoin::Again;
 use self::route::{Direct, Route};
 use crate::coordinator::CoordinatorOptions;
@@ -88,15 +89,14 @@ use crate::counters::Counters;
 use crate::failure::from_storage;
 use crate::feed::Progress;
 use crate::lifetime::{SharedLock, ended, spawn, take_directory};
-use crate::log::replicated::{GroupView, Position, ReplicatedLog, ReplicatedLogOptions, RunBy};
-use crate::log::{Applied, Entry, Log, State, Tag};
+use crate::log::replicated::{GroupView, Position, ReplicatedLog, ReplicatedLogOptions};
+use crate::log::{State, Tag};
 use crate::runtime::JobRuntime;
-use crate::shards::holding::Holding;
 use crate::shards::keeper::Keeper;
 use crate::shards::load::Load;
 use crate::shards::{SHARD_PREFIX, ShardMap};
 use crate::signal::{Latch, Replied, lock};
-use crate::storage::{StorageOptions, StorageRecovery, StorageServer};
+use crate::storage::{StorageOptions, StorageServer};
 
 pub use crate::log::replicated::{Peer, ProcessId};
 pub use lines::{Network, RpcNetwork, line_options};
@@ -106,8 +106,6 @@ pub use messages::asks_to_join;
 pub(crate) use messages::join_message;
 pub use orders::{Order, Ordered, REPLICATION_MAX, order};
 
-/// The number of the process that founds a cluster.
-const FOUNDER: ProcessId = 1;
 /// How often a process looks again for what it waits for, where nothing wakes it.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a leader that closes waits for another one.
@@ -460,114 +458,6 @@ impl fmt::Debug for ClusterNode {
 }
 
 impl Shared {
-    /// Opens the directory, or makes it what `beginning` says.
-    async fn open(
-        doors: &Doors,
-        jobs: &JobRuntime,
-        dir: &Path,
-        options: &ClusterOptions,
-        here: &Peer,
-        beginning: Beginning,
-        lock: &SharedLock,
-    ) -> Result<Arc<Shared>> {
-        let (fs, jobs, here) = (Arc::clone(&doors.env.fs), jobs.clone(), here.clone());
-        let (mut tasks, opened) = (Vec::new(), Identity::read(fs.as_ref(), dir)?);
-        let mut known = Known::read(fs.as_ref(), dir)?;
-        let opener = Opener { doors, jobs: &jobs, dir, options, here: &here, lock };
-        let (identity, log, lines) = match opened {
-            Some(identity) if identity.process > 0 => opener.restart(identity, &mut tasks).await?,
-            _ => match beginning {
-                Beginning::Join(addresses) => opener.join(opened, &addresses, &mut known, &mut tasks).await?,
-                Beginning::Found => {
-                    let cluster_id = doors.env.entropy.unique_bytes();
-                    opener.found(cluster_id, State::new(&[Tag::FIRST]), &mut tasks).await?
-                }
-                Beginning::GoOn { cluster_id, state } => opener.found(cluster_id, *state, &mut tasks).await?,
-            },
-        };
-        let found = log.position();
-        let limits = options.coordinator.limits;
-        let opened = || {
-            if !identity.is_complete {
-                remove_files(fs.as_ref(), &dir.join("storage"))?;
-            }
-            remove_one_process_database(fs.as_ref(), dir)?;
-            let storage_options = StorageOptions { value_bytes: limits.value_bytes, ..options.storage.clone() };
-            StorageServer::open(jobs.clone(), &dir.join("storage"), storage_options)
-        };
-        let (storage, recovery) = match opened() {
-            Ok(opened) => opened,
-            Err(error) => {
-                // Its tasks would go on, and keep the directory.
-                log.close().await;
-                return Err(error);
-            }
-        };
-        let holding = match holding_in(&identity, &recovery, dir) {
-            Ok(holding) => holding,
-            Err(error) => {
-                log.close().await;
-                return Err(error);
-            }
-        };
-        let load = Arc::new(Load::new(Arc::clone(&doors.env.clock)));
-        // Each of them may fetch at once.
-        let known_processes = known.addresses.len() + 1;
-        let shared = Arc::new(Shared {
-            life: u64::from_le_bytes(doors.env.entropy.unique_bytes()[..8].try_into().expect("eight of sixteen bytes")),
-            jobs,
-            dir: dir.to_path_buf(),
-            has_begun: AtomicBool::new(identity.is_complete),
-            is_lasting: AtomicBool::new(identity.is_complete),
-            readable_from: AtomicU64::new(identity.readable_from.get()),
-            identity,
-            here,
-            limits,
-            options: options.clone(),
-            log,
-            storage,
-            progress: Arc::default(),
-            counters: Arc::default(),
-            pace: Arc::default(),
-            timers: Arc::clone(&doors.runtime),
-            lines,
-            leading: Leading::default(),
-            route: Route::default(),
-            is_closed: AtomicBool::new(false),
-            stop: Latch::default(),
-            tasks: Mutex::default(),
-            found,
-            recorder: Arc::new(Recorder::new(dir, known)),
-            view: Mutex::default(),
-            copied: Copied::default(),
-            again: Mutex::default(),
-            ends: Latch::default(),
-            failure: Mutex::default(),
-            keeper: Arc::new(Keeper::new(holding, recovery.flushed, identity.readable_from)),
-            layout: Mutex::default(),
-            moving: Mutex::default(),
-            load,
-            fetch_rate: AtomicU64::new(options.shards.fetch_rate(known_processes)),
-        });
-        let recording = Arc::clone(&shared.recorder).run(shared.jobs.clone());
-        let roles: [(&str, ferrisdb_core::runtime::BoxFuture<()>); 7] = [
-            ("apply", Box::pin(fill::run(Arc::clone(&shared)))),
-            ("pop", Box::pin(fill::pop(Arc::clone(&shared), recovery.is_settled))),
-            ("moves", Box::pin(moves::run(Arc::clone(&shared)))),
-            ("lead", Box::pin(lead::run(Arc::clone(&shared), Arc::clone(lock)))),
-            ("register", Box::pin(register(Arc::clone(&shared)))),
-            ("peers", Box::pin(recording)),
-            ("beat", Box::pin(beat::run(Arc::clone(&shared)))),
-        ];
-        for (name, task) in roles {
-            let stopping = Arc::clone(&shared);
-            let task = Box::pin(async move { stopping.stop.unless_set(task).await.unwrap_or_default() });
-            tasks.push(spawn(&shared.jobs, name, task, Arc::clone(lock)));
-        }
-        crate::signal::lock(&shared.tasks).append(&mut tasks);
-        Ok(shared)
-    }
-
     /// Ends this life: hands the lead over, refuses everything new, and waits for all tasks.
     async fn close(self: &Arc<Shared>) -> Result<()> {
         let shared = self;
@@ -647,254 +537,4 @@ impl Shared {
             self.jobs.sleep(10 * LOOK).await;
         }
     }
-}
-
-/// What opening needs on its way.
-struct Opener<'a> {
-    doors: &'a Doors,
-    jobs: &'a JobRuntime,
-    dir: &'a Path,
-    options: &'a ClusterOptions,
-    here: &'a Peer,
-    lock: &'a SharedLock,
-}
-
-type Opened = (Identity, ReplicatedLog, Arc<Lines>);
-
-impl Opener<'_> {
-    fn fs(&self) -> &dyn FileSystem {
-        self.doors.env.fs.as_ref()
-    }
-
-    async fn open_log(
-        &self,
-        identity: &Identity,
-        lines: &Arc<Lines>,
-        tasks: &mut Vec<Replied<()>>,
-    ) -> Result<ReplicatedLog> {
-        let peers = LogLines { lines: Arc::clone(lines), runtime: Arc::clone(&self.doors.runtime) };
-        // All replicas begin with the same empty state; what the cluster begins with is the log's first entry.
-        let options = ReplicatedLogOptions {
-            tags: Vec::new(),
-            // A directory that was there before may have gone back.
-            waits_for_introduction: identity.generation > 1,
-            ..self.options.log.clone()
-        };
-        ReplicatedLog::open(
-            self.jobs.clone(),
-            Arc::clone(&self.doors.runtime),
-            &self.dir.join("raft"),
-            options,
-            identity.cluster_id,
-            identity.process,
-            Arc::new(peers),
-            |by, name, task| {
-                let runtime: &dyn Runtime = match by {
-                    RunBy::Jobs => self.jobs,
-                    RunBy::Runtime => self.doors.runtime.as_ref(),
-                };
-                tasks.push(spawn(runtime, name, task, Arc::clone(self.lock)));
-            },
-        )
-        .await
-    }
-
-    fn lines(&self, cluster_id: Option<[u8; 16]>) -> Arc<Lines> {
-        Arc::new(Lines::new(Arc::clone(&self.doors.network), cluster_id))
-    }
-
-    async fn restart(&self, before: Identity, tasks: &mut Vec<Replied<()>>) -> Result<Opened> {
-        let identity = Identity { generation: before.generation + 1, ..before };
-        identity.write(self.fs(), self.dir)?;
-        let lines = self.lines(Some(identity.cluster_id));
-        let log = self.open_log(&identity, &lines, tasks).await?;
-        Ok((identity, log, lines))
-    }
-
-    /// The group of one, with a log that begins with `state`.
-    async fn found(&self, cluster_id: [u8; 16], mut state: State, tasks: &mut Vec<Replied<()>>) -> Result<Opened> {
-        let instance = self.doors.env.entropy.unique_bytes();
-        let tag = Tag::FIRST;
-        let identity = Identity {
-            cluster_id,
-            instance,
-            process: FOUNDER,
-            tag,
-            generation: 1,
-            readable_from: Version::ZERO,
-            is_complete: true,
-        };
-        // Whoever died in the middle of founding begins again: the identity is written last.
-        remove_files(self.fs(), &self.dir.join("raft"))?;
-        let lines = self.lines(Some(cluster_id));
-        let log = self.open_log(&identity, &lines, tasks).await?;
-        let founded = async {
-            log.found(self.here.clone()).await?;
-            let process = Process { instance, peer: self.here.clone(), tag };
-            state.set_metadata(&[process.set(FOUNDER), Storage { process: FOUNDER, is_complete: true }.set(tag)]);
-            state.set_metadata(&ShardMap::whole([(tag, Version::ZERO)]).write());
-            while !log.is_leader() {
-                self.jobs.sleep(LOOK).await;
-            }
-            log.read_index().await?;
-            match log.append(vec![Entry::Foundation(Box::new(state))])?.await? {
-                Applied::Counted => {}
-                Applied::Void => return Err(Error::with(Code::InternalError, "a new log has been founded already")),
-            }
-            identity.write(self.fs(), self.dir)
-        };
-        match founded.await {
-            Ok(()) => Ok((identity, log, lines)),
-            Err(error) => {
-                log.close().await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn join(
-        &self,
-        before: Option<Identity>,
-        addresses: &[String],
-        known: &mut Known,
-        tasks: &mut Vec<Replied<()>>,
-    ) -> Result<Opened> {
-        // Who joins again also knows whom it knew.
-        let mut addresses = addresses.to_vec();
-        addresses
-            .extend(known.addresses.iter().filter(|known| !addresses.contains(known)).cloned().collect::<Vec<_>>());
-        addresses.retain(|address| *address != self.here.address);
-        if addresses.is_empty() {
-            let detail = format!(
-                "{} is to join a cluster and has not joined yet: say whom to ask with --join HOST:PORT",
-                self.dir.display()
-            );
-            return Err(Error::with(Code::ClientInvalidOperation, detail));
-        }
-        // Written down first: whoever asks again after a crash is the same.
-        let asking = match before {
-            Some(identity) => identity,
-            None => {
-                let nobody = Identity::nobody(self.doors.env.entropy.unique_bytes());
-                nobody.write(self.fs(), self.dir)?;
-                nobody
-            }
-        };
-        let joined = self.ask_to_join(asking.instance, &addresses).await?;
-        let identity = Identity {
-            cluster_id: joined.cluster_id,
-            process: joined.process,
-            tag: joined.tag,
-            generation: 1,
-            ..asking
-        };
-        known.addresses = addresses;
-        known.write(self.fs(), self.dir)?;
-        remove_files(self.fs(), &self.dir.join("raft"))?;
-        identity.write(self.fs(), self.dir)?;
-        let lines = self.lines(Some(identity.cluster_id));
-        let log = self.open_log(&identity, &lines, tasks).await?;
-        Ok((identity, log, lines))
-    }
-
-    /// Asks every address in turn, for as long as questions wait for a coordinator. Who leads takes in; one that does not says, as to any client, where the others are.
-    async fn ask_to_join(&self, instance: [u8; 16], addresses: &[String]) -> Result<Joined> {
-        let lines = self.lines(None);
-        let mut addresses = addresses.to_vec();
-        let message = Message::Join { instance, peer: self.here.clone() }.encode();
-        let until = self.jobs.now() + self.options.coordinator_wait;
-        loop {
-            let (mut failed, mut others) = (Vec::new(), Vec::new());
-            for address in &addresses {
-                let asked = async {
-                    let line = lines.to(Line::Questions, address).await?;
-                    let answer = line.message(message.clone()).await;
-                    let told = line.description().connection_string;
-                    others.extend(told.split(',').filter(|other| !other.is_empty()).map(str::to_owned));
-                    answer
-                };
-                match asked.await {
-                    Ok(answer) => return Joined::decode(&answer),
-                    Err(error) => failed.push(format!("{address}: {error}")),
-                }
-            }
-            let before = addresses.len();
-            for other in others {
-                if other != self.here.address && !addresses.contains(&other) {
-                    addresses.push(other);
-                }
-            }
-            if addresses.len() > before {
-                continue;
-            }
-            if self.jobs.now() >= until {
-                let detail = format!(
-                    "cannot join the cluster: {} (a process that can be joined is one that `ferrisdb serve` runs, and that this one reaches there)",
-                    failed.join("; ")
-                );
-                return Err(Error::with(Code::ConnectionFailed, detail));
-            }
-            self.jobs.sleep(10 * LOOK).await;
-        }
-    }
-}
-
-/// Says where this process is, and that its storage server has begun, if the cluster does not know that.
-async fn register(shared: Arc<Shared>) {
-    loop {
-        let known = shared.registry().ok().and_then(|registry| {
-            // A replica that has not come so far still knows the tag of an earlier life, which had begun.
-            let (_, process) = registry.of_instance(shared.identity.instance)?;
-            let has_begun = registry.storage.get(&shared.identity.tag).is_some_and(|storage| storage.is_complete);
-            Some((process.peer == shared.here, has_begun))
-        });
-        let message = match known {
-            Some((true, true)) => return,
-            Some((true, false)) if shared.has_begun.load(Ordering::SeqCst) => {
-                Some(Message::Complete { process: shared.identity.process, tag: shared.identity.tag })
-            }
-            Some((false, _)) => Some(Message::Join { instance: shared.identity.instance, peer: shared.here.clone() }),
-            // The replica may not have come so far.
-            _ => None,
-        };
-        if let Some(message) = message.map(|message| message.encode()) {
-            drop(shared.at_coordinator(|endpoint| endpoint.message(message.clone())).await);
-        }
-        shared.jobs.sleep(5 * LOOK).await;
-    }
-}
-
-/// What a storage server holds that was opened: what it kept, or all that there is, if it knew of no shards.
-fn holding_in(identity: &Identity, found: &StorageRecovery, dir: &Path) -> Result<Holding> {
-    if !identity.is_complete {
-        return Ok(Holding::default());
-    }
-    let kept = found.owner_state.as_deref().map(Holding::decode).transpose().map_err(|error| {
-        let path = dir.join("storage");
-        from_storage("cannot open the process", &StorageError::corruption(&path, 0, error.what))
-    })?;
-    Ok(kept.flatten().unwrap_or_else(|| Holding::everything(identity.readable_from)))
-}
-
-/// What a database in one process had beside its tables: the cluster's log goes on where its log ended.
-fn remove_one_process_database(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
-    let path = dir.join("cluster");
-    let failed = |op, error| from_storage("cannot remove", &StorageError::io(op, &path, error));
-    if !fs.exists(&path).map_err(|error| failed("look for", error))? {
-        return Ok(());
-    }
-    remove_files(fs, &dir.join("log"))?;
-    fs.remove_file(&path).map_err(|error| failed("remove", error))?;
-    fs.sync_dir(dir).map_err(|error| failed("sync", error))
-}
-
-/// Removes all files in a directory that is made if it is not there.
-fn remove_files(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
-    let failed = |op, path: &Path, error| from_storage("cannot begin anew", &StorageError::io(op, path, error));
-    fs.create_dir_all(dir).map_err(|error| failed("create", dir, error))?;
-    for name in fs.list(dir).map_err(|error| failed("list", dir, error))? {
-        let path = dir.join(name);
-        fs.remove_file(&path).map_err(|error| failed("remove", &path, error))?;
-    }
-    fs.sync_dir(dir).map_err(|error| failed("sync", dir, error))
 }

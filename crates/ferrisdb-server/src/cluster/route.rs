@@ -20,7 +20,7 @@ use ferrisdb_rpc::api::{
     LeaseRequest, Location, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
     is_undecided,
 };
-use ferrisdb_rpc::{Answer, Endpoint};
+use ferrisdb_rpc::{Answer, Endpoint, pass_on};
 use futures_util::future::{Either, select};
 
 use super::lead::{self, no_coordinator};
@@ -487,21 +487,7 @@ impl Endpoint for Cluster {
         Answer::later(async move { shared.read_split_points(request).await })
     }
 
-    fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
-        self.life.shared().direct().addresses_for_key(key)
-    }
-
-    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
-        self.life.shared().direct().locations(request)
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.life.shared().direct().status()
-    }
-
-    fn message(&self, message: Bytes) -> Answer<Bytes> {
-        self.life.shared().direct().message(message)
-    }
+    pass_on! { |self| self.life.shared().direct() => addresses_for_key, locations, message, status }
 
     fn for_peers(&self) -> Option<Arc<dyn Endpoint>> {
         Some(Arc::new(ForPeers { life: Arc::clone(&self.life) }))
@@ -513,36 +499,13 @@ struct ForPeers {
     life: Arc<Life>,
 }
 
-macro_rules! in_this_life {
-    ($($method:ident($request:ty) -> $answer:ty;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.life.shared().direct().$method(request)
-        })*
-    };
-}
-
 impl Endpoint for ForPeers {
     fn description(&self) -> Description {
         self.life.shared().description()
     }
 
-    in_this_life! {
-        begin(BeginRequest) -> Begun;
-        get(GetRequest) -> Option<Bytes>;
-        get_key(GetKeyRequest) -> Bytes;
-        get_range(GetRangeRequest) -> Rows;
-        commit(CommitRequest) -> Committed;
-        resolve(ResolveRequest) -> Option<Committed>;
-        watch(WatchRequest) -> Version;
-        lease(LeaseRequest) -> Lease;
-        estimated_size(KeyRange) -> u64;
-        split_points(SplitPointsRequest) -> Vec<Bytes>;
-        addresses_for_key(Bytes) -> Vec<String>;
-        locations(LocationsRequest) -> Locations;
-        message(Bytes) -> Bytes;
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.life.shared().direct().status()
+    pass_on! { |self| self.life.shared().direct() =>
+        begin, get, get_key, get_range, commit, resolve, watch, lease, estimated_size, split_points,
+        addresses_for_key, locations, message, status
     }
 }

@@ -16,6 +16,8 @@
 //! that it names. The WAL is purged up to that place, and no further; and not before the storage server has said, by a pop, that the state is durable:
 //! what was read at open may be in memory only.
 //!
+//! `owner_state.rs` has the bytes of that state, `subscription.rs` how batches get to the storage server.
+//!
 //! # Failures
 //! A failed sync ends the log: what waits for it gets the error and does not know, and everything later is refused with the file and
 //! the reason. A full disk refuses appends until there is space; small entries that free space or start an epoch use a reserve.
@@ -24,23 +26,27 @@
 //! Callable from any thread. Locks: `writer` (held for one WAL append, so that `pending` has the WAL's order) or `syncing` (held
 //! for one sync, so that answers come in order), then `core` (held for no I/O).
 
+mod owner_state;
+mod subscription;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
-use ferrisdb_core::codec::{Decoder, put_u64};
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Runtime, Version};
 use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::CommitId;
 use ferrisdb_storage::Error as StorageError;
-use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Wal, WalOptions, WalPosition, WalReader, WalState};
+use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Wal, WalOptions, WalPosition, WalState};
 
+pub(super) use self::owner_state::OwnerState;
+use self::subscription::{LocalSubscription, delivery};
 use super::appending::{Maintained, RingMaintenance, append_records, space_for};
 use super::entry::{Entry, Pop, Tag};
 use super::state::{Applied, Known, State};
@@ -49,8 +55,6 @@ use crate::failure::from_storage;
 use crate::runtime::JobRuntime;
 use crate::signal::{Bell, Reply, lock, reply};
 
-/// The owner state's format that this build writes, and the newest that it reads.
-const OWNER_STATE_FORMAT: u8 = 1;
 /// A place for a subscriber to begin reading is remembered about once in so many bytes of WAL.
 const INDEX_BYTES: u64 = 64 << 10;
 /// How long the preparation of a segment that failed waits before it is tried again.
@@ -176,44 +180,6 @@ pub struct LogStatistics {
     pub leases: usize,
     /// Its files.
     pub wal: WalState,
-}
-
-/// The owner state: what the storage server keeps for the log.
-pub(super) struct OwnerState {
-    pub(super) replay_from: WalPosition,
-    pub(super) state: State,
-}
-
-impl OwnerState {
-    /// # Format (version 1)
-    /// u8 format version, 16 bytes cluster id, u64 WAL position to replay from, then the state
-    fn encode(cluster_id: [u8; 16], replay_from: WalPosition, state: &State) -> Vec<u8> {
-        let mut bytes = vec![OWNER_STATE_FORMAT];
-        bytes.extend_from_slice(&cluster_id);
-        put_u64(&mut bytes, replay_from.to_u64());
-        state.encode(&mut bytes);
-        bytes
-    }
-
-    pub(super) fn decode(bytes: &[u8], cluster_id: [u8; 16]) -> Result<OwnerState> {
-        let broken = |what: &str| {
-            let detail =
-                format!("the log's state that the storage engine keeps cannot be read: {what}; restore a backup");
-            Error::with(Code::IoError, detail)
-        };
-        let mut decoder = Decoder::new(bytes);
-        if decoder.u8("format version").map_err(|error| broken(error.what))? != OWNER_STATE_FORMAT {
-            return Err(broken("it has a format version that this build does not know"));
-        }
-        if decoder.take(16, "cluster id").map_err(|error| broken(error.what))? != cluster_id {
-            let detail =
-                "the storage directory belongs to another database than the log; put back the one that belongs here";
-            return Err(Error::with(Code::IoError, detail));
-        }
-        let replay_from = decoder.u64("WAL position").map_err(|error| broken(error.what))?;
-        let state = State::decode(decoder.rest()).map_err(|error| broken(error.what))?;
-        Ok(OwnerState { replay_from: WalPosition::from_u64(replay_from), state })
-    }
 }
 
 impl LocalLog {
@@ -615,44 +581,6 @@ impl Core {
         }
         (reply, all)
     }
-
-    /// The next hot batch above `cursor`, if it follows on.
-    fn take_hot(&mut self, cursor: Version) -> Option<Delivery> {
-        while let Some(front) = self.hot.front()
-            && front.version <= cursor
-        {
-            self.hot_bytes -= front.bytes();
-            self.hot.pop_front();
-        }
-        let delivery = self.hot.pop_front_if(|front| front.previous == cursor)?;
-        self.hot_bytes -= delivery.bytes();
-        Some(delivery)
-    }
-}
-
-/// What a subscriber of `tag` gets of an entry that counted; `None` if it is no batch. `state` is the one after the entry, or a later one.
-fn delivery(entry: Entry, previous: Version, state: &State, horizon: Version, tag: Tag) -> Option<Delivery> {
-    match entry {
-        Entry::EpochStart(start) => Some(Delivery {
-            previous,
-            version: start.first_version,
-            horizon,
-            // An epoch ends no lease. Of a later state: what has ended since need not be kept, and what began since does no harm.
-            leased: state.leased_versions(),
-            mutations: Vec::new(),
-            batch_bytes: 0,
-            owner_state: None,
-        }),
-        Entry::Batch(batch) => {
-            let batch_bytes = batch.mutation_bytes() as u64;
-            let mut sections = batch.sections.into_iter().filter(|section| section.tags.contains(&tag));
-            let mut mutations = sections.next().map(|section| section.mutations).unwrap_or_default();
-            sections.for_each(|section| mutations.extend(section.mutations));
-            let (version, leased) = (batch.version, batch.leased);
-            Some(Delivery { previous, version, horizon, leased, mutations, batch_bytes, owner_state: None })
-        }
-        Entry::Pop(_) | Entry::Lease(_) | Entry::Foundation(_) => None,
-    }
 }
 
 impl Log for LocalLog {
@@ -682,7 +610,7 @@ impl Log for LocalLog {
         core.subscription += 1;
         let number = core.subscription;
         drop(core);
-        Ok(Box::new(LocalSubscription { log: self.clone(), number, cursor: above, horizon: Version::ZERO, cold: None }))
+        Ok(Box::new(LocalSubscription::new(self.clone(), number, above)))
     }
 
     fn pop(&self, tag: Tag, version: Version) {
@@ -733,114 +661,6 @@ impl Log for LocalLog {
     fn known(&self, id: CommitId) -> (Known, Version) {
         let core = lock(&self.shared.core);
         (core.state.known(id), core.state.id_floor())
-    }
-}
-
-/// The batches above `cursor`.
-struct LocalSubscription {
-    log: LocalLog,
-    number: u64,
-    cursor: Version,
-    /// Of what was read from the WAL.
-    horizon: Version,
-    /// Reads what memory no longer has.
-    cold: Option<WalReader>,
-}
-
-impl LocalSubscription {
-    /// The next batch from the WAL, where it certainly is. `None`: try again, from another place.
-    fn read_cold(&mut self) -> Result<Option<Delivery>> {
-        let shared = &self.log.shared;
-        let cannot = |error| from_storage("cannot read the log", &error);
-        let (mut reader, is_kept) = match self.cold.take() {
-            Some(reader) => (reader, true),
-            None => {
-                let from = {
-                    let core = lock(&shared.core);
-                    let at = core.index.partition_point(|&(version, _)| version <= self.cursor);
-                    let Some(&(_, position)) = at.checked_sub(1).and_then(|at| core.index.get(at)) else {
-                        return Err(lost(&shared.dir, "no longer has what the storage server needs next"));
-                    };
-                    position
-                };
-                // The place may be the end of a segment that was purged: what follows is then the first that is kept.
-                let from = from.max(shared.wal.first_position());
-                match shared.wal.subscribe(from, ReadUpTo::Synced) {
-                    Ok(reader) => (reader, false),
-                    // Purged between the two.
-                    Err(StorageError::PositionNotInWal { .. }) if shared.wal.first_position() > from => {
-                        return Ok(None);
-                    }
-                    Err(error) => return Err(cannot(error)),
-                }
-            }
-        };
-        loop {
-            match reader.advance() {
-                Ok(true) => {}
-                Ok(false) => break,
-                // It stood at the end of a segment whose batches were flushed and purged meanwhile.
-                Err(StorageError::PositionNotInWal { .. }) if is_kept => return Ok(None),
-                Err(error) => return Err(cannot(error)),
-            }
-            let record = reader.record();
-            let payload = Bytes::copy_from_slice(record.payload);
-            let position = record.position;
-            let entry = Entry::decode(&payload).map_err(|error| unreadable(&shared.dir, position, error.what))?;
-            let follows = match &entry {
-                Entry::EpochStart(start) => start.first_version > self.cursor,
-                Entry::Batch(batch) if batch.version <= self.cursor => false,
-                Entry::Batch(batch) if batch.previous == self.cursor => {
-                    self.horizon = self.horizon.max(batch.horizon);
-                    true
-                }
-                // One process has one coordinator at a time: nothing in its log is void, so something is missing here.
-                Entry::Batch(_) => break,
-                Entry::Pop(_) | Entry::Lease(_) | Entry::Foundation(_) => false,
-            };
-            let state = &lock(&shared.core).state;
-            if follows && let Some(delivery) = delivery(entry, self.cursor, state, self.horizon, Tag::FIRST) {
-                self.cold = Some(reader);
-                return Ok(Some(delivery));
-            }
-        }
-        Err(lost(&shared.dir, "no longer has what the storage server needs next"))
-    }
-}
-
-impl Subscription for LocalSubscription {
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Delivery>> {
-        let shared = Arc::clone(&self.log.shared);
-        {
-            let mut core = lock(&shared.core);
-            if shared.is_closed.load(Ordering::SeqCst) || core.subscription != self.number {
-                return Poll::Ready(Err(Error::with(Code::OperationCancelled, "the subscription has ended")));
-            }
-            if let Some(delivery) = core.take_hot(self.cursor) {
-                core.counters.hot_deliveries += 1;
-                self.cursor = delivery.version;
-                self.cold = None;
-                return Poll::Ready(Ok(delivery));
-            }
-            if self.cursor >= core.state.last() {
-                if let Some(failed) = &core.failed {
-                    return Poll::Ready(Err(failed.clone()));
-                }
-                core.subscriber = Some(context.waker().clone());
-                // `close` sets its flag and then takes the waker, under this lock.
-                return Poll::Pending;
-            }
-        }
-        let delivery = loop {
-            if let Some(delivery) = self.read_cold().transpose() {
-                break delivery;
-            }
-        };
-        if let Ok(delivery) = &delivery {
-            self.cursor = delivery.version;
-            lock(&shared.core).counters.cold_deliveries += 1;
-        }
-        Poll::Ready(delivery)
     }
 }
 

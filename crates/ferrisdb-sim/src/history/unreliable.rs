@@ -3,12 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ferrisdb_core::{Bytes, Code, Error, KeyRange, Random, Runtime, SplitMix64, Version};
-use ferrisdb_rpc::api::{
-    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
-};
-use ferrisdb_rpc::{Answer, Endpoint};
+use ferrisdb_core::{Code, Error, Random, Runtime, SplitMix64};
+use ferrisdb_rpc::api::{CommitRequest, Committed, Description};
+use ferrisdb_rpc::{Answer, Endpoint, pass_on};
 
 /// The longest time that a commit is under way before it arrives when its answer was given up.
 const LATE_MAX: u64 = 50;
@@ -61,20 +58,9 @@ impl Endpoint for Unreliable {
         self.description.clone()
     }
 
-    fn begin(&self, request: BeginRequest) -> Answer<Begun> {
-        self.ask(|to| to.begin(request))
-    }
-
-    fn get(&self, request: GetRequest) -> Answer<Option<Bytes>> {
-        self.ask(|to| to.get(request))
-    }
-
-    fn get_key(&self, request: GetKeyRequest) -> Answer<Bytes> {
-        self.ask(|to| to.get_key(request))
-    }
-
-    fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
-        self.ask(|to| to.get_range(request))
+    pass_on! { |self, question| self.ask(question) =>
+        begin, get, get_key, get_range, resolve, watch, lease, estimated_size, split_points, addresses_for_key,
+        locations, status
     }
 
     fn commit(&self, request: CommitRequest) -> Answer<Committed> {
@@ -116,37 +102,5 @@ impl Endpoint for Unreliable {
             }
             _ => to.commit(request),
         }
-    }
-
-    fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {
-        self.ask(|to| to.resolve(request))
-    }
-
-    fn watch(&self, request: WatchRequest) -> Answer<Version> {
-        self.ask(|to| to.watch(request))
-    }
-
-    fn lease(&self, request: LeaseRequest) -> Answer<Lease> {
-        self.ask(|to| to.lease(request))
-    }
-
-    fn estimated_size(&self, range: KeyRange) -> Answer<u64> {
-        self.ask(|to| to.estimated_size(range))
-    }
-
-    fn split_points(&self, request: SplitPointsRequest) -> Answer<Vec<Bytes>> {
-        self.ask(|to| to.split_points(request))
-    }
-
-    fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {
-        self.ask(|to| to.addresses_for_key(key))
-    }
-
-    fn locations(&self, request: LocationsRequest) -> Answer<Locations> {
-        self.ask(|to| to.locations(request))
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.ask(|to| to.status())
     }
 }

@@ -6,12 +6,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use ferrisdb_core::{Bytes, Code, Error, KeyRange, Result, Version};
-use ferrisdb_rpc::api::{
-    BeginRequest, Begun, CommitId, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest,
-    Lease, LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
-};
-use ferrisdb_rpc::{Answer, Endpoint};
+use ferrisdb_core::{Code, Error, Result, Version};
+use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Description, ResolveRequest};
+use ferrisdb_rpc::{Answer, Endpoint, pass_on};
 
 use super::lock;
 
@@ -81,14 +78,6 @@ fn note(last: &Last, note: impl FnOnce(&mut Attempt)) {
     }
 }
 
-macro_rules! passed_on {
-    ($($method:ident($request:ty) -> $answer:ty;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.to.$method(request)
-        })*
-    };
-}
-
 impl Endpoint for Noting {
     fn description(&self) -> Description {
         self.to.description()
@@ -122,22 +111,9 @@ impl Endpoint for Noting {
         })
     }
 
-    passed_on! {
-        begin(BeginRequest) -> Begun;
-        get(GetRequest) -> Option<Bytes>;
-        get_key(GetKeyRequest) -> Bytes;
-        get_range(GetRangeRequest) -> Rows;
-        watch(WatchRequest) -> Version;
-        lease(LeaseRequest) -> Lease;
-        estimated_size(KeyRange) -> u64;
-        split_points(SplitPointsRequest) -> Vec<Bytes>;
-        addresses_for_key(Bytes) -> Vec<String>;
-        locations(LocationsRequest) -> Locations;
-        message(Bytes) -> Bytes;
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.to.status()
+    pass_on! { |self| self.to =>
+        begin, get, get_key, get_range, watch, lease, estimated_size, split_points, addresses_for_key, locations,
+        message, status
     }
 }
 

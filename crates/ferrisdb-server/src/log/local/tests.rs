@@ -1,5 +1,5 @@
 use std::sync::atomic::AtomicU32;
-use std::task::Wake;
+use std::task::{Context, Poll, Wake};
 
 use ferrisdb_core::ManualClock;
 use ferrisdb_storage::env::SeededEntropy;

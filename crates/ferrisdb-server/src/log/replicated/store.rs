@@ -8,19 +8,9 @@
 //! append ─▶ WAL ─▶ in memory, readable ─▶ pending ──(one sync for all before it)──▶ told the library, in order
 //! ```
 //!
-//! # Format of a record (version 1)
-//! ```text
-//! u8 format version, u8 kind, then by kind (see types.rs for the parts):
-//! 1 entry      entry
-//! 2 vote       vote
-//! 3 committed  log id
-//! 4 cut        option of log id: what lies above it in the log is not there any more
-//! 5 snapshot   option of vote, option of log id (committed), option of log id (last in the snapshot), members, bytes state
-//! ```
+//! `memory.rs` has the records and what they amount to, `library.rs` what the consensus library asks.
 //!
 //! # Invariants
-//! - The entries in memory are consecutive, and begin right above `purged`.
-//! - After a restart `purged` is the place of the last snapshot: nobody purges further than that.
 //! - The library is told of durable records in the order of their appending, and of none that is not durable.
 //!
 //! # Failures
@@ -31,50 +21,38 @@
 //! # Concurrency
 //! Callable from any thread. Locks: `writer` (held for one WAL append, so that memory has the WAL's order), then `memory` (held for no I/O).
 
-use std::collections::VecDeque;
+mod library;
+mod memory;
+
 use std::fmt;
 use std::io;
-use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
 
-use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes};
+use ferrisdb_core::codec::{Decoder, put_bytes};
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Runtime};
 use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Space, Wal, WalOptions, WalPosition};
 use openraft::entry::RaftEntry;
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use openraft::{EntryPayload, OptionalSend};
 
-use super::super::appending::{Maintained, RingMaintenance, append_records, space_for};
-use super::types::{
-    LogId, Members, Position, RaftLogEntry, Types, Vote, place, put_entry, put_log_id, put_members, put_option,
-    put_vote, take_entry, take_log_id, take_members, take_option, take_vote,
-};
+use self::memory::{Done, KIND_ENTRY, KIND_SNAPSHOT, Memory, Pending, put_head, take_head};
+use super::super::appending::{Maintained, RingMaintenance};
+use super::types::{LogId, Position, RaftLogEntry, place, put_log_id, put_members, put_option, put_vote, take_entry};
 use crate::failure::from_storage;
 use crate::runtime::JobRuntime;
-use crate::signal::{Bell, Reply, lock, reply};
+use crate::signal::{Bell, lock, reply};
 
-/// What this build writes, and the newest that it reads.
-const FORMAT_VERSION: u8 = 1;
-
-const KIND_ENTRY: u8 = 1;
-const KIND_VOTE: u8 = 2;
-const KIND_COMMITTED: u8 = 3;
-const KIND_CUT: u8 = 4;
-const KIND_SNAPSHOT: u8 = 5;
+pub(super) use self::memory::StoredSnapshot;
 
 /// How long a full disk is left alone before an append is tried again.
 const SPACE_RETRY: Duration = Duration::from_millis(100);
 /// A disk is full if so many attempts in a row found no space: a purge or a compaction that is under way gives some back sooner.
 const FULL_AFTER: u32 = 3;
-/// The most bytes of entries that one read for a follower returns, beside the first entry.
-const READ_BYTES_MAX: u64 = 1 << 20;
 
 /// How a log store is laid out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,17 +76,6 @@ impl LogStoreOptions {
     }
 }
 
-/// A snapshot: the state of the log as of one of its places.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct StoredSnapshot {
-    /// The last entry in it.
-    pub(super) last: Option<LogId>,
-    /// The members as of then.
-    pub(super) members: Members,
-    /// The state, encoded.
-    pub(super) state: Bytes,
-}
-
 /// A handle to an open log store; clones share it. The tasks that drive it hold one too: they end with [`LogStore::close`].
 #[derive(Clone)]
 pub(super) struct LogStore {
@@ -130,136 +97,6 @@ struct Shared {
     gives_up: AtomicBool,
     sync_bell: Bell,
     maintain_bell: Bell,
-}
-
-/// What the records so far amount to.
-struct Memory {
-    vote: Option<Vote>,
-    /// The newest term in which it voted, and is known to be durable.
-    voted: u64,
-    committed: Option<LogId>,
-    purged: Option<LogId>,
-    log: VecDeque<Slot>,
-    /// Entries before this index have no copy in memory.
-    hot_from: u64,
-    hot_bytes: u64,
-    snapshot: Option<Arc<StoredSnapshot>>,
-    /// Where the newest snapshot record lies: nothing from there on may be purged.
-    snapshot_at: WalPosition,
-    pending: VecDeque<Pending>,
-    failed: Option<Error>,
-}
-
-/// An entry of the log.
-struct Slot {
-    id: LogId,
-    position: WalPosition,
-    bytes: u64,
-    entry: Option<RaftLogEntry>,
-}
-
-/// Who waits for a record to be durable.
-struct Pending {
-    position: WalPosition,
-    done: Done,
-}
-
-enum Done {
-    Library(IOFlushed<Types>),
-    Caller(Reply<()>),
-}
-
-impl Done {
-    fn tell(self, result: std::result::Result<(), &Error>) {
-        match self {
-            Done::Library(flushed) => flushed.io_completed(result.map_err(to_io)),
-            Done::Caller(reply) => reply.send(result.map_err(Error::clone)),
-        }
-    }
-}
-
-/// The library takes errors of the operating system's kind.
-fn to_io(error: &Error) -> io::Error {
-    io::Error::other(error.to_string())
-}
-
-impl Memory {
-    fn new() -> Memory {
-        Memory {
-            vote: None,
-            voted: 0,
-            committed: None,
-            purged: None,
-            log: VecDeque::new(),
-            hot_from: 0,
-            hot_bytes: 0,
-            snapshot: None,
-            snapshot_at: WalPosition::ZERO,
-            pending: VecDeque::new(),
-            failed: None,
-        }
-    }
-
-    /// The index of the first entry that is or would be there.
-    fn first_index(&self) -> u64 {
-        match (self.log.front(), &self.purged) {
-            (Some(slot), _) => slot.id.index,
-            (None, Some(purged)) => purged.index + 1,
-            (None, None) => 0,
-        }
-    }
-
-    fn last(&self) -> Option<LogId> {
-        self.log.back().map(|slot| slot.id).or(self.purged)
-    }
-
-    /// Where in `log` the entry with `index` lies, or would.
-    fn slot_of(&self, index: u64) -> usize {
-        usize::try_from(index.saturating_sub(self.first_index())).unwrap_or(usize::MAX).min(self.log.len())
-    }
-
-    fn push(&mut self, entry: RaftLogEntry, position: WalPosition, bytes: u64, hot_bytes_max: u64) {
-        let id = entry.log_id();
-        if self.log.is_empty() {
-            self.hot_from = id.index;
-        }
-        self.log.push_back(Slot { id, position, bytes, entry: Some(entry) });
-        self.hot_bytes += bytes;
-        while self.hot_bytes > hot_bytes_max && self.hot_from < id.index {
-            let at = self.slot_of(self.hot_from);
-            let slot = &mut self.log[at];
-            slot.entry = None;
-            self.hot_bytes -= slot.bytes;
-            self.hot_from += 1;
-        }
-    }
-
-    fn cut_after(&mut self, last: Option<&LogId>) {
-        let keep = last.map_or(0, |last| last.index + 1);
-        while self.log.back().is_some_and(|slot| slot.id.index >= keep) {
-            let slot = self.log.pop_back().expect("there is a last one");
-            if slot.entry.is_some() {
-                self.hot_bytes -= slot.bytes;
-            }
-            self.hot_from = self.hot_from.min(slot.id.index);
-        }
-    }
-
-    fn purge_to(&mut self, last: LogId) {
-        while self.log.front().is_some_and(|slot| slot.id.index <= last.index) {
-            let slot = self.log.pop_front().expect("there is a first one");
-            if slot.entry.is_some() {
-                self.hot_bytes -= slot.bytes;
-            }
-        }
-        self.hot_from = self.hot_from.max(last.index + 1);
-        self.purged = self.purged.max(Some(last));
-    }
-
-    /// From where on the WAL is needed.
-    fn needed_from(&self) -> WalPosition {
-        self.log.front().map_or(self.snapshot_at, |slot| slot.position.min(self.snapshot_at))
-    }
 }
 
 impl LogStore {
@@ -598,223 +435,6 @@ impl LogStore {
     }
 }
 
-impl Memory {
-    fn replay(
-        &mut self,
-        payload: &Bytes,
-        position: WalPosition,
-        hot_bytes_max: u64,
-    ) -> std::result::Result<(), DecodeError> {
-        let mut decoder = Decoder::new(payload);
-        match take_head(&mut decoder)? {
-            KIND_ENTRY => {
-                let entry = take_entry(payload, &mut decoder)?;
-                let next = self.log.back().map(|slot| slot.id.index + 1);
-                if next.is_some_and(|next| next != entry.log_id().index) {
-                    return Err(DecodeError { what: "an entry that does not follow on the one before" });
-                }
-                self.push(entry, position, payload.len() as u64, hot_bytes_max);
-            }
-            KIND_VOTE => self.vote = Some(take_vote(&mut decoder)?),
-            KIND_COMMITTED => self.committed = Some(take_log_id(&mut decoder)?),
-            KIND_CUT => {
-                let last = take_option(&mut decoder, take_log_id)?;
-                self.cut_after(last.as_ref());
-            }
-            KIND_SNAPSHOT => {
-                self.vote = take_option(&mut decoder, take_vote)?;
-                self.committed = take_option(&mut decoder, take_log_id)?;
-                let last = take_option(&mut decoder, take_log_id)?;
-                let members = take_members(&mut decoder)?;
-                let state = payload.slice_ref(decoder.bytes("snapshot: state")?);
-                // One that was sent by a leader replaces the log that did not reach so far.
-                if let Some(last) = last
-                    && self.last() < Some(last)
-                {
-                    self.cut_after(None);
-                }
-                self.snapshot = Some(Arc::new(StoredSnapshot { last, members, state }));
-                self.snapshot_at = position;
-            }
-            _ => return Err(DecodeError { what: "a record of an unknown kind" }),
-        }
-        decoder.finish("bytes behind the end of a record")
-    }
-}
-
-fn put_head(out: &mut Vec<u8>, kind: u8) {
-    out.extend_from_slice(&[FORMAT_VERSION, kind]);
-}
-
-fn take_head(decoder: &mut Decoder<'_>) -> std::result::Result<u8, DecodeError> {
-    if decoder.u8("record: format version")? != FORMAT_VERSION {
-        return Err(DecodeError { what: "a record of a format that this build does not know" });
-    }
-    decoder.u8("record: kind")
-}
-
-impl RaftLogReader<Types> for LogStore {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + fmt::Debug + OptionalSend>(
-        &mut self,
-        range: RB,
-    ) -> std::result::Result<Vec<RaftLogEntry>, io::Error> {
-        let start = match range.start_bound() {
-            Bound::Included(&start) => start,
-            Bound::Excluded(&start) => start + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(&end) => end + 1,
-            Bound::Excluded(&end) => end,
-            Bound::Unbounded => u64::MAX,
-        };
-        self.read(start, end, u64::MAX).map_err(|error| to_io(&error))
-    }
-
-    async fn read_vote(&mut self) -> std::result::Result<Option<Vote>, io::Error> {
-        Ok(lock(&self.shared.memory).vote)
-    }
-
-    async fn limited_get_log_entries(
-        &mut self,
-        start: u64,
-        end: u64,
-    ) -> std::result::Result<Vec<RaftLogEntry>, io::Error> {
-        self.read(start, end, READ_BYTES_MAX).map_err(|error| to_io(&error))
-    }
-}
-
-impl RaftLogStorage<Types> for LogStore {
-    type LogReader = LogStore;
-
-    async fn get_log_state(&mut self) -> std::result::Result<LogState<Types>, io::Error> {
-        let memory = lock(&self.shared.memory);
-        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: memory.last() })
-    }
-
-    async fn get_log_reader(&mut self) -> LogStore {
-        self.clone()
-    }
-
-    async fn save_vote(&mut self, vote: &Vote) -> std::result::Result<(), io::Error> {
-        let put = |buffer: &mut Vec<u8>| {
-            put_head(buffer, KIND_VOTE);
-            put_vote(buffer, vote);
-        };
-        let saved = self
-            .say(put, |memory, position| {
-                memory.vote = Some(*vote);
-                self.wait_for(memory, position)
-            })
-            .await
-            .map_err(|error| to_io(&error))?;
-        self.shared.sync_bell.ring();
-        if !planted(Bug::VoteNotDurable) {
-            saved.await.map_err(|error| to_io(&error))?;
-        }
-        let mut memory = lock(&self.shared.memory);
-        memory.voted = memory.voted.max(vote.leader_id.term);
-        Ok(())
-    }
-
-    /// Not synced: the next sync takes it along. An older one is found after a crash, which costs applying again.
-    async fn save_committed(&mut self, committed: Option<LogId>) -> std::result::Result<(), io::Error> {
-        let Some(committed) = committed else { return Ok(()) };
-        let put = |buffer: &mut Vec<u8>| {
-            put_head(buffer, KIND_COMMITTED);
-            put_log_id(buffer, &committed);
-        };
-        self.say(put, |memory, _| memory.committed = Some(committed)).await.map_err(|error| to_io(&error))
-    }
-
-    async fn read_committed(&mut self) -> std::result::Result<Option<LogId>, io::Error> {
-        Ok(self.committed())
-    }
-
-    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> std::result::Result<(), io::Error>
-    where
-        I: IntoIterator<Item = RaftLogEntry> + OptionalSend,
-        I::IntoIter: OptionalSend,
-    {
-        let entries: Vec<RaftLogEntry> = entries.into_iter().collect();
-        let mut flushed = Some(flushed);
-        let result = self.append_all(&entries, &mut flushed).await;
-        if let (Err(error), Some(flushed)) = (&result, flushed) {
-            flushed.io_completed(Err(to_io(error)));
-        }
-        self.shared.sync_bell.ring();
-        result.map_err(|error| to_io(&error))
-    }
-
-    async fn truncate_after(&mut self, last: Option<LogId>) -> std::result::Result<(), io::Error> {
-        if planted(Bug::CutForgotten) {
-            lock(&self.shared.memory).cut_after(last.as_ref());
-            return Ok(());
-        }
-        let put = |buffer: &mut Vec<u8>| {
-            put_head(buffer, KIND_CUT);
-            put_option(buffer, last.as_ref(), put_log_id);
-        };
-        self.say(put, |memory, _| memory.cut_after(last.as_ref())).await.map_err(|error| to_io(&error))
-    }
-
-    async fn purge(&mut self, last: LogId) -> std::result::Result<(), io::Error> {
-        lock(&self.shared.memory).purge_to(last);
-        self.shared.maintain_bell.ring();
-        Ok(())
-    }
-}
-
-impl LogStore {
-    async fn append_all(&self, entries: &[RaftLogEntry], flushed: &mut Option<IOFlushed<Types>>) -> Result<()> {
-        self.check()?;
-        let proposed = entries.iter().filter_map(|entry| match &entry.payload {
-            EntryPayload::Normal(proposal) => Some(proposal.0.iter()),
-            EntryPayload::Blank | EntryPayload::Membership(_) => None,
-        });
-        let space = space_for(proposed.flatten());
-        let mut waiting = Waiting { store: self, tries: 0 };
-        loop {
-            let appended = {
-                let mut buffer = lock(&self.shared.writer);
-                buffer.clear();
-                let mut ends = Vec::with_capacity(entries.len());
-                for entry in entries {
-                    put_head(&mut buffer, KIND_ENTRY);
-                    put_entry(&mut buffer, entry);
-                    ends.push(buffer.len());
-                }
-                let mut positions = Vec::with_capacity(entries.len());
-                let appended = append_records(&self.shared.wal, &buffer, &ends, space, &mut positions);
-                appended.map(|()| {
-                    let mut memory = lock(&self.shared.memory);
-                    let mut begin = 0;
-                    for ((entry, &position), &end) in entries.iter().zip(&positions).zip(&ends) {
-                        memory.push(entry.clone(), position, (end - begin) as u64, self.shared.options.hot_bytes);
-                        begin = end;
-                    }
-                    let flushed = flushed.take().expect("it is taken once, here");
-                    match positions.last() {
-                        Some(&position) => {
-                            memory.pending.push_back(Pending { position, done: Done::Library(flushed) });
-                            None
-                        }
-                        None => Some(flushed),
-                    }
-                })
-            };
-            match appended {
-                Ok(None) => return Ok(()),
-                Ok(Some(flushed)) => {
-                    flushed.io_completed(Ok(()));
-                    return Ok(());
-                }
-                Err(error) => waiting.again(error).await?,
-            }
-        }
-    }
-}
-
 /// A record on its way to a disk that may be full.
 struct Waiting<'a> {
     store: &'a LogStore,
@@ -870,6 +490,11 @@ impl fmt::Debug for LogStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LogStore").field("dir", &self.shared.dir).finish_non_exhaustive()
     }
+}
+
+/// The library takes errors of the operating system's kind.
+fn to_io(error: &Error) -> io::Error {
+    io::Error::other(error.to_string())
 }
 
 fn unreadable(dir: &Path, position: WalPosition, what: &str) -> Error {

@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use ferrisdb_rpc::api::{
-    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRequest, Lease, LeaseRequest,
-    Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
-};
+use ferrisdb_rpc::api::{CommitRequest, Committed, Description};
+use ferrisdb_rpc::pass_on;
 use futures_util::future::{Either, select};
 
 use super::super::super::Network;
@@ -58,20 +56,19 @@ impl Line {
     fn ask<T: Send + Unpin + 'static>(
         &self,
         lost: Code,
-        ask: impl Fn(&dyn Endpoint) -> Answer<T> + Send + Sync + 'static,
+        ask: impl FnOnce(&dyn Endpoint) -> Answer<T> + Clone + Send + Sync + 'static,
     ) -> Answer<T> {
         let (world, from, to, runtime) = (self.world.clone(), self.from, self.to, self.runtime.clone());
         Answer::later(async move {
             let failed = |code| Error::with(code, "lost on the way");
             let world = world.upgrade().ok_or_else(|| failed(Code::ConnectionFailed))?;
-            let ask = Arc::new(ask);
             let asking = std::pin::pin!(async {
                 let there = world.passes(from, to)?;
                 let (sender, receiver) = futures_channel::oneshot::channel();
                 if lost != Code::CommitUnknownResult
                     && let Some(again) = world.comes_twice()
                 {
-                    let ask = Arc::clone(&ask);
+                    let ask = ask.clone();
                     world.deliver(from, to, there + again, move |endpoint| {
                         let answer = ask(endpoint);
                         Box::pin(async move { drop(answer.await) })
@@ -101,38 +98,19 @@ impl Line {
     }
 }
 
-macro_rules! over_the_line {
-    ($($method:ident($request:ty) -> $answer:ty, $lost:ident;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.ask(Code::$lost, move |endpoint| endpoint.$method(request.clone()))
-        })*
-    };
-}
-
 impl Endpoint for Line {
     fn description(&self) -> Description {
         let limits = ferrisdb_core::Limits::DEFAULT;
         Description { cluster_id: [0; 16], limits, connection_string: address(self.to) }
     }
 
-    over_the_line! {
-        begin(BeginRequest) -> Begun, ConnectionFailed;
-        get(GetRequest) -> Option<Bytes>, ConnectionFailed;
-        get_key(GetKeyRequest) -> Bytes, ConnectionFailed;
-        get_range(GetRangeRequest) -> Rows, ConnectionFailed;
-        commit(CommitRequest) -> Committed, CommitUnknownResult;
-        resolve(ResolveRequest) -> Option<Committed>, ConnectionFailed;
-        watch(WatchRequest) -> Version, ConnectionFailed;
-        lease(LeaseRequest) -> Lease, ConnectionFailed;
-        estimated_size(KeyRange) -> u64, ConnectionFailed;
-        split_points(SplitPointsRequest) -> Vec<Bytes>, ConnectionFailed;
-        addresses_for_key(Bytes) -> Vec<String>, ConnectionFailed;
-        locations(LocationsRequest) -> Locations, ConnectionFailed;
-        message(Bytes) -> Bytes, ConnectionFailed;
+    pass_on! { |self, question| self.ask(Code::ConnectionFailed, question) =>
+        begin, get, get_key, get_range, resolve, watch, lease, estimated_size, split_points, addresses_for_key,
+        locations, message, status
     }
 
-    fn status(&self) -> Answer<String> {
-        self.ask(Code::ConnectionFailed, |endpoint| endpoint.status())
+    fn commit(&self, request: CommitRequest) -> Answer<Committed> {
+        self.ask(Code::CommitUnknownResult, move |endpoint| endpoint.commit(request))
     }
 }
 
@@ -151,37 +129,14 @@ impl Anywhere {
     }
 }
 
-macro_rules! anywhere {
-    ($($method:ident($request:ty) -> $answer:ty;)*) => {
-        $(fn $method(&self, request: $request) -> Answer<$answer> {
-            self.line().$method(request)
-        })*
-    };
-}
-
 impl Endpoint for Anywhere {
     fn description(&self) -> Description {
         self.line().description()
     }
 
-    anywhere! {
-        begin(BeginRequest) -> Begun;
-        get(GetRequest) -> Option<Bytes>;
-        get_key(GetKeyRequest) -> Bytes;
-        get_range(GetRangeRequest) -> Rows;
-        commit(CommitRequest) -> Committed;
-        resolve(ResolveRequest) -> Option<Committed>;
-        watch(WatchRequest) -> Version;
-        lease(LeaseRequest) -> Lease;
-        estimated_size(KeyRange) -> u64;
-        split_points(SplitPointsRequest) -> Vec<Bytes>;
-        addresses_for_key(Bytes) -> Vec<String>;
-        locations(LocationsRequest) -> Locations;
-        message(Bytes) -> Bytes;
-    }
-
-    fn status(&self) -> Answer<String> {
-        self.line().status()
+    pass_on! { |self| self.line() =>
+        begin, get, get_key, get_range, commit, resolve, watch, lease, estimated_size, split_points,
+        addresses_for_key, locations, message, status
     }
 }
 
