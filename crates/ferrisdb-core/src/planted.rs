@@ -146,6 +146,8 @@ planted_bugs! {
     ReplicaSkipsSync = "replica-skips-sync",
     /// A replica that leads the log confirms read versions by itself.
     ReadNotConfirmed = "read-not-confirmed",
+    /// A voter confirms read versions of whoever asks, whomever it has voted for.
+    AnyVoteConfirms = "any-vote-confirms",
     /// A replica of the log forgets at a restart that it has cut off what another leader replaced.
     CutForgotten = "cut-forgotten",
     /// A locked database takes the commits of everybody.

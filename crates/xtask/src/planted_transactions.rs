@@ -103,6 +103,7 @@ const TABLE: &[(&str, Catcher)] = &[
     ("read-above-applied", History(CONCURRENT, 30)),
     ("replica-skips-sync", Group(LOG, 100)),
     ("read-not-confirmed", Group(LOG, 100)),
+    ("any-vote-confirms", Group(LOG, 100)),
     ("cut-forgotten", Group(LOG, 100)),
     ("snapshot-too-new", Group(LOG, 100)),
     ("pop-before-flush", Group(CLUSTER, 100)),

@@ -15,7 +15,7 @@
 //! - Leaders are not restored after a restart: each start of a process that leads is a new term, and so a new epoch.
 //! - Pre-vote is on: a process that was cut off does not depose a leader that works when it comes back.
 //! - Snapshots and purges happen when we say so.
-//! - Reads are confirmed by a round to a quorum, never by a lease: in this library a restarted follower forgets the lease that it helped to grant.
+//! - Reads are confirmed by a round to a quorum (`confirm.rs`), never by a lease: in this library a restarted follower forgets the lease that it helped to grant.
 //!
 //! # Invariants
 //! - Proposals are appended in the order of the calls, by one task.
@@ -27,6 +27,7 @@
 //! door, which tells the others at once, and learns from them who leads instead. When there is space it goes on as one that was cut off.
 
 mod channel;
+mod confirm;
 mod machine;
 mod network;
 mod runtime;
@@ -57,6 +58,7 @@ pub use network::Peers;
 pub use store::LogStoreOptions;
 pub use types::{Peer, Place, Position, ProcessId};
 
+use self::confirm::Confirmer;
 use self::machine::Machine;
 use self::network::Network;
 use self::runtime::scope;
@@ -316,6 +318,10 @@ impl ReplicatedLog {
                 *heard = (*heard).max(network::leader_in(&message));
                 return Err(Error::with(Code::ConnectionFailed, log.no_space()));
             }
+            if let Some(vote) = network::confirm_in(&message) {
+                let is_ours = log.shared.store.vote().is_some_and(|ours| ours.leader_id == vote.leader_id);
+                return Ok(network::confirm_answer(is_ours || planted(Bug::AnyVoteConfirms)));
+            }
             network::answer(&log.shared.raft, message).await
         })
     }
@@ -564,6 +570,7 @@ impl ReplicatedLog {
     /// Confirms, one round for all who asked before it began.
     async fn read_until_closed(self) {
         let shared = &self.shared;
+        let mut confirmer = Confirmer::default();
         while !shared.is_closed.load(Ordering::SeqCst) {
             let reads = std::mem::take(&mut lock(&shared.queue).reads);
             if reads.is_empty() {
@@ -573,6 +580,12 @@ impl ReplicatedLog {
             if self.waits_for_space() {
                 let error = self.refused(&self.no_space());
                 reads.into_iter().for_each(|read| read.send(Err(error.clone())));
+                continue;
+            }
+            let by_voters = std::pin::pin!(confirmer.round(&self));
+            if self.abandoned().unless_set(by_voters).await == Some(true) {
+                let newest = shared.machine.newest();
+                reads.into_iter().for_each(|read| read.send(Ok(newest)));
                 continue;
             }
             let confirmed = std::pin::pin!(shared.raft.ensure_linearizable(ReadPolicy::ReadIndex));

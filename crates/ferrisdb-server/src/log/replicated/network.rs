@@ -11,11 +11,13 @@
 //! 4 snapshot   vote, option of log id (last), members, bytes state
 //! 5 transfer   vote, to, option of log id (last)
 //! 6 pop        tag, version (its answer is itself)
+//! 7 confirm    vote
 //! answers: u8 format version, u8 kind of the question, then
 //! append       u8: 0 all, 1 then option of log id (up to there), 2 conflict, 3 then vote (a higher one)
 //! vote         vote, u8 granted, option of log id (last)
 //! snapshot     vote
 //! transfer     u8: 0 done, 1 refused
+//! confirm      u8: 1 if that is this voter's vote
 //! ```
 
 use std::fmt;
@@ -51,6 +53,7 @@ const KIND_PRE_VOTE: u8 = 3;
 const KIND_SNAPSHOT: u8 = 4;
 const KIND_TRANSFER: u8 = 5;
 const KIND_POP: u8 = 6;
+const KIND_CONFIRM: u8 = 7;
 
 /// The slowest way that entries are sent over: the time that heartbeats have is not enough for many bytes of them, and what is given up is sent again as a whole.
 const BYTES_PER_SECOND_MIN: u64 = 4 << 20;
@@ -341,6 +344,35 @@ async fn is_in_log(
         AppendEntriesResponse::HigherVote(vote) => Some(vote),
         AppendEntriesResponse::Conflict => None,
     })
+}
+
+/// A leader's question whether a voter's vote is still this one.
+pub(super) fn confirm_message(vote: &Vote) -> Bytes {
+    let mut out = head(KIND_CONFIRM);
+    put_vote(&mut out, vote);
+    out.into()
+}
+
+/// The vote in what [`confirm_message`] made, if it is that.
+pub(super) fn confirm_in(message: &[u8]) -> Option<Vote> {
+    let mut decoder = Decoder::new(message);
+    if take_head(&mut decoder).ok()? != KIND_CONFIRM {
+        return None;
+    }
+    let vote = take_vote(&mut decoder).ok()?;
+    decoder.is_empty().then_some(vote)
+}
+
+/// The answer to it.
+pub(super) fn confirm_answer(is_confirmed: bool) -> Bytes {
+    let mut out = head(KIND_CONFIRM);
+    out.push(u8::from(is_confirmed));
+    out.into()
+}
+
+/// Whether an answer says yes; anything unknown does not.
+pub(super) fn is_confirmed(answer: &[u8]) -> bool {
+    answer == &confirm_answer(true)[..]
 }
 
 /// A storage server's pop, on its way to the leader.

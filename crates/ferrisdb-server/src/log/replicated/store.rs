@@ -42,7 +42,9 @@ use openraft::entry::RaftEntry;
 
 use self::memory::{Done, KIND_ENTRY, KIND_SNAPSHOT, Memory, Pending, put_head, take_head};
 use super::super::appending::{Maintained, RingMaintenance};
-use super::types::{LogId, Position, RaftLogEntry, place, put_log_id, put_members, put_option, put_vote, take_entry};
+use super::types::{
+    LogId, Position, RaftLogEntry, Vote, place, put_log_id, put_members, put_option, put_vote, take_entry,
+};
 use crate::failure::from_storage;
 use crate::runtime::JobRuntime;
 use crate::signal::{Bell, lock, reply};
@@ -194,6 +196,11 @@ impl LogStore {
     /// Where the log is known to be committed.
     pub(super) fn committed(&self) -> Option<LogId> {
         lock(&self.shared.memory).committed
+    }
+
+    /// The vote that the library had saved last, durable or about to be.
+    pub(super) fn vote(&self) -> Option<Vote> {
+        lock(&self.shared.memory).vote
     }
 
     /// What of the log is here.
