@@ -102,7 +102,7 @@ impl Line {
     async fn ask<T>(
         &self,
         kind: u8,
-        message: Vec<u8>,
+        message: impl Into<Bytes>,
         deadline: Duration,
         take: impl FnOnce(&mut Decoder<'_>) -> std::result::Result<T, DecodeError>,
     ) -> std::result::Result<T, Unreachable<Types>> {
@@ -220,10 +220,7 @@ impl openraft::network::v2::RaftNetworkV2<Types> for Line {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> std::result::Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        let mut out = head(KIND_TRANSFER);
-        put_vote(&mut out, request.from_leader());
-        put_varint(&mut out, *request.to_node_id());
-        put_option(&mut out, request.last_log_id(), put_log_id);
+        let out = transfer_message(request.from_leader(), *request.to_node_id(), request.last_log_id());
         let is_done = self
             .ask(KIND_TRANSFER, out, option.soft_ttl(), |decoder| take_bool(decoder, "transfer: answer"))
             .await
@@ -341,6 +338,15 @@ async fn is_in_log(
         AppendEntriesResponse::HigherVote(vote) => Some(vote),
         AppendEntriesResponse::Conflict => None,
     })
+}
+
+/// Asks a voter to lead in the place of the leader with `vote`, if it has the log up to `last`.
+pub(super) fn transfer_message(vote: &Vote, to: ProcessId, last: Option<&LogId>) -> Bytes {
+    let mut out = head(KIND_TRANSFER);
+    put_vote(&mut out, vote);
+    put_varint(&mut out, to);
+    put_option(&mut out, last, put_log_id);
+    out.into()
 }
 
 /// A storage server's pop, on its way to the leader.
