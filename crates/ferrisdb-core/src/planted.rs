@@ -214,4 +214,6 @@ planted_bugs! {
     HoldingNotKept = "holding-not-kept",
     /// Readers see that a range is lost after it was cleared.
     LossShownLate = "loss-shown-late",
+    /// A database that turns into a cluster does not wait until storage has applied what was committed.
+    TurnBeforeApplied = "turn-before-applied",
 }

@@ -109,12 +109,17 @@ impl Alone {
         !matches!(*self.inner.stage(), Stage::Cluster(_))
     }
 
-    /// The number of its process in the cluster, once there is one.
-    pub fn process(&self) -> Option<u64> {
+    /// What somebody sees who looks at the process of a cluster that it has become, once that is so.
+    pub fn look<T>(&self, look: impl FnOnce(&ClusterNode) -> T) -> Option<T> {
         match &*self.inner.stage() {
-            Stage::Cluster(cluster) => Some(cluster.node.process()),
+            Stage::Cluster(cluster) => Some(look(&cluster.node)),
             _ => None,
         }
+    }
+
+    /// The number of its process in the cluster, once there is one.
+    pub fn process(&self) -> Option<u64> {
+        self.look(ClusterNode::process)
     }
 
     /// What happened that whoever looks after the process should know, since the last call.

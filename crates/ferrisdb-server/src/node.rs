@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ferrisdb_core::codec::{Decoder, put_u32};
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
     BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
@@ -240,7 +241,7 @@ impl Node {
         let last = self.log.last();
         // Not the coordinator's failure: it has ended, and says so.
         let is_whole = || self.log.failure().is_none() && self.storage.failure().is_none();
-        while self.storage.applied_version() < last && is_whole() {
+        while self.storage.applied_version() < last && is_whole() && !planted(Bug::TurnBeforeApplied) {
             self.runtime.sleep(Duration::from_millis(1)).await;
         }
         self.end(log, storage).await?;

@@ -12,7 +12,7 @@
 //! Its disk is lost, and a new process comes in its place; or the disk goes back to how it was. Both only while every other one has everything: a cluster of three survives
 //! one such loss at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -60,6 +60,8 @@ pub enum Kind {
     DiskErrors,
     /// The disk stalls.
     SlowDisk,
+    /// The processors have too much to do: threads wait for one, each for another time.
+    BusyProcessor,
     /// The disk is full.
     FullDisk,
     /// A bit of a table is wrong.
@@ -93,6 +95,7 @@ impl Kind {
         (Kind::FailedSync, "failed-sync"),
         (Kind::DiskErrors, "disk-errors"),
         (Kind::SlowDisk, "slow-disk"),
+        (Kind::BusyProcessor, "busy-processor"),
         (Kind::FullDisk, "full-disk"),
         (Kind::BitFlip, "bit-flip"),
         (Kind::ClockJump, "clock-jump"),
@@ -117,6 +120,7 @@ enum Cure {
     Space(String),
     Bit { host: String, path: PathBuf, offset: u64, bit: u8 },
     Rate(String),
+    Busy(String),
 }
 
 /// Lets things go wrong in a [`World`].
@@ -139,6 +143,8 @@ pub struct Chaos {
     members: Members,
     /// Of one host, how its disk was, and when: old enough, it may be put back.
     image: Option<(Duration, String, Image)>,
+    /// Hosts whose disk has done something wrong since their process was started.
+    excused: BTreeSet<String>,
     /// Clients that died since this was asked for.
     felled: Vec<String>,
     /// How often what happened.
@@ -177,6 +183,7 @@ impl Chaos {
             down: BTreeMap::new(),
             members,
             image: None,
+            excused: BTreeSet::new(),
             felled: Vec::new(),
             happened: BTreeMap::new(),
         }
@@ -192,9 +199,11 @@ impl Chaos {
         std::mem::take(&mut self.felled)
     }
 
-    /// What has to be looked after in every tick: hosts whose power failed, processes that have ended, faults that are over.
-    pub fn look_after(&mut self, world: &mut World) {
+    /// What has to be looked after in every tick: hosts whose power failed, processes that have ended, faults that are over. Returns what a process ended
+    /// with though its disk has done nothing wrong: nothing else may end one.
+    pub fn look_after(&mut self, world: &mut World) -> Option<String> {
         let now = world.now();
+        let mut wrong = None;
         for name in self.servers.clone() {
             if self.down.contains_key(&name) {
                 continue;
@@ -206,6 +215,9 @@ impl Chaos {
             } else if let Some(ended) = world.take_ended(&name) {
                 // Somebody looks at it, and starts it again.
                 world.trace().count(if ended.is_ok() { "processes that ended" } else { "processes that gave up" });
+                if let Some(why) = ended.err().filter(|_| !self.excused.contains(&name)) {
+                    wrong = Some(format!("{name} gave up, though nothing is wrong with its disk: {why}"));
+                }
                 self.fell(world, &name, Death::Killed);
             }
         }
@@ -222,6 +234,7 @@ impl Chaos {
             self.lasting.iter().filter(|(until, _)| *until <= now).map(|(_, cure)| cure.clone()).collect();
         self.lasting.retain(|(until, _)| *until > now);
         over.into_iter().for_each(|cure| self.cure(world, cure));
+        wrong
     }
 
     /// Lets something go wrong, if it is time.
@@ -237,6 +250,12 @@ impl Chaos {
             *self.happened.entry(name).or_default() += 1;
             world.trace().note(format_args!("fault {name}"));
         }
+    }
+
+    /// A host has too much to do, for a second.
+    pub fn load(&mut self, world: &World, server: &str) {
+        world.host(server).set_busy(true);
+        self.lasting.push((world.now() + Duration::from_secs(1), Cure::Busy(server.to_owned())));
     }
 
     /// Ends all faults. What is down starts.
@@ -303,6 +322,9 @@ impl Chaos {
             return false;
         }
         let host = std::sync::Arc::clone(world.host(&server));
+        if matches!(kind, Kind::FailedSync | Kind::DiskErrors | Kind::FullDisk | Kind::BitFlip) {
+            self.excused.insert(server.clone());
+        }
         match kind {
             Kind::PowerLossAtIo => host.disk().fail_in(1 + self.random.below(60)),
             Kind::Pause => {
@@ -369,6 +391,10 @@ impl Chaos {
                 let stall = [5, 50, 500][usize::try_from(self.random.below(3)).expect("below three")];
                 host.disk().set_speed(Speed { stall: 1 + self.random.below(stall), ..self.speed });
                 self.lasting.push((now + lasts, Cure::Speed(server)));
+            }
+            Kind::BusyProcessor => {
+                host.set_busy(true);
+                self.lasting.push((now + lasts, Cure::Busy(server)));
             }
             Kind::FullDisk => {
                 let spare = self.random.below(64 << 10);
@@ -454,6 +480,7 @@ impl Chaos {
                 }
             }
             Cure::Rate(host) => world.host(&host).clock().set_rate(RATE_RIGHT),
+            Cure::Busy(host) => world.host(&host).set_busy(false),
         }
     }
 
@@ -461,6 +488,13 @@ impl Chaos {
     fn fell(&mut self, world: &mut World, name: &str, death: Death) {
         world.kill(name, death);
         self.members.forget(name);
+        let is_at_fault = |(_, cure): &(Duration, Cure)| match cure {
+            Cure::Errors(host) | Cure::Space(host) | Cure::Bit { host, .. } => host == name,
+            _ => false,
+        };
+        if !self.lasting.iter().any(is_at_fault) {
+            self.excused.remove(name);
+        }
         self.felled.push(name.to_owned());
         let until = world.now() + Duration::from_millis(50 + self.random.below(1_500));
         self.down.insert(name.to_owned(), (until, None));

@@ -15,6 +15,7 @@ use std::time::Duration;
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Code, Error, Runtime};
 use ferrisdb_rpc::{Client, ClientOptions, Endpoint, ServeOptions, TokioRuntime};
+use ferrisdb_server::alone::{Alone, Turn};
 use ferrisdb_server::cluster::{self, Beginning, ClusterNode, ClusterOptions, Peer};
 use ferrisdb_server::{Node, NodeOptions};
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
@@ -40,12 +41,16 @@ async fn serve_node(doors: Doors, options: NodeOptions) -> Ended {
     let said = |error: Error| error.to_string();
     let node = Arc::new(Node::open(doors.env.clone(), &doors.directory, options).map_err(said)?);
     doors.catch_up().await;
+    serve_until(&doors, Arc::<Node>::clone(&node), || node.failure()).await
+}
+
+/// Answers whoever asks, until the process has failed.
+async fn serve_until(doors: &Doors, endpoint: Arc<dyn Endpoint>, mut failed: impl FnMut() -> Option<Error>) -> Ended {
     let listener = doors.network.listen(PORT).await.map_err(|error| error.to_string())?;
-    let endpoint: Arc<dyn Endpoint> = Arc::<Node>::clone(&node);
     let mut serving = pin!(ferrisdb_rpc::serve(listener, endpoint, ServeOptions::default(), pending()));
     let mut failing = pin!(async {
         loop {
-            if let Some(failure) = node.failure() {
+            if let Some(failure) = failed() {
                 break failure;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -81,6 +86,12 @@ impl Members {
         processes.len() == hosts.len() && hosts.iter().all(|host| members.get(host).is_some_and(is_whole))
     }
 
+    /// True if each host's process is one of the cluster.
+    pub fn are_all(&self, hosts: &[String]) -> bool {
+        let members = self.0.borrow();
+        hosts.iter().all(|host| members.contains_key(host))
+    }
+
     /// The process of a host has died, and says nothing any more.
     pub fn forget(&self, host: &str) {
         self.0.borrow_mut().remove(host);
@@ -95,40 +106,78 @@ impl Members {
     }
 }
 
-/// One of the processes of a cluster: the first one founds it, the others join. It ends when it has failed, as [`one_process`] does.
-/// The shards that come to it are counted in the trace.
-pub fn one_of_many(
-    options: ClusterOptions,
-    others: Vec<String>,
-    is_first: bool,
-    members: Members,
-    trace: Trace,
-) -> impl Process {
-    let is_founded = Rc::new(std::cell::Cell::new(!is_first));
-    move |doors: Doors| {
-        serve_cluster_node(
-            doors,
-            options.clone(),
-            others.clone(),
-            Rc::clone(&is_founded),
-            members.clone(),
-            trace.clone(),
-        )
-    }
+/// How a process comes to be one of a cluster.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// It founds the cluster, as `ferrisdb serve --cluster` does.
+    Founds,
+    /// It joins the others, from the moment on at which this is true.
+    Joins(Rc<std::cell::Cell<bool>>),
+    /// It is a database in one process, as of plain `ferrisdb serve`, and turns into the first one of a cluster when another one joins it.
+    Alone(Box<NodeOptions>),
 }
 
-async fn serve_cluster_node(
-    doors: Doors,
-    options: ClusterOptions,
-    others: Vec<String>,
-    is_founded: Rc<std::cell::Cell<bool>>,
-    members: Members,
-    trace: Trace,
-) -> Ended {
+/// What a process of a cluster is started with.
+#[derive(Debug, Clone)]
+pub struct OfMany {
+    /// How it is opened.
+    pub options: ClusterOptions,
+    /// How it begins.
+    pub start: Start,
+    /// The hosts of the others.
+    pub others: Vec<String>,
+    /// Where it says how it stands.
+    pub members: Members,
+    /// The shards that come to it are counted there.
+    pub trace: Trace,
+}
+
+/// One of the processes of a cluster. It ends when it has failed, as [`one_process`] does.
+pub fn one_of_many(of_many: OfMany) -> impl Process {
+    let is_founded = Rc::new(std::cell::Cell::new(matches!(of_many.start, Start::Joins(_))));
+    let of_many = Rc::new(of_many);
+    move |doors: Doors| serve_one_of_many(doors, Rc::clone(&of_many), Rc::clone(&is_founded))
+}
+
+async fn serve_one_of_many(doors: Doors, of_many: Rc<OfMany>, is_founded: Rc<std::cell::Cell<bool>>) -> Ended {
+    let OfMany { options, start, others, members, trace } = &*of_many;
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::new(Handle::current(), doors.seed));
     let network = Arc::new(PeerNetwork { doors_network: doors.network.clone(), seed: AtomicU64::new(doors.seed) });
     let of_node = cluster::Doors { env: doors.env.clone(), runtime, network };
     let here = Peer { address: format!("{}:{PORT}", doors.address), zone: String::new() };
+    let mut arrived = 0;
+    let mut look = |node: &ClusterNode| {
+        members.note(&doors.address, node);
+        let before = std::mem::replace(&mut arrived, node.shards_arrived());
+        // A process that became a new one begins to count anew.
+        trace.add("shards that arrived", if arrived < before { arrived } else { arrived - before });
+    };
+    if let Start::Alone(of_alone) = start {
+        // The directory says what it is. If that is gone with the disk, whoever starts it again says whom it is to join.
+        let is_member =
+            ClusterNode::is_in(doors.env.fs.as_ref(), &doors.directory).map_err(|error| error.to_string())?;
+        is_founded.set(is_founded.get() || is_member);
+        if !is_founded.get() {
+            let node = Node::open(doors.env.clone(), &doors.directory, NodeOptions::clone(of_alone));
+            let node = Arc::new(node.map_err(|error| error.to_string())?);
+            doors.catch_up().await;
+            let directory = doors.directory.clone();
+            let turn = Turn { doors: of_node, directory, options: options.clone(), here: Ok(here) };
+            let alone = Alone::new(node, turn);
+            let looking = || {
+                if alone.look(&mut look).is_some() && !is_founded.replace(true) {
+                    trace.count("databases that were joined");
+                }
+                alone.failure()
+            };
+            return serve_until(&doors, alone.endpoint(), looking).await;
+        }
+    }
+    if let Start::Joins(may_join) = start {
+        while !may_join.get() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
     let addresses = || others.iter().map(|other| format!("{other}:{PORT}")).collect();
     let node = loop {
         let beginning = if !is_founded.get() { Beginning::Found } else { Beginning::Join(addresses()) };
@@ -144,26 +193,11 @@ async fn serve_cluster_node(
         }
     };
     doors.catch_up().await;
-    let listener = doors.network.listen(PORT).await.map_err(|error| error.to_string())?;
-    let mut serving = pin!(ferrisdb_rpc::serve(listener, node.endpoint(), ServeOptions::default(), pending()));
-    let mut failing = pin!(async {
-        let mut arrived = 0;
-        loop {
-            members.note(&doors.address, &node);
-            let before = std::mem::replace(&mut arrived, node.shards_arrived());
-            // A process that became a new one begins to count anew.
-            trace.add("shards that arrived", if arrived < before { arrived } else { arrived - before });
-            if let Some(failure) = node.failure() {
-                break failure;
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    });
-    poll_fn(|context| match failing.as_mut().poll(context) {
-        Poll::Ready(failure) => Poll::Ready(Err(failure.to_string())),
-        Poll::Pending => serving.as_mut().poll(context).map(Ok),
-    })
-    .await
+    let looking = || {
+        look(&node);
+        node.failure()
+    };
+    serve_until(&doors, node.endpoint(), looking).await
 }
 
 /// The way to other processes of the cluster, over the simulated network.

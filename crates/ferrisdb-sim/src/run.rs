@@ -27,7 +27,7 @@ use ferrisdb_server::log::replicated::LogStoreOptions;
 use futures_util::future::join_all;
 
 use crate::faults::{Chaos, Kind};
-use crate::programs::{self, Members, PORT, one_of_many, one_process};
+use crate::programs::{self, Members, OfMany, PORT, Start, one_of_many, one_process};
 use crate::workloads::{self, ALONE, Client, Shared, Verdict, Workload, client_name};
 use crate::world::clock::{HostClock, RATE_RIGHT};
 use crate::world::disk::Speed;
@@ -38,6 +38,10 @@ use crate::world::{Death, Doors, Ended, World};
 const RAGE_MIN: Duration = Duration::from_secs(20);
 /// And for at most so long, if until then there were not enough commits.
 const RAGE_MAX: Duration = Duration::from_secs(240);
+/// Who joins does so within so many milliseconds of that.
+const JOIN_MAX: u64 = 15_000;
+/// The longest pause of a client between two steps, in milliseconds, while others join.
+const HURRIED: u64 = 10;
 /// A run has at least so many faults.
 const FAULTS_MIN: u64 = 3;
 /// And at least so many commits that were acknowledged.
@@ -101,6 +105,7 @@ pub fn run(options: &RunOptions) -> Outcome {
     let mut random = SplitMix64::new(options.seed);
     let mut knobs = Knobs::draw(&mut random);
     knobs.processes = options.processes.unwrap_or(knobs.processes);
+    knobs.is_joined &= knobs.processes > 1;
     let workloads = chosen(options, &mut random);
     let names: Vec<&str> = workloads.iter().map(|workload| workload.name()).collect();
     trace.note(format_args!("seed {} with {names:?} and {knobs:?}", options.seed));
@@ -123,6 +128,9 @@ struct Knobs {
     is_power_lost_at_the_end: bool,
     /// One: a database in one process. More: a cluster of so many.
     processes: u64,
+    /// Several processes are one at first, as of plain `ferrisdb serve`, and the others join it while clients work and things go wrong. Otherwise the
+    /// cluster is founded before.
+    is_joined: bool,
     /// A process that is silent for so long is gone for good, as far as the others can tell.
     gone_after: Duration,
     /// From how many bytes on a cluster splits a shard.
@@ -155,6 +163,7 @@ impl Knobs {
             split_bytes: of(&[2_000, 20_000, 1 << 30]),
             split_load: of(&[500, 5_000, 1 << 30]),
             gone_after: Duration::from_secs(of(&[4, 10, 60])),
+            is_joined: of(&[0, 0, 1]) == 1,
         }
     }
 
@@ -237,6 +246,9 @@ struct Run {
     random: SplitMix64,
     trace: Trace,
     servers: Vec<String>,
+    members: Members,
+    /// When, after things begin to go wrong, who may join.
+    joins: Vec<(Duration, Rc<Cell<bool>>)>,
     is_power_lost_at_the_end: bool,
 }
 
@@ -252,32 +264,43 @@ impl Run {
         };
         let servers: Vec<String> = (1..=knobs.processes).map(server_name).collect();
         let members = Members::default();
+        let mut joins = Vec::new();
         for server in &servers {
             if knobs.processes == 1 {
                 world.add(server, clock(), one_process(knobs.node_options()));
             } else {
+                let start = if server != &servers[0] {
+                    let may_join = Rc::new(Cell::new(!knobs.is_joined));
+                    joins.push(Rc::clone(&may_join));
+                    Start::Joins(may_join)
+                } else if knobs.is_joined {
+                    Start::Alone(Box::new(knobs.node_options()))
+                } else {
+                    Start::Founds
+                };
                 let others = servers.iter().filter(|other| *other != server).cloned().collect();
-                let is_first = server == &servers[0];
-                world.add(
-                    server,
-                    clock(),
-                    one_of_many(knobs.cluster_options(), others, is_first, members.clone(), trace.clone()),
-                );
+                let (options, members, trace) = (knobs.cluster_options(), members.clone(), trace.clone());
+                world.add(server, clock(), one_of_many(OfMany { options, start, others, members, trace }));
             }
             world.host(server).disk().set_speed(knobs.speed);
         }
         let addresses: Rc<str> = addresses(&servers).into();
         let clients: Vec<String> = (1..=knobs.clients).map(client_name).collect();
         for (client, number) in clients.iter().zip(1..) {
-            let (stage, think_max, addresses) = (Rc::clone(&stage), knobs.think_max, Rc::clone(&addresses));
+            // One that is joined is under load.
+            let think_max = if knobs.is_joined { knobs.think_max.min(HURRIED) } else { knobs.think_max };
+            let (stage, addresses) = (Rc::clone(&stage), Rc::clone(&addresses));
             world.add(client, clock(), move |doors| {
                 work(doors, Rc::clone(&stage), Rc::clone(&addresses), number, think_max)
             });
         }
         let of_judge = Rc::clone(&stage);
         world.add(JUDGE, clock(), move |doors| judge(doors, Rc::clone(&of_judge), Rc::clone(&addresses)));
-        let chaos = Chaos::new(random.next_u64(), servers.clone(), clients, knobs.latency_max, knobs.speed, members);
-        Run { world, chaos, stage, random, trace, servers, is_power_lost_at_the_end: knobs.is_power_lost_at_the_end }
+        let seed = random.next_u64();
+        let chaos = Chaos::new(seed, servers.clone(), clients, knobs.latency_max, knobs.speed, members.clone());
+        let joins = joins.into_iter().map(|join| (Duration::from_millis(random.below(JOIN_MAX)), join)).collect();
+        let is_power_lost_at_the_end = knobs.is_power_lost_at_the_end;
+        Run { world, chaos, stage, random, trace, servers, members, joins, is_power_lost_at_the_end }
     }
 
     /// Plays a seed to its end.
@@ -303,6 +326,12 @@ impl Run {
             self.chaos.rage(&mut self.world);
             self.tick()?;
             let lasted = self.world.now() - begin;
+            let due = self.joins.iter().filter(|(at, may_join)| *at <= lasted && !may_join.get());
+            for (_, may_join) in due {
+                may_join.set(true);
+                // Whoever is joined is at work: what has been committed may not have been applied when it turns.
+                self.chaos.load(&self.world, &self.servers[0]);
+            }
             let is_whole_second = lasted.subsec_millis() == 0;
             if lasted < length || !is_whole_second {
                 continue;
@@ -332,6 +361,10 @@ impl Run {
             let left = PROGRESS_MAX.saturating_sub(self.world.now() - since);
             self.tick_until(left, &what, |run| run.stage.shared.last_progress(name) > since)?;
         }
+        if self.servers.len() > 1 {
+            let are_all = |run: &Run| run.members.are_all(&run.servers);
+            self.tick_until(END_MAX, "all processes are of one cluster", are_all)?;
+        }
         let took = self.world.now() - since;
         self.trace.note(format_args!("everything goes on after {took:?}"));
         Ok(())
@@ -350,7 +383,9 @@ impl Run {
     }
 
     fn tick(&mut self) -> Result<(), String> {
-        self.chaos.look_after(&mut self.world);
+        if let Some(wrong) = self.chaos.look_after(&mut self.world) {
+            self.stage.shared.violation(wrong);
+        }
         for client in self.chaos.take_felled() {
             self.stage.shared.forget(&client);
         }

@@ -22,6 +22,7 @@ pub const RARE: &[&str] = &[
     "refused commits",
     "power lost at an operation",
     "processes that gave up",
+    "databases that were joined",
     "power losses at the end",
     "watches that fired",
     "steps that failed",
@@ -291,7 +292,7 @@ mod tests {
             simulated seconds: 40
             faults: kill 8
             counts: commits 600
-            never reached: fault power-loss, fault power-loss-at-io, fault power-loss-in-recovery, fault client-kill, fault pause, fault partition, fault one-way-partition, fault slow-network, fault broken-streams, fault late-messages, fault failed-sync, fault disk-errors, fault slow-disk, fault full-disk, fault bit-flip, fault clock-jump, fault clock-freeze, fault clock-rate, fault lost-for-good, fault went-back, conflicts, too old, unknown results, refused commits, power lost at an operation, processes that gave up, power losses at the end, watches that fired, steps that failed, messages that came late, oracle: steps that a fault ended, oracle: outcomes asked for
+            never reached: fault power-loss, fault power-loss-at-io, fault power-loss-in-recovery, fault client-kill, fault pause, fault partition, fault one-way-partition, fault slow-network, fault broken-streams, fault late-messages, fault failed-sync, fault disk-errors, fault slow-disk, fault busy-processor, fault full-disk, fault bit-flip, fault clock-jump, fault clock-freeze, fault clock-rate, fault lost-for-good, fault went-back, conflicts, too old, unknown results, refused commits, power lost at an operation, processes that gave up, databases that were joined, power losses at the end, watches that fired, steps that failed, messages that came late, oracle: steps that a fault ended, oracle: outcomes asked for
             failed: 8, 9
             1 passed, 2 failed
         "#]]

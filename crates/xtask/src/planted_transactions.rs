@@ -49,6 +49,7 @@ const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults
 const GONE: &str = "cluster::tests::membership::a_process_that_was_gone_copies_everything_anew";
 const WENT_BACK: &str = "cluster::tests::membership::a_disk_that_went_back_does_not_vote";
 const LAST_REPLICA: &str = "cluster::control::tests::the_last_replica_is_kept";
+const JOINED: &str = "alone::tests::a_database_that_is_joined_is_a_cluster";
 const MOVES: &str = "cluster::tests::shards_move_under_faults";
 const READABLE: &str = "cluster::tests::what_was_readable_stays_readable_in_the_next_epoch";
 const EARLIER: &str = "cluster::tests::a_coordinator_of_an_earlier_epoch_tells_no_read_version";
@@ -154,6 +155,8 @@ const TABLE: &[(&str, Catcher)] = &[
     ("ask-then-fence", Three("counters", 100)),
     ("holding-not-kept", Group(MOVES, 100)),
     ("loss-shown-late", Group(MOVES, 100)),
+    ("turn-before-applied", Group(JOINED, 10)),
+    ("turn-before-applied", Three("counters", 100)),
 ];
 
 /// Five bugs of the cluster that stand for the others when there is little time: a replica that forgets, a read version that is not the newest, a

@@ -361,6 +361,8 @@ async fn take_heard(shared: &Arc<Shared>, heard: Heard) {
         Registration::Forgotten => {
             shared.begin_again(Again::AsNew(format!("process {here} was gone, or excluded, and forgotten")));
         }
+        // Not on a disk that has failed: that is for whoever starts the process again to decide. Its replica of the log votes on.
+        Registration::WithoutTag if shared.failure().is_some() => shared.stop_serving(),
         Registration::WithoutTag if !planted(Bug::DroppedTagServes) => {
             let message = Message::Join { instance: shared.identity.instance, peer: shared.here.clone() }.encode();
             let joined = shared.at_coordinator(|endpoint| endpoint.message(message.clone())).await;

@@ -6,6 +6,7 @@
 //! - The voters change one at a time, and only while a majority of those before and of those after is up.
 //! - The number of voters rises to three with the third process whose storage server has begun. One leaves without another in its place only where that costs nothing: four voters survive
 //!   no more losses than three do, and two no more than one.
+//! - Storage that has failed for long counts as gone, though its process is there and votes.
 //! - A tag is taken only if other processes that are up, and are to stay, have all shards that its storage server holds; from one that is excluded only when it holds none any more.
 //! - A change of voters that somebody else began is ended before anything else is begun.
 
@@ -46,6 +47,8 @@ pub(super) struct Health {
     pub(super) standing: Standing,
     /// Its storage server has everything and answers.
     pub(super) serves: bool,
+    /// Its storage server has failed, and was not started again for so long that it counts as gone; its vote may be good.
+    pub(super) has_lost_storage: bool,
 }
 
 /// Everything that decisions are made of.
@@ -69,6 +72,11 @@ impl Situation<'_> {
 
     fn is_gone(&self, process: ProcessId) -> bool {
         (self.health)(process).standing == Standing::Gone
+    }
+
+    /// It is gone, or its storage server is.
+    fn is_gone_for_storage(&self, process: ProcessId) -> bool {
+        self.is_gone(process) || (self.health)(process).has_lost_storage
     }
 
     /// It is there, is to stay, and holds what it is given.
@@ -200,7 +208,7 @@ impl Situation<'_> {
         let loses_tag = |process: &ProcessId| {
             let is_drained = registry.excluded.contains(process) && !group.voters.contains(process);
             registry.storage_of(*process).is_some_and(|(tag, _)| {
-                self.is_gone(*process) && self.is_spared(tag) || is_drained && self.is_empty(tag)
+                self.is_gone_for_storage(*process) && self.is_spared(tag) || is_drained && self.is_empty(tag)
             })
         };
         if let Some(process) = registry.processes.keys().copied().find(loses_tag) {
@@ -241,6 +249,8 @@ mod tests {
         }
     }
 
+    const WELL: Health = Health { standing: Up, serves: true, has_lost_storage: false };
+
     fn voters(voters: &[ProcessId]) -> Option<Step> {
         Some(Step::ChangeVoters(voters.iter().copied().collect()))
     }
@@ -256,7 +266,7 @@ mod tests {
     fn step(registry: &Registry, group: &GroupView, not_up: &[(ProcessId, Standing)]) -> Option<Step> {
         let health = |process| {
             let found = not_up.iter().find(|(of, _)| *of == process);
-            Health { standing: found.map_or(Up, |(_, standing)| *standing), serves: true }
+            Health { standing: found.map_or(Up, |(_, standing)| *standing), ..WELL }
         };
         let map = everywhere(registry);
         Situation { registry, group, map: &map, past: Version::ZERO, here: 1, health: &health }.next_step()
@@ -308,7 +318,7 @@ mod tests {
         let version = Version::from_u64;
         let holder =
             |tag, from, until: Option<u64>| Holder { tag: Tag(tag), from: version(from), until: until.map(version) };
-        let health = |_| Health { standing: Up, serves: true };
+        let health = |_| WELL;
         let next = |holders: Vec<Holder>, past| {
             let map = ShardMap::of_one(Shard { holders, moving: None });
             Situation { registry: &two, group: &group, map: &map, past: version(past), here: 1, health: &health }
@@ -345,6 +355,26 @@ mod tests {
         assert_eq!(step(&three, &group, &[(3, Gone)]), Some(Step::DropTag(3)));
         three.storage.remove(&Tag(3));
         assert_eq!(step(&three, &group, &[(3, Gone)]), None, "nobody could take its vote, so it is not forgotten");
+    }
+
+    /// Storage that has failed for good loses its tag, also that of the leader, if others have what it held; its process keeps its vote and its number.
+    #[test]
+    fn failed_storage_loses_its_tag() {
+        let mut three = registry(&[true, true, true]);
+        let group = group(&three, 3, &[1, 2, 3]);
+        let next = |registry: &Registry, broken: &[ProcessId]| {
+            let health = |process| match broken.contains(&process) {
+                true => Health { serves: false, has_lost_storage: true, ..WELL },
+                false => WELL,
+            };
+            let map = everywhere(registry);
+            Situation { registry, group: &group, map: &map, past: Version::ZERO, here: 1, health: &health }.next_step()
+        };
+        assert_eq!(next(&three, &[1]), Some(Step::DropTag(1)));
+        assert_eq!(next(&three, &[3]), Some(Step::DropTag(3)));
+        assert_eq!(next(&three, &[1, 2, 3]), None, "nobody else has it");
+        three.storage.remove(&Tag(3));
+        assert_eq!(next(&three, &[3]), None, "its log works");
     }
 
     /// No tag is taken if nobody else who is there has everything.

@@ -130,7 +130,9 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
         let detector = lock(&detector);
         let worst = detector.as_ref().and_then(|detector| detector.worst(jobs.now(), counts));
         let is_spared = || detector.as_ref().is_some_and(|detector| detector.is_spared(jobs.now(), here));
-        let own = match storage.is_full() && storage.is_stalled() && is_spared() {
+        // What has failed waits for nothing: it is started again, or its tag is taken.
+        let is_exempt = || storage.failure().is_some() || storage.is_full() && storage.is_stalled() && is_spared();
+        let own = match is_exempt() {
             true => Lag { process: here, ..Lag::default() },
             false => own,
         };

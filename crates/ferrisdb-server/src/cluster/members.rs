@@ -68,7 +68,7 @@ pub(super) struct Load {
     pub(super) serves: bool,
     /// Its storage server waits for flushes or compactions.
     pub(super) is_stalled: bool,
-    /// It has failed.
+    /// Its storage server has failed, and takes nothing until it is started again. (One whose replica of the log has failed says nothing.)
     pub(super) is_broken: bool,
     /// Its replica of the log takes nothing until its disk has space.
     pub(super) log_is_full: bool,
@@ -87,6 +87,8 @@ struct Heard {
     load: Option<Load>,
     /// Bytes that it had yet to apply then.
     backlog_bytes: u64,
+    /// Since when it says that its storage server has failed, if it does.
+    broken_since: Option<Duration>,
 }
 
 /// Who was heard when.
@@ -107,7 +109,7 @@ impl Detector {
     pub(super) fn observe(&mut self, now: Duration, processes: impl Iterator<Item = ProcessId> + Clone) {
         self.heard.retain(|number, _| processes.clone().any(|process| process == *number));
         for process in processes {
-            self.heard.entry(process).or_insert(Heard { at: now, load: None, backlog_bytes: 0 });
+            self.heard.entry(process).or_insert(Heard { at: now, load: None, backlog_bytes: 0, broken_since: None });
         }
     }
 
@@ -125,11 +127,11 @@ impl Detector {
     pub(super) fn heard(&mut self, now: Duration, process: ProcessId, load: Load, appended: u64) {
         let backlog_bytes = appended.saturating_sub(self.appended_at(load.applied));
         // For the log it is as good as silent: nobody waits for it longer than for one that is.
-        let at = match self.heard.get(&process) {
-            Some(before) if load.log_is_full => before.at,
-            _ => now,
-        };
-        self.heard.insert(process, Heard { at, load: Some(load), backlog_bytes });
+        let before = self.heard.get(&process);
+        let at = before.filter(|_| load.log_is_full).map_or(now, |before| before.at);
+        let since = before.and_then(|before| before.broken_since).unwrap_or(now);
+        let broken_since = load.is_broken.then_some(since);
+        self.heard.insert(process, Heard { at, load: Some(load), backlog_bytes, broken_since });
     }
 
     /// About how much had been appended at `version`: in between two marks, its share.
@@ -161,6 +163,17 @@ impl Detector {
     /// How long ago a process was heard.
     pub(super) fn silent(&self, now: Duration, process: ProcessId) -> Option<Duration> {
         self.heard.get(&process).map(|heard| now.saturating_sub(heard.at))
+    }
+
+    /// Its storage server failed so long ago that it counts as gone, though its process is there.
+    pub(super) fn has_lost_storage(&self, now: Duration, process: ProcessId) -> bool {
+        let since = self.heard.get(&process).and_then(|heard| heard.broken_since);
+        since.is_some_and(|since| now.saturating_sub(since) > self.options.gone_after)
+    }
+
+    /// It can be given shards: it was heard lately, and does not say that its storage server has failed.
+    pub(super) fn can_take_shards(&self, now: Duration, process: ProcessId) -> bool {
+        self.standing(now, process) == Standing::Up && self.load(process).is_none_or(|load| !load.is_broken)
     }
 
     /// What it said last.
@@ -197,7 +210,11 @@ impl Detector {
 
     /// Both, for the controller.
     pub(super) fn health(&self, now: Duration, process: ProcessId) -> Health {
-        Health { standing: self.standing(now, process), serves: self.serves(now, process) }
+        Health {
+            standing: self.standing(now, process),
+            serves: self.serves(now, process),
+            has_lost_storage: self.has_lost_storage(now, process),
+        }
     }
 
     /// The one that is furthest behind, of those that serve and that `counts`: whoever is gone, or has not begun, limits nobody.
@@ -242,6 +259,23 @@ mod tests {
         detector.observe(second(1000), [1, 3].into_iter());
         assert_eq!(detector.standing(second(1000), 3), Standing::Up);
         assert_eq!(detector.standing(second(1000), 2), Standing::Gone, "it belongs no more");
+    }
+
+    /// Storage that has failed counts as gone after the time of one that is silent, from when it was first said on; started again it is well.
+    #[test]
+    fn failed_storage_is_gone_after_a_while() {
+        let mut detector = Detector::new(MemberOptions::default());
+        let broken = Load { is_broken: true, ..serving(1) };
+        for at in 10..=71 {
+            detector.heard(second(at), 1, if at < 11 { serving(1) } else { broken }, 0);
+            assert_eq!(detector.standing(second(at), 1), Standing::Up);
+            assert!(!detector.has_lost_storage(second(at), 1), "{at}");
+            assert_eq!(detector.can_take_shards(second(at), 1), at < 11);
+        }
+        assert!(detector.has_lost_storage(second(72), 1));
+        detector.heard(second(72), 1, serving(1), 0);
+        detector.heard(second(73), 1, broken, 0);
+        assert!(!detector.has_lost_storage(second(74), 1), "it was well in between");
     }
 
     /// Who is behind is told by bytes; who is silent, not begun or broken limits nobody.

@@ -308,7 +308,8 @@ pub(super) mod tests {
         let group = GroupView { voters: (1..=voters).collect(), ..GroupView::default() };
         let health = |process| {
             let is_up = !not_up.contains(&process);
-            Health { standing: if is_up { Standing::Up } else { Standing::Gone }, serves: is_up }
+            let standing = if is_up { Standing::Up } else { Standing::Gone };
+            Health { standing, serves: is_up, has_lost_storage: false }
         };
         let map = ShardMap::whole(registry.storage.keys().map(|&tag| (tag, Version::ZERO)));
         let situation =

@@ -14,7 +14,6 @@ use futures_util::future::{Either, select};
 
 use super::distribute::{HotKey, Server, Step, View, hot_keys, merge_load, next_step, wanting};
 use super::loads::{self, ShardLoad};
-use super::members::Standing;
 use super::metadata::Registry;
 use super::{ShardOptions, Shared};
 use crate::coordinator::Coordinator;
@@ -183,20 +182,18 @@ async fn look_at_loads(shared: &Arc<Shared>, map: &ShardMap, seen: &mut Seen) {
     seen.calm = calm.map(|(begin, _)| (begin.clone(), since(begin))).collect();
 }
 
-/// Those who can be given shards. Whoever has not been heard for a while is given none; whether its shards go elsewhere, its being gone decides.
+/// Those who can be given shards. Whoever has not been heard for a while, or says that its storage has failed, is given none; whether its shards go elsewhere, its being gone decides.
 fn servers(shared: &Shared, registry: &Registry, seen: &Seen) -> BTreeMap<Tag, Server> {
     let now = shared.jobs.now();
-    let is_silent = |process| {
-        let standing = shared.leading.with_detector(|detector| detector.standing(now, process));
-        standing.is_some_and(|standing| standing != Standing::Up)
-    };
+    let is_unfit =
+        |process| shared.leading.with_detector(|detector| detector.can_take_shards(now, process)) == Some(false);
     let begun = registry.storage.iter().filter(|(_, storage)| storage.is_complete);
     let servers = begun.filter_map(|(&tag, storage)| {
         let process = registry.processes.get(&storage.process)?;
         let server = Server {
             zone: process.peer.zone.clone(),
             is_excluded: registry.excluded.contains(&storage.process),
-            is_slow: seen.slow.contains_key(&tag) || is_silent(storage.process),
+            is_slow: seen.slow.contains_key(&tag) || is_unfit(storage.process),
         };
         Some((tag, server))
     });

@@ -244,6 +244,19 @@ fn full_there(number: &str, gone_after: std::time::Duration) -> String {
     )
 }
 
+/// What it means that storage has failed, of this process or of another one, and what to do.
+fn broken(has_tag: bool, gone_after: std::time::Duration) -> String {
+    let what = match has_tag {
+        true => format!("after {gone_after:?} its data is given up, if others have it"),
+        false => "its data was given up".to_owned(),
+    };
+    let then = if has_tag { "" } else { ", and it copies everything anew" };
+    format!(
+        "Its storage server takes nothing, and others answer for it; {what}. Its replica of the log votes on. Look at its disk and the system's log, mend the cause, then start \
+         the process again{then}."
+    )
+}
+
 /// What is wrong, and what to do.
 fn messages(
     shared: &Shared,
@@ -254,8 +267,17 @@ fn messages(
 ) -> Vec<Value> {
     let mut messages = Vec::new();
     let mut say = |name: &str, description: String| messages.push(json!({"name": name, "description": description}));
+    let gone_after = shared.options.members.gone_after;
+    let has_tag = |number| registry.storage_of(number).is_some();
     if let Some(failure) = failure {
-        say("broken", failure.to_owned());
+        let has_others = registry.processes.len() > 1 && shared.log.view().failure.is_none();
+        say(
+            "broken",
+            match has_others {
+                true => format!("{failure}. {}", broken(has_tag(shared.identity.process), gone_after)),
+                false => failure.to_owned(),
+            },
+        );
     }
     if lock(&shared.again).is_some() {
         say(
@@ -301,7 +323,7 @@ fn messages(
             // It has said so itself, above.
             _ if process["disk_is_full"] == true && *number == shared.identity.process.to_string() => {}
             _ if process["disk_is_full"] == true => {
-                say("disk_full", full_there(number, shared.options.members.gone_after));
+                say("disk_full", full_there(number, gone_after));
             }
             Some("suspected") => say(
                 "suspected",
@@ -318,8 +340,12 @@ fn messages(
                 ),
             ),
             Some("gone") => say("gone", format!("Process {number} is gone. Started again, it copies everything anew.")),
+            // It has said so itself, above.
+            _ if process["is_broken"] == true && *number == shared.identity.process.to_string() => {}
             _ if process["is_broken"] == true => {
-                say("process_broken", format!("Process {number} has failed: its own status and log say why."));
+                let has_tag = number.parse().is_ok_and(has_tag);
+                let what = broken(has_tag, gone_after);
+                say("process_broken", format!("Process {number} has failed: its own status and log say why. {what}"));
             }
             _ if is_excluded && (has_vote || process["roles"].as_array().is_some_and(|roles| !roles.is_empty())) => {
                 say(

@@ -30,6 +30,10 @@ use super::disk::{Disk, Used};
 const WAIT_MIN: Duration = Duration::from_micros(100);
 /// Steps that a machine can do in a millisecond. Only a job that never waits does so many: it must not stop the simulation's time.
 const STEPS_PER_MILLISECOND: u32 = 5_000;
+/// A job that has to wait for a processor does so for so many milliseconds at most.
+const STARVES_MAX: u64 = 10;
+/// While processors are busy: one job in so many has to, and for how long at most.
+const BUSY: (u64, u64) = (3, 30);
 /// Raw time that one `block_on` may pass. Beyond it some job goes on for ever on timers while the caller waits for something that never comes.
 const BLOCK_ON_MAX: Duration = Duration::from_secs(600);
 
@@ -55,6 +59,8 @@ struct State {
     random: SplitMix64,
     /// One job in so many has to wait for a processor, for some milliseconds.
     starves_one_in: u64,
+    /// For a while the processors have too much to do: many have to wait, and longer.
+    is_busy: bool,
     machine: Option<Waker>,
     is_stepping: bool,
     is_dead: bool,
@@ -95,6 +101,7 @@ impl HostJobs {
             times: BTreeSet::new(),
             random,
             starves_one_in,
+            is_busy: false,
             machine: None,
             is_stepping: false,
             is_dead: false,
@@ -115,6 +122,11 @@ impl HostJobs {
     pub(super) fn stop_for(&self, duration: Duration) {
         let until = self.shared.clock.raw() + duration;
         self.shared.stopped_until_nanos.store(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    /// From now on the processors have too much to do, or no more.
+    pub(super) fn set_busy(&self, is_busy: bool) {
+        self.shared.lock().is_busy = is_busy;
     }
 
     /// Ends all jobs where they stand: the process is dead.
@@ -247,8 +259,9 @@ impl Shared {
     fn has_work(&self, state: &mut State, job: u64, now: Duration) {
         let used = state.jobs[&job].used;
         let mut delay = self.disk.latency(used, &mut state.random);
-        if state.starves_one_in > 0 && state.random.one_in(state.starves_one_in) {
-            delay += Duration::from_millis(1 + state.random.below(10));
+        let (one_in, most) = if state.is_busy { BUSY } else { (state.starves_one_in, STARVES_MAX) };
+        if one_in > 0 && state.random.one_in(one_in) {
+            delay += Duration::from_millis(1 + state.random.below(most));
         }
         if delay.is_zero() {
             return state.make_ready(job);

@@ -142,6 +142,13 @@ impl Host {
         }
     }
 
+    /// The processors have too much to do from now on, or no more, until the process ends.
+    pub fn set_busy(&self, is_busy: bool) {
+        if let Some(jobs) = &self.life().jobs {
+            jobs.set_busy(is_busy);
+        }
+    }
+
     fn life(&self) -> MutexGuard<'_, Life> {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }

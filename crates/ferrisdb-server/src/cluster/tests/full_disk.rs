@@ -11,8 +11,8 @@ use super::world::World;
 use crate::log::replicated::ProcessId;
 use crate::signal::lock;
 
-/// What a client of a process waits for at most: a question that is lost in the moment when the disk is found full, which in this world shows after three seconds, the election, and some rounds.
-const BOUND: Duration = Duration::from_secs(5);
+/// What a client of a process waits for at most: until the disk is found full, which takes three attempts, the election that its replica asks for, and some rounds.
+const BOUND: Duration = Duration::from_millis(1_500);
 /// Commits of that client.
 const COMMITS: u64 = 10;
 /// The share of a value that fills memory for tables, and segments of the log.

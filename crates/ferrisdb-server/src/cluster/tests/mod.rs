@@ -2,6 +2,7 @@
 //!
 //! `FERRISDB_SIM_SEED=7 cargo test -p ferrisdb-server cluster::tests` replays one seed; `FERRISDB_SIM_SEEDS=100` tries so many.
 
+mod broken;
 mod full_disk;
 mod membership;
 mod reads;

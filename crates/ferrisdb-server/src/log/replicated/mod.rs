@@ -350,18 +350,22 @@ impl ReplicatedLog {
         Arc::clone(&lock(&self.shared.abandoned))
     }
 
-    /// A replica whose disk is full asks another voter to lead, if the library believes that it leads and does not wait itself: otherwise the others
-    /// notice that it is silent. `attempt` chooses the voter.
+    /// A replica whose disk is full asks another voter to lead, if it led and has not heard of another leader since: otherwise the others would have to notice that it is silent.
+    /// The library waits for the disk, so this is said in its place, in its words; it costs nothing but an election if it comes late, and who is elected
+    /// has everything that is committed. `attempt` chooses the voter.
     pub async fn leave_the_lead(&self, attempt: usize) {
-        if !self.waits_for_space() || !self.shared.raft.is_leader() {
+        let shared = &self.shared;
+        let view = self.view();
+        if !self.waits_for_space() || !shared.raft.is_leader() || view.leader.is_some() {
             return;
         }
-        let voters = self.view().voters;
-        let others: Vec<ProcessId> = voters.into_iter().filter(|&voter| voter != self.shared.process).collect();
-        let Some(&other) = others.get(attempt % others.len().max(1)) else { return };
-        let asking = std::pin::pin!(self.transfer_leader(other));
-        let patience = self.shared.runtime.sleep(self.shared.options.election_timeout);
-        drop(futures_util::future::select(asking, patience).await);
+        let others: Vec<_> = view.voters.iter().filter(|&&voter| voter != shared.process).collect();
+        let Some(&&other) = others.get(attempt % others.len().max(1)) else { return };
+        let Some(peer) = view.peers.get(&other) else { return };
+        let vote = openraft::async_runtime::watch::WatchReceiver::borrow_watched(&shared.raft.metrics()).vote;
+        let message = network::transfer_message(&vote, other, shared.store.committed().as_ref());
+        // Unheard, the next attempt asks another one.
+        drop(shared.peers.ask(other, peer, message, shared.options.election_timeout).await);
     }
 
     /// What this replica knows of its group.

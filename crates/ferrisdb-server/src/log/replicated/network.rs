@@ -105,7 +105,7 @@ impl Line {
     async fn ask<T>(
         &self,
         kind: u8,
-        message: Vec<u8>,
+        message: impl Into<Bytes>,
         deadline: Duration,
         take: impl FnOnce(&mut Decoder<'_>) -> std::result::Result<T, DecodeError>,
     ) -> std::result::Result<T, Unreachable<Types>> {
@@ -223,10 +223,7 @@ impl openraft::network::v2::RaftNetworkV2<Types> for Line {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> std::result::Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        let mut out = head(KIND_TRANSFER);
-        put_vote(&mut out, request.from_leader());
-        put_varint(&mut out, *request.to_node_id());
-        put_option(&mut out, request.last_log_id(), put_log_id);
+        let out = transfer_message(request.from_leader(), *request.to_node_id(), request.last_log_id());
         let is_done = self
             .ask(KIND_TRANSFER, out, option.soft_ttl(), |decoder| take_bool(decoder, "transfer: answer"))
             .await
@@ -373,6 +370,15 @@ pub(super) fn confirm_answer(is_confirmed: bool) -> Bytes {
 /// Whether an answer says yes; anything unknown does not.
 pub(super) fn is_confirmed(answer: &[u8]) -> bool {
     answer == &confirm_answer(true)[..]
+}
+
+/// Asks a voter to lead in the place of the leader with `vote`, if it has the log up to `last`.
+pub(super) fn transfer_message(vote: &Vote, to: ProcessId, last: Option<&LogId>) -> Bytes {
+    let mut out = head(KIND_TRANSFER);
+    put_vote(&mut out, vote);
+    put_varint(&mut out, to);
+    put_option(&mut out, last, put_log_id);
+    out.into()
 }
 
 /// A storage server's pop, on its way to the leader.
