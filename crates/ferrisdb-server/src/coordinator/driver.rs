@@ -197,8 +197,9 @@ impl Driver {
         let wants_batch = std::mem::take(&mut self.wants_batch);
         let is_due = self.batcher.leases().next_expiry().is_some_and(|expiry| expiry <= now);
         let Some(Work { items, wants_batch, is_all }) = shared.take_work(is_due, wants_batch) else { return false };
-        // Nothing else to do until this group is durable: this task makes it so.
-        let is_alone = is_all && self.in_flight.is_empty() && items.len() <= ALONE_REQUESTS_MAX;
+        // Nothing else to do until this group is durable: this task makes it so. The planted bug answers before, and needs that there is a before.
+        let is_small = items.len() <= ALONE_REQUESTS_MAX && !planted(Bug::AnsweredBeforeDurable);
+        let is_alone = is_all && self.in_flight.is_empty() && is_small;
         let durable = shared.log.last_known();
         let (mut requests, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
         for Item { request, answer, bytes, at } in items {
