@@ -557,7 +557,7 @@ impl Endpoint for MemoryEndpoint {
         let location =
             |begin: &&Bytes| Location { begin: (*begin).clone(), addresses: vec!["127.0.0.1:4500".to_owned()] };
         let locations = inside.iter().take(2).map(location).collect();
-        self.answer(Ok(Locations { locations, more: inside.len() > 2 }))
+        self.answer(Ok(Locations { locations, more: inside.len() > 2, coordinator: None }))
     }
 
     fn status(&self) -> Answer<String> {
