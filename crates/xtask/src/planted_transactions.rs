@@ -55,6 +55,8 @@ const READABLE: &str = "cluster::tests::what_was_readable_stays_readable_in_the_
 const EARLIER: &str = "cluster::tests::a_coordinator_of_an_earlier_epoch_tells_no_read_version";
 const OWNER: &str = "log::state::tests::only_the_current_owner_in_order_counts";
 const VOTE: &str = "log::replicated::tests::store::a_vote_outlives_a_power_cut";
+const SHOWN: &str = "shards::tests::a_loss_is_shown_before_it_is_applied";
+const CONFIRM: &str = "log::replicated::tests::a_voter_confirms_only_whom_it_has_voted_for";
 const SILENT: &str = "log::state::tests::silent_clients_are_forgotten_by_work_and_not_by_jumps";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
@@ -104,7 +106,7 @@ const TABLE: &[(&str, Catcher)] = &[
     ("read-above-applied", History(CONCURRENT, 30)),
     ("replica-skips-sync", Group(LOG, 100)),
     ("read-not-confirmed", Group(LOG, 100)),
-    ("any-vote-confirms", Group(LOG, 100)),
+    ("any-vote-confirms", Group(CONFIRM, 10)),
     ("cut-forgotten", Group(LOG, 100)),
     ("snapshot-too-new", Group(LOG, 100)),
     ("pop-before-flush", Group(CLUSTER, 100)),
@@ -154,7 +156,7 @@ const TABLE: &[(&str, Catcher)] = &[
     ("lost-answer-is-retried", World("counters", 100)),
     ("ask-then-fence", Three("counters", 100)),
     ("holding-not-kept", Group(MOVES, 100)),
-    ("loss-shown-late", Group(MOVES, 100)),
+    ("loss-shown-late", Group(SHOWN, 10)),
     ("turn-before-applied", Group(JOINED, 10)),
     ("turn-before-applied", Three("counters", 100)),
 ];

@@ -30,7 +30,7 @@ use std::time::Duration;
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Clock, Code, Error, Result, Runtime, Version};
-use ferrisdb_rpc::api::CommitId;
+use ferrisdb_rpc::api::{CommitId, Committed};
 
 use super::batcher::{Batcher, Decision, Response};
 use super::{AnswerTo, Item, Shared, Work, closed, nanos};
@@ -173,7 +173,10 @@ impl Driver {
         for (item, _) in groups.flat_map(|group| group.answers) {
             self.shared.release(1, item.bytes);
             let code = match item.answer {
-                AnswerTo::Commit(_) if planted(Bug::UnknownToldAsNo) => Code::ProcessBehind,
+                AnswerTo::Commit(reply) if planted(Bug::UnknownToldAsNo) => {
+                    reply.send(Ok(Committed::Conflict { ranges: Vec::new() }));
+                    continue;
+                }
                 AnswerTo::Commit(_) | AnswerTo::Metadata(_) => Code::CommitUnknownResult,
                 AnswerTo::Resolve(_) | AnswerTo::Lease(_) => error.code(),
             };

@@ -10,11 +10,12 @@ use ferrisdb_rpc::api::CommitRequest;
 
 use super::change::{Change, Changed, Moment};
 use super::holding::{Assigned, Assignment, Holding, Span};
+use super::keeper::Keeper;
 use super::*;
 use crate::coordinator::batcher::{Batcher, Decision, Request};
 use crate::coordinator::lease::LeaseOptions;
 use crate::log::state::tag_key;
-use crate::log::{Entry, EpochStart, Known, Recovered};
+use crate::log::{Delivery, Entry, EpochStart, Known, Recovered};
 
 fn v(number: u64) -> Version {
     Version::from_u64(number)
@@ -173,6 +174,29 @@ fn what_has_not_come_is_not_held() {
     holding.copied(&"a".into(), &"b".into(), v(15));
     assert_eq!(holding.assign(&has, at(20)), Ok(Assigned::Held));
     assert!(!holding.has(b"a", v(14)) && holding.has(b"a", v(15)) && !holding.has(b"b", v(15)));
+}
+
+/// Readers see that a shard has gone before storage clears it: whoever looked afterwards would take it for an empty one.
+#[test]
+fn a_loss_is_shown_before_it_is_applied() {
+    let keeper = Keeper::new(Holding::everything(v(0)), v(100), v(0));
+    let range = KeyRange::new("", SYSTEM_END);
+    let gone = Assignment { range, spans: vec![Span { from: v(0), until: Some(v(400)) }], incoming: None };
+    let delivery = Delivery {
+        previous: v(100),
+        version: v(500),
+        horizon: v(450),
+        leased: Arc::new([]),
+        mutations: vec![gone.to_mutation()],
+        batch_bytes: 0,
+        owner_state: None,
+    };
+    assert!(keeper.holding().has(b"k", v(399)));
+    let (batch, next) = keeper.prepare(delivery).unwrap();
+    assert_eq!(batch.mutations, [Mutation::clear_range("", SYSTEM_END)]);
+    assert!(!keeper.holding().has(b"k", v(399)), "before the clear is applied");
+    keeper.applied(next);
+    assert!(!keeper.holding().has(b"k", v(399)));
 }
 
 /// Mutations of what is still to come are kept apart, and a clear is cut.

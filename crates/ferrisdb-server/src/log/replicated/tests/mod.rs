@@ -4,12 +4,15 @@ mod store;
 mod world;
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ferrisdb_storage::fs::sim::CrashMode;
 
-use super::Peer;
+use super::confirm::Confirmer;
+use super::{Peer, network};
 use crate::log::{Log, Tag};
+use crate::signal::lock;
 
 fn seeds() -> (u64, u64) {
     let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().expect("a number"));
@@ -106,4 +109,44 @@ fn a_pop_whose_proposal_is_lost_arrives() {
         assert!(world.last_and_popped(process).1 >= last, "at process {process}");
     }
     assert_ne!(world.view(leader).leader, Some(leader), "another leads");
+}
+
+/// Read versions are confirmed by voters that stand by the leader, and by no others: after another was elected nobody says yes to the one before, who may not have heard of it.
+#[test]
+fn a_voter_confirms_only_whom_it_has_voted_for() {
+    let world = world::World::new(7, 3);
+    (1..=3).for_each(|process| world.start(process));
+    world.found(3);
+    world.run(Duration::from_secs(3));
+    let leader = world.view(1).leader.expect("there is one");
+    let vote = |process| {
+        let found = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&found);
+        world.on(process, move |log| async move { *lock(&told) = log.shared.store.vote() });
+        let vote = *lock(&found);
+        vote.expect("it has voted")
+    };
+    let confirms = |process, vote| {
+        let found = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&found);
+        world.on(process, move |log| async move {
+            let answer = log.answer(network::confirm_message(&vote)).await.expect("it takes part");
+            *lock(&told) = Some(network::is_confirmed(&answer));
+        });
+        let is_confirmed = *lock(&found);
+        is_confirmed.expect("it has answered")
+    };
+    let before = vote(leader);
+    assert!((1..=3).all(|process| confirms(process, before)));
+    world.cut_off(leader);
+    world.run(Duration::from_secs(6));
+    let others = || (1..=3).filter(|&process| process != leader);
+    let next = world.view(others().next().expect("there are two")).leader.expect("there is one");
+    assert_ne!(next, leader);
+    for process in others() {
+        assert!(!confirms(process, before) && confirms(process, vote(next)), "process {process}");
+    }
+    assert!(confirms(leader, before), "it has not heard of that");
+    // It has itself, and that is no majority.
+    world.on(leader, |log| async move { assert!(!Confirmer::default().round(&log).await) });
 }
