@@ -21,6 +21,10 @@
 //! - A lost connection ends what was asked on it. Reads and beginnings are asked again at home. A commit that may have been sent ends with `commit_unknown_result`, as ever.
 //! - A connection from which nothing comes for [`SILENCE_MAX`] counts as lost: home is there, so that need not be the patience of one that has nobody else.
 //!
+//! # Which of those who have it
+//! The one with fewer reads under way from here, and faster answers; but that is looked at once for a number of reads ([`IN_A_ROW`]), unless the one is slow. Each read by itself would go to another one, and nothing
+//! would be left of what many questions in one write save on both sides.
+//!
 //! # What it costs
 //! A connection to each process that is asked, opened when it is first wanted. Nothing at all for a program that asks a few questions and ends: the first [`UNROUTED`] go home, and until then nobody is
 //! asked where things are.
@@ -59,6 +63,8 @@ use crate::runtime::TokioRuntime;
 pub const UNROUTED: u32 = 32;
 /// How long a process that is asked directly may say nothing at all while questions wait: as long as the processes of a cluster grant each other.
 pub const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// So many reads in a row are put to one process before the better one is looked for again: reads that come together share a write, and its answers another.
+const IN_A_ROW: u32 = 64;
 /// Keys that wait to be asked for; more are asked for when they are wanted again.
 const WANTED_MAX: usize = 16;
 
@@ -113,6 +119,8 @@ struct State {
     ways: BTreeMap<WayId, Way>,
     by_address: BTreeMap<String, WayId>,
     next_way: WayId,
+    /// Whom the next few reads are put to, if they have what is read.
+    favourite: Option<(WayId, u32)>,
     /// Where read versions are given.
     coordinator: Option<WayId>,
     /// Keys of which it is to be asked where they are.
@@ -186,7 +194,7 @@ impl Inner {
         key: &Bytes,
         find: impl FnOnce(&'a LocationCache<WayId>) -> Option<(KeyRange, &'a Arc<[WayId]>)>,
     ) -> Option<(KeyRange, Chosen)> {
-        let State { locations, ways, wanted, quiet_until, .. } = state;
+        let State { locations, ways, wanted, quiet_until, favourite, .. } = state;
         let Some((range, holders)) = find(locations) else {
             if now >= *quiet_until && wanted.len() < WANTED_MAX && !wanted.contains(key) {
                 wanted.push_back(key.clone());
@@ -204,8 +212,19 @@ impl Inner {
         if is_any_shut {
             self.bell.notify_one();
         }
-        let open = holders.iter().copied().filter(|id| ways.get(id).is_some_and(|way| way.connection.is_some()));
-        let way = self.pace.choose(now, open)?;
+        let is_open = |id: &WayId| ways.get(id).is_some_and(|way| way.connection.is_some());
+        let way = match favourite {
+            Some((way, left)) if *left > 0 && holders.contains(way) && is_open(way) => {
+                *left -= 1;
+                self.pace.begin(*way);
+                *way
+            }
+            _ => {
+                let way = self.pace.choose(now, holders.iter().copied().filter(is_open))?;
+                *favourite = Some((way, IN_A_ROW));
+                way
+            }
+        };
         let connection = ways[&way].connection.clone().expect("only open ones were looked at");
         Some((range, Chosen { way, connection }))
     }
@@ -386,6 +405,9 @@ impl Asked {
             answer = &mut sent => Some(answer),
             () = patience => None,
         };
+        if in_time.is_none() {
+            inner.state().favourite.take_if(|(way, _)| *way == self.way);
+        }
         let hedge = if in_time.is_none() { inner.pace.hedge() } else { None };
         let answer = match (in_time, hedge) {
             (Some(answer), _) => answer,

@@ -414,6 +414,24 @@ fn a_slow_process_is_not_waited_for() {
     });
 }
 
+/// Reads that come one after another go to one process for a while, so that they share writes; then the choice is made anew.
+#[test]
+fn reads_in_a_row_go_to_one() {
+    run(async {
+        let stage = Stage::open(&[("", &["b", "c"])], Some("b"));
+        let router = stage.connect("a").await;
+        warm(&router).await;
+        stage.asked();
+        const READS: u32 = 10 * IN_A_ROW;
+        for _ in 0..READS {
+            router.get(get("40")).await.unwrap();
+        }
+        let asked: Vec<_> = std::mem::take(&mut stage.land().asked).into_iter().map(|(who, _)| who).collect();
+        let changes = asked.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        assert!(asked.len() == READS as usize && changes <= 10, "{changes} changes");
+    });
+}
+
 /// Processes that cannot be reached, or are lost while they are asked: home answers, and a commit is not sent again.
 #[test]
 fn who_is_gone_is_not_missed() {
