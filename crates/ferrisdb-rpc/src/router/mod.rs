@@ -6,7 +6,7 @@
 //!              └─ neither, or they cannot ──▶ home: one process after the other (`Client`), which forwards what it does not have
 //! ```
 //!
-//! **Home** answers everything, whatever the router knows. What it knows are guesses, told by any process some time ago and kept in a [`LocationCache`]. Who is asked directly
+//! **Home** answers everything, whatever the router knows. What it knows are guesses, told by any process some time ago and kept in a `LocationCache`. Who is asked directly
 //! answers by itself or refuses, and then home is asked; so a wrong guess costs a round trip, and never an answer that is wrong. A single server has no
 //! others, and all questions go home.
 //!
@@ -22,7 +22,7 @@
 //! - A connection from which nothing comes for [`SILENCE_MAX`] counts as lost: home is there, so that need not be the patience of one that has nobody else.
 //!
 //! # Which of those who have it
-//! The one with fewer reads under way from here, and faster answers; but that is looked at once for a number of reads ([`IN_A_ROW`]), unless the one is slow. Each read by itself would go to another one, and nothing
+//! The one with fewer reads under way from here, and faster answers; but that is looked at once for a number of reads (`IN_A_ROW`), unless the one is slow. Each read by itself would go to another one, and nothing
 //! would be left of what many questions in one write save on both sides.
 //!
 //! # What it costs
