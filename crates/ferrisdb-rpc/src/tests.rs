@@ -323,11 +323,11 @@ impl Stage {
     }
 }
 
-fn get(key: impl Into<Bytes>) -> GetRequest {
+pub(crate) fn get(key: impl Into<Bytes>) -> GetRequest {
     GetRequest { key: key.into(), version: Version::from_u64(5) }
 }
 
-fn commit(key: &'static str) -> CommitRequest {
+pub(crate) fn commit(key: &'static str) -> CommitRequest {
     CommitRequest {
         read_version: Version::from_u64(41),
         read_conflicts: vec![KeyRange::single(b"r")],

@@ -318,7 +318,7 @@ fn report(measured: &Measured, arguments: &Arguments, load_before: &str) -> Stri
     }
     if !spread.is_empty() {
         line(format!(
-            "\n## {SPREAD}\n\nOne replica of each shard. A client has a connection to each process, and a process that does not have a row asks the one that does.\n\n\
+            "\n## {SPREAD}\n\nOne replica of each shard. A client has a connection to each process and asks the one that has the row.\n\n\
              | storage servers | reads/s | CPU µs/read | of them servers | p50 µs | p99 µs | shards of each | part of the reads of each | part of the servers' CPU |\n\
              |---:|---:|---:|---:|---:|---:|---|---|---|"
         ));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Error, KeySelector, KeyValue, Limits, Mutation, Version};
+use ferrisdb_core::{Error, KeySelector, KeyValue, Limits, Version};
 
 use super::*;
 use crate::api::{
@@ -14,7 +14,7 @@ use crate::api::{
 use crate::client::Stream;
 use crate::options::ServeOptions;
 use crate::server::Server;
-use crate::tests::{Hall, run, settle};
+use crate::tests::{Hall, commit, get, run, settle};
 
 /// The cluster: who has what and who decides.
 #[derive(Default)]
@@ -241,24 +241,6 @@ fn counted(counts: &[(&str, usize)]) -> BTreeMap<String, usize> {
     counts.iter().map(|&(what, count)| (what.to_owned(), count)).collect()
 }
 
-fn get(key: &'static str) -> GetRequest {
-    GetRequest { key: key.into(), version: Version::from_u64(5) }
-}
-
-fn commit() -> CommitRequest {
-    CommitRequest {
-        read_version: Version::from_u64(5),
-        read_conflicts: Vec::new(),
-        write_conflicts: Vec::new(),
-        mutations: vec![Mutation::set("k", "v")],
-        id: None,
-        lowest_unanswered: 0,
-        report_conflicting_keys: false,
-        begins: None,
-        lock_aware: false,
-    }
-}
-
 const BEGIN: BeginRequest = BeginRequest { transactions: 1, priority: Priority::Default };
 
 /// Has the router learn where everything is.
@@ -298,7 +280,7 @@ fn questions_go_where_the_answer_is() {
         let request = GetKeyRequest { selector, end: END.into(), version: Version::from_u64(5) };
         assert_eq!(router.get_key(request).await.unwrap(), "70");
         assert_eq!(router.begin(BEGIN).await.unwrap().version, Version::from_u64(7));
-        router.commit(commit()).await.unwrap();
+        router.commit(commit("k")).await.unwrap();
         router.status().await.unwrap();
         let all = [("a get", 1), ("b get", 1), ("c get", 1), ("c get_key", 1), ("b begin", 1), ("b commit", 1)];
         assert_eq!(stage.asked(), counted(&[&all[..], &[("a* status", 1)]].concat()));
@@ -361,7 +343,7 @@ fn what_has_become_wrong_is_put_right() {
         stage.land().shards.insert("30", vec!["c"]);
         stage.land().leader = Some("c");
         stage.asked();
-        let (got, committed) = (router.get(get("40")), router.commit(commit()));
+        let (got, committed) = (router.get(get("40")), router.commit(commit("k")));
         assert_eq!(got.await.unwrap().unwrap(), "40");
         committed.await.unwrap();
         let asked = stage.asked();
@@ -371,7 +353,7 @@ fn what_has_become_wrong_is_put_right() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         stage.asked();
         router.get(get("40")).await.unwrap();
-        router.commit(commit()).await.unwrap();
+        router.commit(commit("k")).await.unwrap();
         assert_eq!(stage.asked(), counted(&[("c get", 1), ("c commit", 1)]));
         // Nobody leads, for a while.
         stage.land().leader = None;
@@ -414,25 +396,27 @@ fn a_slow_process_is_not_waited_for() {
     });
 }
 
-/// Reads that come one after another go to one process for a while, so that they share writes; then the choice is made anew.
+/// Reads that come together go to one process for a while, so that they share writes; then the choice is made anew.
 #[test]
-fn reads_in_a_row_go_to_one() {
+fn reads_that_come_together_go_to_one() {
     run(async {
         let stage = Stage::open(&[("", &["b", "c"])], Some("b"));
         let router = stage.connect("a").await;
         warm(&router).await;
         stage.asked();
-        const READS: u32 = 10 * IN_A_ROW;
-        for _ in 0..READS {
-            router.get(get("40")).await.unwrap();
+        let mut split = 0;
+        for _ in 0..8 {
+            let reads: Vec<_> = (0..IN_A_ROW / 4).map(|_| router.get(get("40"))).collect();
+            for read in reads {
+                read.await.unwrap();
+            }
+            split += usize::from(stage.asked().len() == 2);
         }
-        let asked: Vec<_> = std::mem::take(&mut stage.land().asked).into_iter().map(|(who, _)| who).collect();
-        let changes = asked.windows(2).filter(|pair| pair[0] != pair[1]).count();
-        assert!(asked.len() == READS as usize && changes <= 10, "{changes} changes");
+        assert!(split <= 3, "of eight times {split} went to both");
     });
 }
 
-/// Processes that cannot be reached, or are lost while they are asked: home answers, and a commit is not sent again.
+/// A process that cannot be reached is asked at home, and directly again once it is back.
 #[test]
 fn who_is_gone_is_not_missed() {
     run(async {
