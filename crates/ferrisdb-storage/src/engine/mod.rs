@@ -59,6 +59,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use ferrisdb_core::Version;
+use ferrisdb_core::rare::{Rare, reached};
 
 pub use events::{Compaction, Event, EventListener, Listener};
 pub use ingest::{IngestOptions, Ingestion};
@@ -514,6 +515,7 @@ impl Core {
     /// Refuses all writes from now on. The first reason stays.
     fn poison(&self, reason: impl fmt::Display) {
         let reason: Arc<str> = reason.to_string().into();
+        reached(Rare::Poisoned);
         // The first reason stays: later failures follow from it.
         let _first = self.poison.set(reason);
         // Told by the keeper: who poisons may hold locks.

@@ -31,7 +31,7 @@ use crate::batch::{BatchRecord, Operation, WriteBatch};
 use crate::compaction::picker;
 use crate::error::{Error, Result};
 use crate::key::ValueKind;
-use crate::memtable::{Inserter, Memtable};
+use crate::memtable::{Inserter, Memtable, PointEntry, RUN_ENTRIES};
 use crate::options::{Durability, WriteOptions};
 use crate::wal::{Space, SyncTicket, Turn, Wal, WalPosition};
 
@@ -395,10 +395,17 @@ pub(super) fn insert_operations<'a>(
     inserter: &mut Inserter,
 ) {
     let entries = &memtable.entries;
+    let mut run = [PointEntry { key: &[], kind: ValueKind::Tombstone, value: &[] }; RUN_ENTRIES];
+    let mut len = 0;
+    let flush = |run: &[PointEntry<'_>], inserter: &mut Inserter| {
+        let inserted = entries.insert_run(run, version, inserter);
+        inserted.expect("room was reserved, and a canonical batch has each key once");
+    };
+    // Points wait for one another; what lies beside them need not: all of it is of one version, and visible at once.
     for operation in operations {
-        let (key, kind, value): (&[u8], ValueKind, &[u8]) = match operation {
-            Operation::Put { key, value } => (key, ValueKind::Value, value),
-            Operation::Delete { key } => (key, ValueKind::Tombstone, &[]),
+        run[len] = match operation {
+            Operation::Put { key, value } => PointEntry { key, kind: ValueKind::Value, value },
+            Operation::Delete { key } => PointEntry { key, kind: ValueKind::Tombstone, value: &[] },
             Operation::DeleteRange { start, end } => {
                 entries.insert_range_tombstone(start, end, version);
                 continue;
@@ -408,9 +415,13 @@ pub(super) fn insert_operations<'a>(
                 continue;
             }
         };
-        let inserted = entries.insert(key, version, kind, value, inserter);
-        inserted.expect("room was reserved, and a canonical batch has each key once");
+        len += 1;
+        if len == RUN_ENTRIES {
+            flush(&run, inserter);
+            len = 0;
+        }
     }
+    flush(&run[..len], inserter);
 }
 
 /// A writer between taking its version and having inserted it.

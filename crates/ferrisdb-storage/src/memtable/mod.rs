@@ -39,6 +39,7 @@ mod arena;
 mod arena_model;
 mod cursor;
 mod filter;
+mod lanes;
 mod range_tombstones;
 mod skiplist;
 
@@ -61,6 +62,7 @@ pub use arena::MemoryPool;
 use arena::{ALIGN, ARENA_BYTES_MAX, Reserved};
 pub use cursor::{Cursor, MemtableIterator, OwnedMemtableIterator};
 use filter::Filter;
+use lanes::LANES;
 use range_tombstones::RangeTombstones;
 use skiplist::{Duplicate, HEIGHT_MAX, LINK_BYTES, LIST_BYTES_MIN, SkipList, Splice, node_bytes};
 
@@ -74,6 +76,12 @@ pub const CAPACITY_BYTES_MAX: usize = ARENA_BYTES_MAX;
 /// The levels that every entry may claim: one more than the mean, so that a batch's low nodes pay for its tall ones.
 const HEIGHT_ENTITLED: usize = 3;
 
+/// How many entries of a run are looked for together: longer runs are cut into such.
+pub const RUN_ENTRIES: usize = LANES;
+
+/// Fewer entries than this are searched for one after the other.
+const LANES_FROM: usize = if cfg!(any(loom, shuttle)) { 2 } else { 4 };
+
 const _: () =
     assert!(CAPACITY_BYTES_MIN > LIST_BYTES_MIN + node_bytes(HEIGHT_MAX, 64, 1024), "the smallest holds something");
 
@@ -86,6 +94,23 @@ pub enum InsertError {
     /// This user key has an entry at this version: the batch was not canonical.
     #[error("the memtable has an entry of this key and version")]
     Duplicate,
+}
+
+/// A point entry to add: see [`Memtable::insert_run`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PointEntry<'a> {
+    /// The user key.
+    pub key: &'a [u8],
+    /// What it says.
+    pub kind: ValueKind,
+    /// The value; an encoded blob pointer; nothing for a tombstone.
+    pub value: &'a [u8],
+}
+
+impl<'a> PointEntry<'a> {
+    fn internal_key(&self, version: Version) -> InternalKey<'a> {
+        InternalKey::new(self.key, Trailer::new(version, self.kind))
+    }
 }
 
 /// What a lookup found.
@@ -111,12 +136,20 @@ pub struct Inserter {
     /// The part of `reserved` that no further entry of the batch is entitled to, because entries so far had low towers.
     /// Invariant: surplus_bytes <= reserved.bytes().
     surplus_bytes: usize,
+    /// Where the entries of a run belong.
+    lanes: [Splice; LANES],
 }
 
 impl Inserter {
     /// Without a memory.
     pub const fn new() -> Inserter {
-        Inserter { splice: Splice::new(), reserved_of: 0, reserved: Reserved::NONE, surplus_bytes: 0 }
+        Inserter {
+            splice: Splice::new(),
+            reserved_of: 0,
+            reserved: Reserved::NONE,
+            surplus_bytes: 0,
+            lanes: [const { Splice::new() }; LANES],
+        }
     }
 }
 
@@ -276,6 +309,50 @@ impl Memtable {
         value: &[u8],
         inserter: &mut Inserter,
     ) -> Result<(), InsertError> {
+        self.insert_at(PointEntry { key: user_key, kind, value }, version, None, inserter)
+    }
+
+    /// Adds entries at one version, as [`insert`](Self::insert) would one after the other, and faster unless they are sorted and belong close together: their
+    /// places are looked for at the same time. After an error those before the one that it is about are in.
+    ///
+    /// # Panics
+    /// As [`insert`](Self::insert).
+    pub fn insert_run(
+        &self,
+        entries: &[PointEntry<'_>],
+        version: Version,
+        inserter: &mut Inserter,
+    ) -> Result<(), InsertError> {
+        for chunk in entries.chunks(LANES) {
+            let first = self.list.target(chunk[0].internal_key(version));
+            let is_short = chunk.len() < LANES_FROM || self.list.is_near(&first, &inserter.splice);
+            if !is_short {
+                let mut targets = [first; LANES];
+                for (target, entry) in targets.iter_mut().zip(chunk) {
+                    *target = self.list.target(entry.internal_key(version));
+                }
+                self.list.locate_all(&targets[..chunk.len()], &mut inserter.lanes);
+            }
+            for (lane, entry) in chunk.iter().enumerate() {
+                self.insert_at(*entry, version, (!is_short).then_some(lane), inserter)?;
+            }
+            if !is_short {
+                inserter.splice = inserter.lanes[chunk.len() - 1].clone();
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds an entry, beginning where a lane says, or else where the last one was.
+    #[inline]
+    fn insert_at(
+        &self,
+        entry: PointEntry<'_>,
+        version: Version,
+        lane: Option<usize>,
+        inserter: &mut Inserter,
+    ) -> Result<(), InsertError> {
+        let PointEntry { key: user_key, kind, value } = entry;
         assert!(kind != ValueKind::RangeTombstone, "range tombstones are kept beside the list");
         self.attach(inserter);
         if !self.reserve(Memtable::bytes_needed(user_key.len(), value.len()), inserter) {
@@ -286,7 +363,9 @@ impl Memtable {
         let key = InternalKey::new(user_key, Trailer::new(version, kind));
         let height = self.affordable_height(height_of(ordinal), inserter);
         self.filter.add(user_key);
-        match self.list.insert(key, value, height, &mut inserter.reserved, &mut inserter.splice) {
+        let Inserter { splice, reserved, lanes, .. } = inserter;
+        let splice = lane.map_or(splice, |lane| &mut lanes[lane]);
+        match self.list.insert(key, value, height, reserved, splice) {
             Ok(()) => {
                 if kind == ValueKind::Tombstone {
                     self.tombstone_count.fetch_add(1, Ordering::Relaxed);

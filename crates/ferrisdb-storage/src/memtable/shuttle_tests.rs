@@ -19,11 +19,14 @@ const SCHEDULES: usize = 4_000;
 const WRITERS: u64 = 3;
 const INSERTS: u64 = 4;
 
+fn internal_key(key: &[u8; 1], version: u64) -> InternalKey<'_> {
+    InternalKey::new(key, Trailer::new(Version::from_u64(version), ValueKind::Value))
+}
+
 fn insert(list: &SkipList, splice: &mut Splice, key: u8, version: u64, height: usize) {
     let mut reserved = list.arena().try_reserve(node_bytes(height, 1, 8)).expect("the arena is large enough");
-    let key = [key];
-    let key = InternalKey::new(&key, Trailer::new(Version::from_u64(version), ValueKind::Value));
-    list.insert(key, &version.to_le_bytes(), height, &mut reserved, splice).expect("no duplicates");
+    list.insert(internal_key(&[key], version), &version.to_le_bytes(), height, &mut reserved, splice)
+        .expect("no duplicates");
 }
 
 /// Key and version of all entries from first to last, or from last to first.
@@ -46,7 +49,7 @@ fn scan(list: &SkipList, forward: bool) -> Vec<(u8, std::cmp::Reverse<u64>)> {
     found
 }
 
-/// Writers with a splice each insert few keys in many versions; two readers scan, one in each direction. Scans are sorted and grow; an entry
+/// Writers insert few keys in many versions, each with a splice that remembers or with what the lanes found for two keys at once; two readers scan, one in each direction. Scans are sorted and grow; an entry
 /// whose insertion a thread has seen end is found; nothing is missing in the end.
 fn writers_and_readers(plant: Plant, seed: u64) {
     let mut list =
@@ -59,9 +62,22 @@ fn writers_and_readers(plant: Plant, seed: u64) {
             thread::spawn(move || {
                 let mut random = SplitMix64::new(seed * WRITERS + writer);
                 let mut splice = Splice::new();
+                let mut lanes = [Splice::new(), Splice::new()];
+                let in_lanes = (seed + writer).is_multiple_of(2);
+                let mut keys = [0; 2];
                 for number in 0..INSERTS {
-                    let (key, version) = (random.below(3) as u8, 1 + number * WRITERS + writer);
-                    insert(&list, &mut splice, key, version, 1 + random.below(HEIGHT_MAX as u64) as usize);
+                    let version = 1 + number * WRITERS + writer;
+                    if number % 2 == 0 {
+                        keys = [random.below(3) as u8, random.below(3) as u8];
+                        let [first, second] = keys.map(|key| [key]);
+                        let targets = [internal_key(&first, version), internal_key(&second, version + WRITERS)];
+                        if in_lanes {
+                            list.locate_all(&targets.map(|key| list.target(key)), &mut lanes);
+                        }
+                    }
+                    let key = keys[number as usize % 2];
+                    let splice = if in_lanes { &mut lanes[number as usize % 2] } else { &mut splice };
+                    insert(&list, splice, key, version, 1 + random.below(HEIGHT_MAX as u64) as usize);
                     let found = list.newest(&[key], Version::from_u64(version)).expect("it was just inserted");
                     assert_eq!(list.key(found).trailer.version().get(), version, "a version is found at itself");
                 }

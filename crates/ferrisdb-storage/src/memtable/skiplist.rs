@@ -89,11 +89,11 @@ const _: () = assert!(HEAD.0 as usize == ALIGN, "the arena begins to hand out he
 ///
 /// Invariant: the hint is that of the node's key; for [`HEAD`] and [`NULL`] it means nothing and is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Link(u64);
+pub(super) struct Link(u64);
 
 impl Link {
-    const TO_HEAD: Link = Link::new(HEAD, 0);
-    const TO_NULL: Link = Link::new(NULL, 0);
+    pub(super) const TO_HEAD: Link = Link::new(HEAD, 0);
+    pub(super) const TO_NULL: Link = Link::new(NULL, 0);
 
     #[inline]
     const fn new(node: Node, hint: u32) -> Link {
@@ -101,12 +101,12 @@ impl Link {
     }
 
     #[inline]
-    const fn node(self) -> Node {
+    pub(super) const fn node(self) -> Node {
         Node((self.0 & 0xFFFF_FFFF) as u32)
     }
 
     #[inline]
-    const fn hint(self) -> u32 {
+    pub(super) const fn hint(self) -> u32 {
         (self.0 >> 32) as u32
     }
 }
@@ -133,12 +133,23 @@ impl Splice {
     pub(super) const fn new() -> Splice {
         Splice { list: 0, prev: [Link::TO_HEAD; HEIGHT_MAX + 1], next: [Link::TO_NULL; HEIGHT_MAX + 1] }
     }
+
+    /// Around everything, in the list with this id.
+    pub(super) const fn of(list: u64) -> Splice {
+        Splice { list, ..Splice::new() }
+    }
+
+    /// What is on either side of the key on a level.
+    #[inline]
+    pub(super) fn set(&mut self, level: usize, prev: Link, next: Link) {
+        (self.prev[level], self.next[level]) = (prev, next);
+    }
 }
 
 /// A key to search for, with its hint computed once.
 #[derive(Debug, Clone, Copy)]
-struct Target<'a> {
-    hint: u32,
+pub(super) struct Target<'a> {
+    pub(super) hint: u32,
     key: InternalKey<'a>,
 }
 
@@ -165,6 +176,7 @@ pub(super) const LIST_BYTES_MIN: usize = ALIGN + node_bytes(HEIGHT_MAX, 0, 0);
 /// Bugs to plant in a model-checked list: each must be found by a test.
 #[cfg(any(loom, shuttle))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only tests plant"))]
 pub(super) enum Plant {
     Nothing,
     #[cfg_attr(shuttle, expect(dead_code, reason = "shuttle cannot find it"))]
@@ -251,7 +263,7 @@ impl SkipList {
     ) -> Result<(), Duplicate> {
         assert!((1..=HEIGHT_MAX).contains(&height), "a node has a level and the first node has all of them");
         if splice.list != self.id {
-            *splice = Splice { list: self.id, ..Splice::new() };
+            *splice = Splice::of(self.id);
         }
         let target = self.target(key);
         let list_height = self.raise_height(height);
@@ -292,7 +304,7 @@ impl SkipList {
     }
 
     #[inline]
-    fn target<'a>(&self, key: InternalKey<'a>) -> Target<'a> {
+    pub(super) fn target<'a>(&self, key: InternalKey<'a>) -> Target<'a> {
         Target { hint: self.hint(key.user_key), key }
     }
 
@@ -314,6 +326,45 @@ impl SkipList {
             known = self.height.fetch_max(height, Ordering::Relaxed).max(height);
         }
         known as usize
+    }
+
+    /// The levels in use: advice, see the module.
+    #[inline]
+    pub(super) fn height(&self) -> usize {
+        self.height.load(Ordering::Relaxed) as usize
+    }
+
+    /// Asks the processor for what a comparison with a node's key reads.
+    #[inline]
+    pub(super) fn prefetch_key(&self, node: Node) {
+        #[cfg(not(any(loom, shuttle)))]
+        {
+            self.arena.prefetch(node.0);
+            self.arena.prefetch(next_offset(node, 5));
+        }
+        #[cfg(any(loom, shuttle))]
+        let _ = node;
+    }
+
+    /// Asks the processor for a node's link on a level.
+    #[inline]
+    pub(super) fn prefetch_link(&self, node: Node, level: usize) {
+        #[cfg(not(any(loom, shuttle)))]
+        self.arena.prefetch(next_offset(node, level));
+        #[cfg(any(loom, shuttle))]
+        let _ = (node, level);
+    }
+
+    /// Whether `target` belongs right beside where the splice was: its own search would be short.
+    pub(super) fn is_near(&self, target: &Target<'_>, splice: &Splice) -> bool {
+        // A level up of three has one node in eight: a few steps.
+        const LEVELS: usize = 3;
+        splice.list == self.id
+            && (0..LEVELS.min(self.height())).any(|level| {
+                let (prev, next) = (splice.prev[level], splice.next[level]);
+                (prev == Link::TO_HEAD || self.is_before(prev, target))
+                    && (next == Link::TO_NULL || !self.is_before(next, target))
+            })
     }
 
     /// Moves the splice around `target` on all levels, starting from what it remembers.
@@ -413,7 +464,7 @@ impl SkipList {
     }
 
     #[inline]
-    fn next_of(&self, node: Node, level: usize) -> Link {
+    pub(super) fn next_of(&self, node: Node, level: usize) -> Link {
         Link(self.next_link(node, level).load(self.follow_ordering()))
     }
 
@@ -457,7 +508,7 @@ impl SkipList {
     #[inline]
     pub(super) fn seek(&self, key: InternalKey<'_>) -> (Node, Node) {
         let target = self.target(key);
-        let mut level = self.height.load(Ordering::Relaxed) as usize;
+        let mut level = self.height();
         let (mut prev, mut next) = (Link::TO_HEAD, Link::TO_NULL);
         while level > 0 {
             level -= 1;
@@ -490,7 +541,7 @@ impl SkipList {
 
     /// True if the node, a real one, is less than `target`.
     #[inline]
-    fn is_before(&self, link: Link, target: &Target<'_>) -> bool {
+    pub(super) fn is_before(&self, link: Link, target: &Target<'_>) -> bool {
         if link.hint() == target.hint { self.key(link.node()) < target.key } else { link.hint() < target.hint }
     }
 
@@ -551,7 +602,7 @@ impl SkipList {
     pub(super) fn common_prefix(&self) -> &[u8] {
         // A level on which there are few nodes is a sample. Of that the middle, because system keys at either end share nothing
         // with the rest.
-        for level in (0..self.height.load(Ordering::Relaxed) as usize).rev() {
+        for level in (0..self.height()).rev() {
             let mut sample = Vec::new();
             let mut node = self.next(HEAD, level);
             while node != NULL {
@@ -602,10 +653,7 @@ impl SkipList {
                     );
                 }
             }
-            assert!(
-                nodes.is_empty() || level < self.height.load(Ordering::Relaxed) as usize,
-                "the height covers all levels"
-            );
+            assert!(nodes.is_empty() || level < self.height(), "the height covers all levels");
             below = Some(nodes);
         }
     }

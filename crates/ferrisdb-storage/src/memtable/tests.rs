@@ -119,6 +119,63 @@ fn equals_a_btree_map() {
     }
 }
 
+/// A run of entries is what the same entries one by one are: whatever is in already, whether they are sorted, alike or far apart, and next to one
+/// another; other inserters come between.
+#[test]
+fn a_run_is_its_entries_one_by_one() {
+    for seed in 0..60 {
+        let mut random = SplitMix64::new(seed);
+        let prefix: &[u8] = [&b""[..], b"prefix12", b"\xFF\xFF"][seed as usize % 3];
+        let (runs, singles) = (Memtable::with_prefix(4 << 20, prefix), Memtable::with_prefix(4 << 20, prefix));
+        let (mut inserter, mut other) = (Inserter::new(), Inserter::new());
+        for version in 1..150 {
+            let count = random.below(3 * LANES as u64);
+            let mut keys: BTreeSet<_> =
+                (0..count)
+                    .map(|number| {
+                        if seed % 4 == 0 {
+                            (version * 100 + number).to_be_bytes().to_vec()
+                        } else {
+                            odd_key(&mut random)
+                        }
+                    })
+                    .collect();
+            let last = if random.one_in(3) { keys.pop_last() } else { None };
+            let mut keys: Vec<_> = keys.into_iter().collect();
+            if random.one_in(2) {
+                keys.sort_by_key(|key| key.iter().rev().copied().collect::<Vec<_>>());
+            }
+            let kind = if random.one_in(5) { ValueKind::Tombstone } else { ValueKind::Value };
+            let entries: Vec<_> = keys.iter().map(|key| PointEntry { key, kind, value: key }).collect();
+            assert_eq!(runs.insert_run(&entries, v(version), &mut inserter), Ok(()), "seed {seed}");
+            for key in &keys {
+                singles.insert(key, v(version), kind, key, &mut other).expect("it is not there");
+            }
+            // Two that are there already: what comes before them is in, what comes after is not.
+            if let Some(last) = last
+                && let Some(first) = keys.first()
+            {
+                let twice = [&last, first, first].map(|key| PointEntry { key, kind, value: key });
+                assert_eq!(runs.insert_run(&twice, v(version), &mut inserter), Err(InsertError::Duplicate));
+                singles.insert(&last, v(version), kind, &last, &mut other).expect("it is not there");
+            }
+        }
+        runs.check();
+        let all = |memtable: &Memtable| {
+            let mut cursor = memtable.iter();
+            cursor.seek_to_first().unwrap();
+            let mut found = Vec::new();
+            while let Some(here) = entry(&cursor) {
+                found.push(here);
+                cursor.next().unwrap();
+            }
+            found
+        };
+        assert_eq!(all(&runs), all(&singles), "seed {seed}");
+        assert_eq!(runs.entry_count(), singles.entry_count());
+    }
+}
+
 /// The same insertions make the same list: heights, and with them the memory used, do not depend on chance.
 #[test]
 fn is_deterministic() {
@@ -318,7 +375,7 @@ fn threads_insert_while_others_read() {
     const WRITERS: u64 = 3;
     const KEYS: u64 = 6_000;
     for seed in 0..3 {
-        let memtable = Memtable::new(16 << 20);
+        let memtable = Memtable::new(64 << 20);
         let done = AtomicBool::new(false);
         let inserted = [const { AtomicU64::new(0) }; WRITERS as usize];
         // Writers share user keys and differ in the version, so that they meet at the same places.
@@ -334,7 +391,22 @@ fn threads_insert_while_others_read() {
                             let key = if seed == 0 { number.to_be_bytes() } else { key_of(number) };
                             let value = [key, key].concat();
                             let version = version_of(writer, number);
-                            memtable.insert(&key, version, ValueKind::Value, &value, &mut inserter).unwrap();
+                            if seed == 2 {
+                                // In a run with keys that no reader looks for, below and above.
+                                let values: Vec<_> = (0..8u8)
+                                    .map(|step| [&[if step % 2 == 0 { 0 } else { 9 }, step][..], &key].concat())
+                                    .map(|other| [&other[..], &other].concat())
+                                    .collect();
+                                let kind = ValueKind::Value;
+                                let mut run: Vec<_> = values
+                                    .iter()
+                                    .map(|value| PointEntry { key: &value[..value.len() / 2], kind, value })
+                                    .collect();
+                                run.insert(4, PointEntry { key: &key, kind: ValueKind::Value, value: &value });
+                                memtable.insert_run(&run, version, &mut inserter).unwrap();
+                            } else {
+                                memtable.insert(&key, version, ValueKind::Value, &value, &mut inserter).unwrap();
+                            }
                             if number % 100 == 0 {
                                 let end = (number + 1).to_be_bytes();
                                 memtable.insert_range_tombstone(&number.to_be_bytes(), &end, version);
@@ -392,7 +464,7 @@ fn threads_insert_while_others_read() {
             done.store(true, Ordering::Release);
         });
         memtable.check();
-        assert_eq!(memtable.entry_count(), WRITERS * KEYS);
+        assert_eq!(memtable.entry_count(), WRITERS * KEYS * if seed == 2 { 9 } else { 1 });
         let mut cursor = memtable.iter();
         cursor.seek_to_first().unwrap();
         let mut found = BTreeSet::new();
@@ -500,6 +572,31 @@ fn speed() {
             }
         }
     });
+    for count in [4, 16, 64] {
+        let table = Memtable::new(128 << 20);
+        let mut inserter = Inserter::new();
+        measure(&format!("insert_run, {count} random keys"), COUNT, &mut || {
+            for batch in 0..COUNT / count {
+                let keys: Vec<_> = (0..count).map(|number| key_of(batch * count + number)).collect();
+                let entry = |key| PointEntry { key, kind: ValueKind::Value, value: &value };
+                let entries: Vec<_> = keys.iter().map(|key| entry(&key[..])).collect();
+                table.insert_run(&entries, v(batch), &mut inserter).unwrap();
+            }
+        });
+    }
+    for run in [1, 16, 64] {
+        let table = Memtable::with_prefix(128 << 20, b"user0000");
+        let mut inserter = Inserter::new();
+        measure(&format!("insert_run of {run}, 20,000 keys over and over"), COUNT, &mut || {
+            for batch in 0..COUNT / run {
+                let key = |number: u64| ascending(SplitMix64::new((batch * run + number) * 7_919 % 20_000).next_u64());
+                let keys: Vec<_> = (0..run).map(key).collect();
+                let entry = |key| PointEntry { key, kind: ValueKind::Value, value: &value };
+                let entries: Vec<_> = keys.iter().map(|key| entry(&key[..])).collect();
+                table.insert_run(&entries, v(batch), &mut inserter).unwrap();
+            }
+        });
+    }
     let table = Memtable::new(128 << 20);
     let mut inserter = Inserter::new();
     measure("insert, same 1000 keys over and over", COUNT, &mut || {
