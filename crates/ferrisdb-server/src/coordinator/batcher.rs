@@ -22,6 +22,7 @@ use ferrisdb_core::codec::DecodeError;
 use ferrisdb_core::key::{DATABASE_LOCK_KEY, SYSTEM_END, printable};
 use ferrisdb_core::mutation::apply;
 use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::versionstamp::{OFFSET_BYTES, fill, stamp_offset};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Mutation, MutationKind, Result, Version, Versionstamp};
 use ferrisdb_rpc::api::{CommitId, CommitRequest, Committed, Lease, LeaseRequest, ResolveRequest};
@@ -167,7 +168,9 @@ impl Batcher {
     /// The epoch has begun, and this is where the log stands now: what an earlier epoch had under way may have come to count before its end.
     pub fn epoch_began(&mut self, recovered: &Recovered, leases: LeaseOptions, now: Duration) {
         self.horizon = recovered.horizon;
-        self.leases = Leases::new(leases, &recovered.leases, recovered.next_lease, now);
+        let none = BTreeMap::new();
+        let held = if planted(Bug::LeasesNotRecovered) { &none } else { &recovered.leases };
+        self.leases = Leases::new(leases, held, recovered.next_lease, now);
         self.tags = recovered.popped.keys().copied().collect();
         self.lock = if planted(Bug::LockNotRecovered) { None } else { recovered.lock.clone() };
         self.shards = ShardMap::read(&recovered.metadata);
@@ -332,13 +335,18 @@ impl Batcher {
     ) -> Decision {
         if let Some(id) = request.id.filter(|_| !planted(Bug::CommitIdIgnored)) {
             if let Some(&(version, outcome)) = self.in_flight.get(&id) {
+                reached(Rare::CommitAgain);
                 return Decision::WhenDurable(version, Response::Commit(committed(version, outcome)));
             }
             match known(id) {
                 (Known::Outcome(version, outcome), _) => {
+                    reached(Rare::CommitAgain);
                     return Decision::Now(Ok(Response::Commit(committed(version, outcome))));
                 }
-                (Known::Forgotten, _) => return Decision::Now(Err(Error::new(Code::CommitUnknownResultFatal))),
+                (Known::Forgotten, _) => {
+                    reached(Rare::IdForgotten);
+                    return Decision::Now(Err(Error::new(Code::CommitUnknownResultFatal)));
+                }
                 // It may have been told that it did not happen, and that may have been forgotten.
                 (Known::Nothing, floor) if request.read_version < floor => {
                     let read = request.read_version;
@@ -494,21 +502,29 @@ impl Batcher {
         if let Some(&(version, outcome)) = self.in_flight.get(&id)
             && !planted(Bug::AskThenFence)
         {
+            reached(Rare::ResolvedInFlight);
             return Decision::WhenDurable(version, response(version, outcome));
         }
         match known(id) {
-            (Known::Outcome(version, outcome), _) => Decision::Now(Ok(response(version, outcome))),
+            (Known::Outcome(version, outcome), _) => {
+                reached(Rare::ResolvedKnown);
+                Decision::Now(Ok(response(version, outcome)))
+            }
             (Known::Nothing, _) if planted(Bug::ResolveWritesNothing) => {
                 Decision::Now(Ok(response(version, Outcome::Aborted)))
             }
             (Known::Nothing, floor) if request.read_version >= floor => {
+                reached(Rare::ResolvedAsNever);
                 let outcome = Outcome::Aborted;
                 ids.push(IdOutcome { id, lowest_unanswered: 0, outcome });
                 self.in_flight.insert(id, (version, outcome));
                 group.ids.push(id);
                 Decision::WhenDurable(version, response(version, outcome))
             }
-            (Known::Nothing | Known::Forgotten, _) => Decision::Now(Err(Error::new(Code::CommitUnknownResultFatal))),
+            (Known::Nothing | Known::Forgotten, _) => {
+                reached(Rare::ResolvedTooLate);
+                Decision::Now(Err(Error::new(Code::CommitUnknownResultFatal)))
+            }
         }
     }
 
@@ -523,7 +539,10 @@ impl Batcher {
         // Whoever asks for the newest version must get what is acknowledged, and nothing that may yet turn out not to have happened.
         let readable = (self.horizon, durable);
         match self.leases.ask(request, readable, self.changed.min(durable), now) {
-            Err(error) => Decision::Now(Err(error)),
+            Err(error) => {
+                reached(Rare::LeaseRefused);
+                Decision::Now(Err(error))
+            }
             Ok(answer) => {
                 let response = Response::Lease(answer.lease);
                 match answer.entry {

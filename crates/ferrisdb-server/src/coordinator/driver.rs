@@ -7,7 +7,8 @@
 //! ```
 //!
 //! While fewer than a few groups wait for the disk, the driver takes what has queued up and makes a group of it. So an idle database commits at once, and a
-//! busy one in groups as large as the disk is slow; there is no timer. A small group that has no company is made durable by this same task, which would
+//! busy one in groups as large as the disk is slow. Where a group is dear, because it goes to several processes, it may wait a little for those who have just been
+//! answered ([`Company`]). A small group that has no company is made durable by this same task, which would
 //! only wait otherwise; one with company by the log's task, while the next is made.
 //!
 //! # Invariants
@@ -16,8 +17,8 @@
 //! - After a group whose end is unknown the queue has failed, and nothing more is appended: later groups build on versions that may not exist.
 //!
 //! # Concurrency
-//! One task, woken by the queue's bell, by the log for its oldest group, and by the next expiry of a lease. It polls by hand, since it waits for all three at
-//! once, and a group that it makes durable itself must not keep it from the next.
+//! One task, woken by the queue's bell, by the log for its oldest group, by the end of a wait for company, and by the next expiry of a lease. It polls by hand, since it waits for
+//! all of them at once, and a group that it makes durable itself must not keep it from the next.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -28,11 +29,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Clock, Code, Error, Result, Runtime, Version};
 use ferrisdb_rpc::api::{CommitId, Committed};
 
 use super::batcher::{Batcher, Decision, Response};
+use super::company::Company;
 use super::{AnswerTo, Item, Shared, Work, closed, nanos};
 use crate::log::Applied;
 use crate::signal::lock;
@@ -47,6 +50,9 @@ pub(super) struct Driver {
     batcher: Batcher,
     /// Groups that wait for the disk, in order.
     in_flight: VecDeque<InFlight>,
+    company: Company,
+    /// Set while the next group waits for company.
+    wait: Option<BoxFuture<()>>,
     /// Set while there are leases.
     timer: Option<BoxFuture<()>>,
     /// Transactions were refused by the log, but their writes are in the conflict window: an empty batch above them, small enough for the
@@ -63,6 +69,7 @@ struct InFlight {
     answers: Vec<(Unanswered, Response)>,
     ids: Vec<CommitId>,
     transactions: u64,
+    since: Duration,
 }
 
 /// An item whose request the batcher has: somebody still waits for its answer.
@@ -74,7 +81,17 @@ struct Unanswered {
 
 impl Driver {
     pub(super) fn new(shared: Arc<Shared>, batcher: Batcher) -> Driver {
-        Driver { shared, batcher, in_flight: VecDeque::new(), timer: None, wants_batch: false, subscriber: None }
+        let company = Company::new(shared.options.company);
+        Driver {
+            shared,
+            batcher,
+            in_flight: VecDeque::new(),
+            company,
+            wait: None,
+            timer: None,
+            wants_batch: false,
+            subscriber: None,
+        }
     }
 
     /// Does what there is to do. Ready when the coordinator is closed, or its epoch over, and nobody waits any more.
@@ -84,7 +101,7 @@ impl Driver {
             if let Some(subscriber) = self.subscriber.take() {
                 subscriber.wake();
             }
-            if self.in_flight.len() < self.shared.options.groups_in_flight {
+            if self.in_flight.len() < self.shared.options.groups_in_flight && !self.waits_for_company(context) {
                 has_worked |= self.append_group();
             }
             if has_worked {
@@ -105,6 +122,34 @@ impl Driver {
             }
             return Poll::Pending;
         }
+    }
+
+    /// Requests whose groups wait for the disk.
+    fn requests_in_flight(&self) -> usize {
+        self.in_flight.iter().map(|group| group.answers.len()).sum()
+    }
+
+    /// True while what is queued waits for those who were answered a moment ago. Wakes when they are all there, or have been waited for long enough.
+    fn waits_for_company(&mut self, context: &mut Context<'_>) -> bool {
+        let in_flight = self.requests_in_flight();
+        let wait = {
+            let mut queue = lock(&self.shared.queue);
+            let is_over = queue.is_closed || queue.failed.is_some();
+            let wait = self.company.wait(queue.items.len(), in_flight).filter(|_| !is_over);
+            queue.rings_from = if wait.is_some() { self.company.complete(in_flight) } else { 0 };
+            wait
+        };
+        let Some(wait) = wait else {
+            self.wait = None;
+            return false;
+        };
+        let runtime = &self.shared.runtime;
+        let timer = self.wait.get_or_insert_with(|| runtime.sleep(wait));
+        let is_over = timer.as_mut().poll(context).is_ready();
+        if is_over {
+            self.wait = None;
+        }
+        !is_over
     }
 
     /// Wakes at the next expiry of a lease, at most once a second.
@@ -135,6 +180,7 @@ impl Driver {
             match result {
                 Ok(Applied::Counted) => self.acknowledge(group),
                 Ok(Applied::Void) => {
+                    reached(Rare::EpochGivenUp);
                     self.end_epoch(group, &Error::with(Code::ProcessBehind, "another coordinator has taken over"));
                 }
                 Err(error) => self.end_epoch(group, &error),
@@ -147,6 +193,8 @@ impl Driver {
         self.batcher.durable(&group.ids);
         let shared = &self.shared;
         let now = shared.runtime.now();
+        let others = self.requests_in_flight() + lock(&shared.queue).items.len();
+        self.company.answered(now.saturating_sub(group.since), group.answers.len(), others);
         if let Some(version) = group.version {
             shared.batch_at_nanos.store(nanos(now), Ordering::Relaxed);
             if planted(Bug::ReadVersionFromMemory) {
@@ -203,6 +251,7 @@ impl Driver {
         // Nothing else to do until this group is durable: this task makes it so. The planted bug answers before, and needs that there is a before.
         let is_small = items.len() <= ALONE_REQUESTS_MAX && !planted(Bug::AnsweredBeforeDurable);
         let is_alone = is_all && self.in_flight.is_empty() && is_small;
+        self.company.goes(items.len(), self.requests_in_flight());
         let durable = shared.log.last_known();
         let (mut requests, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
         for Item { request, answer, bytes, at } in items {
@@ -233,7 +282,7 @@ impl Driver {
                 shared.appended_bytes.fetch_add(group.bytes, Ordering::Relaxed);
                 let ids = Batcher::take_ids(&mut group);
                 let (version, transactions) = (group.version, group.transactions);
-                let in_flight = InFlight { appended, version, answers: Vec::new(), ids, transactions };
+                let in_flight = InFlight { appended, version, answers: Vec::new(), ids, transactions, since: now };
                 self.in_flight.push_back(in_flight);
                 self.answer(rest, decisions, version, None);
             }

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::{Code, Error, Result, Version};
 use ferrisdb_rpc::api::{Lease, LeaseRequest};
 
@@ -148,6 +149,7 @@ impl Leases {
         let over = self.held.iter().filter(|(_, held)| held.expires_at <= now).map(|(&id, _)| id);
         let over: Vec<u64> = over.collect();
         for &id in &over {
+            reached(Rare::LeaseExpired);
             self.release(id);
         }
         if !over.is_empty() {

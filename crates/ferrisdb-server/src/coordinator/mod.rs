@@ -6,7 +6,7 @@
 //! lease                         versions, conflicts, versionstamps, ids
 //! ```
 //!
-//! [`Batcher`], [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases) and [`Rate`] are the deterministic cores: they decide, and are told
+//! [`Batcher`], [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases), [`Rate`] and `Company` are the deterministic cores: they decide, and are told
 //! what time it is. Around them stand three tasks, which share what [`Coordinator`] is a handle to:
 //!
 //! - the *driver* takes what has queued up, has the batcher decide, appends, and answers what is durable (`driver.rs`);
@@ -23,6 +23,7 @@
 //! - Queues are bounded in requests and bytes.
 
 pub mod batcher;
+mod company;
 mod driver;
 mod gate;
 pub mod lease;
@@ -53,12 +54,15 @@ use lease::LeaseOptions;
 use rate::{Lag, Rate, RateOptions, Reason};
 
 /// How a coordinator works.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CoordinatorOptions {
     /// Limits of transactions.
     pub limits: Limits,
     /// Groups that may wait for the disk at once. Default: 4.
     pub groups_in_flight: usize,
+    /// How much of the time that a group takes the next one may wait for those who were answered with it, from 0, not at all, to 1. Worth it where a group is dear: in a
+    /// cluster. Default: 0.
+    pub company: f64,
     /// Transactions of one group, at most 65,535. Default: 4,096.
     pub group_transactions: usize,
     /// Bytes of one group's transactions; a single one may have more. Default: 4 MiB.
@@ -78,6 +82,7 @@ impl Default for CoordinatorOptions {
         CoordinatorOptions {
             limits: Limits::DEFAULT,
             groups_in_flight: 4,
+            company: 0.0,
             group_transactions: 4096,
             group_bytes: 4 << 20,
             queue_requests: 100_000,
@@ -126,6 +131,8 @@ struct Queue {
     /// Queued, or in a group that waits for the disk.
     requests: u64,
     bytes: u64,
+    /// An item rings only if it makes at least so many: the driver waits for company.
+    rings_from: usize,
     wants_batch: bool,
     is_closed: bool,
     /// The epoch is over, because of this.
@@ -392,8 +399,11 @@ impl Coordinator {
         queue.requests += 1;
         queue.bytes += bytes;
         queue.items.push_back(Item { request, answer, bytes, at });
+        let rings = queue.items.len() >= queue.rings_from;
         drop(queue);
-        shared.bell.ring();
+        if rings {
+            shared.bell.ring();
+        }
         Ok(())
     }
 }
@@ -440,6 +450,7 @@ impl Shared {
     /// Takes what makes the next group, or `None` if there is nothing to do.
     fn take_work(&self, leases_are_due: bool, wants_batch: bool) -> Option<Work> {
         let mut queue = lock(&self.queue);
+        queue.rings_from = 0;
         if queue.failed.is_some() {
             return None;
         }
