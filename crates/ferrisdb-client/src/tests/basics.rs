@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use ferrisdb_core::{KeyRange, KeySelector, MutationKind};
+use ferrisdb_core::{KeyRange, MutationKind};
 
 use crate::testing::{TestRuntime, database};
-use crate::{Database, DatabaseOptions, RangeOptions, StreamingMode};
+use crate::{Database, DatabaseOptions, RangeOptions};
 
 /// A transaction is committed, another sees it, on no runtime at all.
 #[test]
@@ -71,38 +71,6 @@ async fn transactions_run_as_tokio_tasks() {
         task.await.expect("no panic");
     }
     assert_eq!(endpoint.rows()[0].1.as_ref(), 160u32.to_le_bytes());
-}
-
-/// Range reads, both directions, in chunks and streamed.
-#[test]
-fn ranges_are_read_in_chunks() {
-    let (db, endpoint, _) = database();
-    endpoint.limit_parts(3);
-    futures_executor::block_on(async {
-        let tx = db.create_transaction();
-        for number in 0..10u8 {
-            tx.set([b'k', number], [number; 10]);
-        }
-        tx.commit().await.expect("it commits");
-        let tx = db.create_transaction();
-        tx.clear([b'k', 4]);
-        tx.set([b'k', 4, 4], b"new");
-        for reverse in [false, true] {
-            let range = RangeOptions::prefix(b"k").mode(StreamingMode::Small).reverse(reverse);
-            let mut keys: Vec<u8> = Vec::new();
-            for row in tx.get_ranges(range).collect().await.expect("it reads") {
-                keys.push(row.key[1]);
-            }
-            if reverse {
-                keys.reverse();
-            }
-            assert_eq!(keys, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
-        }
-        let chunk = tx.get_range(RangeOptions::prefix(b"k").limit(2)).await.expect("it reads");
-        assert!(chunk.rows.len() == 2 && chunk.more);
-        let key = tx.get_key(KeySelector::first_greater_than([b'k', 3].to_vec())).await.expect("it reads");
-        assert_eq!(key.as_ref(), [b'k', 4, 4]);
-    });
 }
 
 /// One transaction, used by many tasks on several threads at once.

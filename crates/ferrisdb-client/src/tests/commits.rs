@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{code, range, stamp_value, template};
+use super::{code, range};
 use crate::heard::HEARD_FOR;
 use crate::testing::{Lost, database, database_with};
 use crate::{ConflictRangeType, DatabaseOptions, TransactionOption};
@@ -180,41 +180,6 @@ fn a_remembered_version_that_is_too_old_is_asked_for_anew() {
     assert_eq!(endpoint.log().begins.len(), 2);
 }
 
-#[test]
-fn a_commit_tells_its_version_and_stamp() {
-    let (db, endpoint, _) = database();
-    let tx = db.create_transaction();
-    assert_eq!(tx.get_committed_version(), None);
-    let stamp = tx.get_versionstamp();
-    tx.atomic_op(template("k", "z"), "v", MutationKind::SetVersionstampedKey);
-    stamp_value(&tx, "value");
-    block_on(tx.commit()).expect("it commits");
-    let version = tx.get_committed_version().expect("it has one");
-    let stamp = block_on(stamp).expect("it has one");
-    assert_eq!(stamp, Versionstamp::new(version, 7));
-    let rows = endpoint.rows();
-    assert_eq!(rows[0].0.as_ref(), [b"k", &stamp.as_bytes()[..], b"z"].concat());
-    assert_eq!(rows[1].1.as_ref(), stamp.as_bytes());
-
-    // It is too late to ask once the commit has begun.
-    assert_eq!(code(block_on(tx.get_versionstamp())), 2017);
-    tx.reset();
-    let stamp = tx.get_versionstamp();
-    block_on(tx.commit()).expect("there is nothing to do");
-    assert_eq!((code(block_on(stamp)), tx.get_committed_version()), (2021, None));
-    tx.reset();
-    let stamp = tx.get_versionstamp();
-    block_on(tx.get("k")).expect("it reads");
-    endpoint.write(vec![Mutation::set("k", "")]);
-    tx.set("x", "");
-    assert_eq!(code(block_on(tx.commit())), 1020);
-    assert_eq!(code(block_on(stamp)), 2020);
-    tx.reset();
-    let stamp = tx.get_versionstamp();
-    drop(tx);
-    assert_eq!(code(block_on(stamp)), 1025);
-}
-
 /// The commit drives reads that nobody else does, and fails with theirs.
 #[test]
 fn a_commit_waits_for_the_reads_under_way() {
@@ -243,15 +208,6 @@ fn a_commit_waits_for_the_reads_under_way() {
     drop(tx.get("a"));
     tx.set("x", "");
     assert_eq!(code(rt.block_on(tx.commit())), 1037);
-}
-
-#[test]
-fn a_read_only_transaction_says_so() {
-    let (db, _, _) = database();
-    let tx = db.create_transaction();
-    tx.set_option(&TransactionOption::ReadLockAware);
-    tx.set("x", "");
-    assert_eq!(code(block_on(tx.commit())), 2023);
 }
 
 /// The answer is lost; the client asks until it knows, and tells the first outcome.

@@ -1,22 +1,17 @@
-//! Tests of transactions as programs see them: the rules of the contract, section by section, and random programs against a model.
+//! Tests of transactions over a double of the endpoint: what needs a database that answers late, loses answers or fails on demand; what is asked of it; and
+//! random programs against a model. What any database must do, wherever it is, is said in the suite of the API (`ferrisdb-sim/tests/api`).
 
 mod basics;
 mod commits;
-mod conflicts;
 mod dropping;
-mod limits;
-mod locks;
 mod mapped;
-mod own_writes;
+mod questions;
 mod random;
-mod ranges;
 mod special_keys;
 mod state_machine;
 mod watches;
 
-use ferrisdb_core::{KeyRange, MutationKind, Result, versionstamp};
-
-use crate::Transaction;
+use ferrisdb_core::{KeyRange, Result, versionstamp};
 
 /// The number of a result's error; 0: none.
 fn code<T>(result: Result<T>) -> u16 {
@@ -32,11 +27,6 @@ fn range(begin: &str, end: &str) -> KeyRange {
 fn template(before: &str, after: &str) -> Vec<u8> {
     let offset = u32::try_from(before.len()).expect("short");
     [before.as_bytes(), &[0; versionstamp::VERSIONSTAMP_BYTES], after.as_bytes(), &offset.to_le_bytes()].concat()
-}
-
-/// Makes `key` unreadable.
-fn stamp_value(tx: &Transaction, key: &str) {
-    tx.atomic_op(key, template("", ""), MutationKind::SetVersionstampedValue);
 }
 
 /// Keys and values as text, for assertions.

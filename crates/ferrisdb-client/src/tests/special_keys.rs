@@ -1,116 +1,12 @@
-//! Section 12: special keys; and long snapshots.
+//! Section 12: what clients answer of a database with many shards; and the leases of long snapshots.
 
 use std::time::Duration;
 
 use super::{code, range, text};
-use crate::testing::{database, database_with};
-use crate::{DatabaseOptions, RangeOptions, SnapshotOptions, Transaction, TransactionOption};
+use crate::testing::database;
+use crate::{RangeOptions, SnapshotOptions, TransactionOption};
 use ferrisdb_core::{Bytes, KeyRange, KeySelector, Mutation, Version};
 use futures_executor::block_on;
-
-fn get(tx: &Transaction, key: &str) -> Result<Option<String>, u16> {
-    let value = block_on(tx.get([b"\xff\xff", key.as_bytes()].concat()));
-    value.map(|value| value.map(|value| String::from_utf8_lossy(&value).into_owned())).map_err(|e| e.code().number())
-}
-
-fn scan(tx: &Transaction, begin: &str, end: &str) -> String {
-    let key = |key: &str| [b"\xff\xff", key.as_bytes()].concat();
-    match block_on(tx.get_range(KeyRange::new(key(begin), key(end)))) {
-        Ok(chunk) => text(&chunk.rows).replace('\u{fffd}', ""),
-        Err(error) => error.code().number().to_string(),
-    }
-}
-
-#[test]
-fn the_client_answers_for_the_database() {
-    let options = DatabaseOptions { cluster_file_path: "/etc/x".into(), ..DatabaseOptions::default() };
-    let (db, _, _) = database_with(options);
-    let tx = db.create_transaction();
-    assert_eq!(get(&tx, "/status/json"), Ok(Some("{\"client\":{}}".into())));
-    assert_eq!(get(&tx, "/connection_string"), Ok(Some("memory".into())));
-    assert_eq!(get(&tx, "/cluster_file_path"), Ok(Some("/etc/x".into())));
-    assert_eq!(scan(&tx, "/connection_string", "/connection_string\0"), "/connection_string=memory");
-    assert_eq!(get(&tx, "/transaction/nothing"), Ok(None));
-}
-
-#[test]
-fn reads_stay_in_a_module() {
-    let (db, _, _) = database();
-    let tx = db.create_transaction();
-    assert_eq!(get(&tx, "/nowhere"), Err(2113));
-    assert_eq!(scan(&tx, "/nowhere", "/nowhere0"), "2113");
-    assert_eq!(scan(&tx, "/connection_string", "/status/json"), "2112");
-    assert_eq!(scan(&tx, "/transaction/", "/transaction0"), "");
-    tx.set_option(&TransactionOption::SpecialKeySpaceRelaxed);
-    assert_eq!(get(&tx, "/nowhere"), Ok(None));
-    let found = scan(&tx, "", "/t");
-    assert_eq!(found, "/cluster_file_path= /connection_string=memory /status/json={\"client\":{}}");
-}
-
-#[test]
-fn conflict_ranges_can_be_read() {
-    let (db, _, _) = database();
-    let tx = db.create_transaction();
-    block_on(tx.get("a")).expect("it reads");
-    block_on(tx.get_range(range("c", "d"))).expect("it reads");
-    tx.set("w", "");
-    let (read, write) = ("/transaction/read_conflict_range/", "/transaction/write_conflict_range/");
-    assert_eq!(
-        scan(&tx, read, "/transaction/read_conflict_range0"),
-        format!("{read}a=1 {read}a\0=0 {read}c=1 {read}d=0")
-    );
-    assert_eq!(scan(&tx, write, "/transaction/write_conflict_range0"), format!("{write}w=1 {write}w\0=0"));
-    assert_eq!(get(&tx, "/transaction/read_conflict_range/c"), Ok(Some("1".into())));
-    // With limits, backwards, and between selectors.
-    let prefix = [b"\xff\xff", read.as_bytes()].concat();
-    let options = RangeOptions::prefix(&prefix).limit(2).reverse(true);
-    let chunk = block_on(tx.get_range(options)).expect("it reads");
-    assert!(chunk.more && chunk.rows[0].key.ends_with(b"/d") && chunk.rows.len() == 2);
-    let begin = KeySelector::first_greater_than([&prefix[..], b"a"].concat());
-    let end = KeySelector::first_greater_or_equal([&prefix[..], b"z"].concat());
-    assert_eq!(block_on(tx.get_range((begin, end))).expect("it reads").rows.len(), 3);
-    // They can be read after the end too.
-    block_on(tx.commit()).expect("it commits");
-    assert_eq!(get(&tx, "/transaction/read_conflict_range/c"), Ok(Some("1".into())));
-}
-
-#[test]
-fn writing_needs_an_option_and_a_module() {
-    let (db, _, _) = database();
-    let failure = |is_enabled: bool, write: &dyn Fn(&Transaction)| {
-        let tx = db.create_transaction();
-        if is_enabled {
-            tx.set_option(&TransactionOption::SpecialKeySpaceEnableWrites);
-        }
-        write(&tx);
-        (code(tx.get_approximate_size()), tx)
-    };
-    assert_eq!(failure(false, &|tx| tx.set(b"\xff\xff/tracing/token", "true")).0, 2114);
-    assert_eq!(failure(false, &|tx| tx.clear(b"\xff\xff/tracing/token")).0, 2114);
-    assert_eq!(failure(true, &|tx| tx.set(b"\xff\xff/status/json", "")).0, 2115);
-    assert_eq!(failure(true, &|tx| tx.clear(b"\xff\xff/nowhere")).0, 2115);
-    assert_eq!(failure(true, &|tx| tx.clear_range(b"\xff\xff/tracing/", b"\xff\xff/z")).0, 2116);
-    assert_eq!(failure(true, &|tx| tx.set(b"\xff\xff/tracing/token", "maybe")).0, 2117);
-    assert_eq!(failure(true, &|tx| tx.clear(b"\xff\xff/tracing/token")).0, 2117);
-    assert_eq!(
-        failure(true, &|tx| tx.atomic_op(b"\xff\xff/tracing/token", "", ferrisdb_core::MutationKind::Add)).0,
-        2004
-    );
-}
-
-#[test]
-fn tracing_can_be_set() {
-    let (db, _, _) = database();
-    let tx = db.create_transaction();
-    let token = get(&tx, "/tracing/token").expect("it reads").expect("there is one");
-    assert_ne!(token, "0");
-    assert_eq!(get(&tx, "/tracing/token"), Ok(Some(token)), "it stays");
-    tx.set_option(&TransactionOption::SpecialKeySpaceEnableWrites);
-    tx.set(b"\xff\xff/tracing/token", "false");
-    tx.set(b"\xff\xff/tracing/transaction_id", "77");
-    assert_eq!(scan(&tx, "/tracing/", "/tracing0"), "/tracing/token=0 /tracing/transaction_id=77");
-    block_on(tx.commit()).expect("it commits nothing");
-}
 
 /// It reads at its version while others write, renews its lease, and ends it.
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{code, range};
 use crate::testing::database;
 use crate::{DatabaseOption, Transaction, TransactionOption};
-use ferrisdb_core::{Clock as _, Code, Mutation};
+use ferrisdb_core::{Clock as _, Code};
 use futures_executor::block_on;
 use futures_util::FutureExt as _;
 
@@ -219,57 +219,6 @@ fn a_databases_defaults_hold_for_new_and_reset_transactions() {
     assert_eq!(code(rt.block_on(old.on_error(Code::NotCommitted.into()))), 1020);
     assert_eq!(code(db.set_option(&DatabaseOption::TransactionTimeout(-1))), 2006);
     assert_eq!(code(db.set_option(&DatabaseOption::MaxWatches(1_000_001))), 2006);
-}
-
-#[test]
-fn options_with_bad_values_are_deferred_and_unknown_ones_are_not() {
-    let (db, _, _) = database();
-    use TransactionOption as T;
-    let cases = [
-        (T::Timeout(-1), 2006),
-        (T::RetryLimit(-2), 2006),
-        (T::RetryLimit(-1), 0),
-        (T::MaxRetryDelay(i64::MAX), 2006),
-        (T::SizeLimit(31), 2006),
-        (T::SizeLimit(10_000_001), 2006),
-        (T::SpanParent(vec![0; 32]), 2006),
-        (T::SpanParent(vec![0; 33]), 0),
-        (T::IdempotencyId(vec![0; 15]), 2006),
-        (T::LogTransaction, 2000),
-        (T::DebugTransactionIdentifier("x".repeat(101)), 2006),
-        (T::Tag("x".repeat(256)), 2110),
-    ];
-    for (option, expected) in cases {
-        let tx = db.create_transaction();
-        tx.set_option(&option);
-        assert_eq!(code(tx.get_approximate_size()), expected, "{option:?}");
-    }
-    let tx = db.create_transaction();
-    (0..6).for_each(|_| tx.set_option(&T::Tag("x".into())));
-    assert_eq!(code(tx.get_approximate_size()), 2109);
-    let tx = db.create_transaction();
-    assert_eq!(code(tx.set_option_by_number(12_345, None)), 2007);
-    assert_eq!(code(tx.get_approximate_size()), 0);
-    assert_eq!(code(tx.set_option_by_number(500, Some(b"1"))), 0);
-    assert_eq!(code(tx.get_approximate_size()), 2006);
-}
-
-#[test]
-fn run_retries_what_passes_and_nothing_else() {
-    let (db, endpoint, rt) = database();
-    let attempts = std::cell::Cell::new(0);
-    let result = rt.block_on(db.run(async |tx| {
-        attempts.set(attempts.get() + 1);
-        tx.get("k").await?;
-        if attempts.get() < 4 {
-            endpoint.write(vec![Mutation::set("k", "other")]);
-        }
-        tx.set("k", "own");
-        Ok(attempts.get())
-    }));
-    assert_eq!((result, endpoint.rows()[0].1.as_ref()), (Ok(4), &b"own"[..]));
-    let result: ferrisdb_core::Result<()> = rt.block_on(db.run(async |_| Err(Code::KeyTooLarge.into())));
-    assert_eq!(code(result), 2102);
 }
 
 /// A transaction that goes leaves nothing behind, whatever was under way.

@@ -16,9 +16,6 @@
 
 mod allocator;
 
-#[cfg(test)]
-mod tests;
-
 use std::fmt;
 
 use ferrisdb_core::key::{key_after, prefix_end, printable};

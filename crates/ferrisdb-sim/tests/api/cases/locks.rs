@@ -5,17 +5,16 @@ use ferrisdb_core::{Bytes, Code, Mutation, Version};
 use futures_executor::block_on;
 
 use super::code;
-use crate::testing::{database, database_with};
-use crate::{DatabaseOptions, SnapshotOptions, TransactionOption};
+use crate::deployment::Deployment;
+use ferrisdb_client::{SnapshotOptions, TransactionOption};
 
 const MINE: [u8; 16] = [0xA1; 16];
 const OTHERS: [u8; 16] = [0xB2; 16];
 
 /// Locked, nobody gets a read version or commits but those who say that they know; unlocked, everybody does again.
-#[test]
-fn a_locked_database_serves_those_who_know() {
-    let (db, endpoint, _) = database();
-    endpoint.write(vec![Mutation::set("k", "1")]);
+pub(crate) fn a_locked_database_serves_those_who_know(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("k", "1")]);
     block_on(db.lock(MINE)).expect("it is not locked");
     assert_eq!(block_on(db.locked_by()), Ok(Some(MINE)));
 
@@ -45,10 +44,9 @@ fn a_locked_database_serves_those_who_know() {
 }
 
 /// Options 700 and 702, in every order: who is told that it may read cannot write, unless it also says that it may do both.
-#[test]
-fn read_lock_aware_reads_and_does_not_write() {
-    let (db, endpoint, rt) = database();
-    endpoint.write(vec![Mutation::set("k", "1")]);
+pub(crate) fn read_lock_aware_reads_and_does_not_write(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("k", "1")]);
     block_on(db.lock(MINE)).expect("it is not locked");
     let run = |options: &[TransactionOption]| {
         let tx = db.create_transaction();
@@ -68,14 +66,13 @@ fn read_lock_aware_reads_and_does_not_write() {
     block_on(tx.get("k")).expect("it knows");
     block_on(tx.commit()).expect("it has written nothing");
     // Lost with the other options.
-    rt.block_on(tx.on_error(Code::NotCommitted.into())).expect("it passes");
+    block_on(tx.on_error(Code::NotCommitted.into())).expect("it passes");
     assert_eq!(code(block_on(tx.get("k"))), 1038);
 }
 
 /// The lock is somebody's: only who has its id undoes it.
-#[test]
-fn a_lock_is_known_by_its_id() {
-    let (db, _, _) = database();
+pub(crate) fn a_lock_is_known_by_its_id(here: &Deployment) {
+    let db = here.database();
     block_on(db.lock(MINE)).expect("it is not locked");
     block_on(db.lock(MINE)).expect("it is mine already");
     let error = block_on(db.lock(OTHERS)).expect_err("it is somebody else's");
@@ -86,9 +83,8 @@ fn a_lock_is_known_by_its_id() {
 }
 
 /// What was read before the lock cannot be built on after it.
-#[test]
-fn a_transaction_from_before_the_lock_does_not_commit_after_it() {
-    let (db, _, _) = database();
+pub(crate) fn a_transaction_from_before_the_lock_does_not_commit_after_it(here: &Deployment) {
+    let db = here.database();
     let (reader, blind) = (db.create_transaction(), db.create_transaction());
     block_on(reader.get("k")).expect("it reads");
     reader.set("l", "");
@@ -101,36 +97,21 @@ fn a_transaction_from_before_the_lock_does_not_commit_after_it() {
 }
 
 /// With a version that it was told by somebody else a transaction reads, as it would if it had asked before; but it does not commit.
-#[test]
-fn a_set_read_version_is_not_asked_for() {
-    let (db, endpoint, _) = database();
-    endpoint.write(vec![Mutation::set("k", "1")]);
+pub(crate) fn a_set_read_version_is_not_asked_for(here: &Deployment) {
+    let db = here.database();
+    let version = here.write(vec![Mutation::set("k", "1")]);
     block_on(db.lock(MINE)).expect("it is not locked");
     let tx = db.create_transaction();
-    tx.set_read_version(110);
+    tx.set_read_version(i64::try_from(version.get()).expect("a version has 56 bits"));
     assert_eq!(block_on(tx.get("k")), Ok(Some(Bytes::from("1"))));
     tx.set("k", "2");
     assert_eq!(code(block_on(tx.commit())), 1038);
 }
 
-/// A watch that is armed hears of changes also while the database is locked, and also if it has to ask again.
-#[test]
-fn a_watch_outlives_a_lock() {
-    let (db, endpoint, rt) = database();
-    let tx = db.create_transaction();
-    let watch = tx.watch("k");
-    rt.block_on(tx.commit()).expect("it commits");
-    rt.block_on(db.lock(MINE)).expect("it is not locked");
-    endpoint.fail_watch(Code::ConnectionFailed);
-    endpoint.write(vec![Mutation::set("k", "1")]);
-    assert_eq!(rt.block_on(watch), Ok(()));
-}
-
 /// The lock is a key like any other: set by hand it locks, whatever the value, and cleared with others it unlocks.
-#[test]
-fn the_lock_is_a_system_key() {
-    let (db, endpoint, _) = database_with(DatabaseOptions::default());
-    endpoint.write(vec![Mutation::set(DATABASE_LOCK_KEY, "by hand")]);
+pub(crate) fn the_lock_is_a_system_key(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set(DATABASE_LOCK_KEY, "by hand")]);
     assert_eq!(block_on(db.locked_by()), Ok(Some([0; 16])));
     assert_eq!(code(block_on(db.unlock(MINE))), 1038);
     let tx = db.create_transaction();

