@@ -1,4 +1,5 @@
-//! The commands on the book's pages about the command line and about clusters do what the pages say: all blocks of a page are run, in order, in one empty directory.
+//! The commands on the book's pages do what the pages say: all blocks of a page are run, in order, in one directory. Those that are not run are listed with the reason, and each page
+//! has as many blocks as that says.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -19,6 +20,19 @@ fn own_address() -> String {
     free.local_addr().expect("it has an address").to_string()
 }
 
+const SIMULATION_PAGE: &str = include_str!("../../../docs/simulation.md");
+const README: &str = include_str!("../../../README.md");
+
+/// All pages with blocks of shell commands, how many they have, and who runs them.
+const PAGES: [(&str, usize, &str); 6] = [
+    (PAGE, 9, "every_command_of_the_page_runs"),
+    (CLUSTER_PAGE, 7, "every_command_of_the_page_about_clusters_runs"),
+    (SIMULATION_PAGE, 1, "every_command_of_the_page_about_the_simulation_runs"),
+    (README, 2, "the demo and the tests, which CI runs; and names of files that a database of the reader's has"),
+    (include_str!("../../../docs/scaling.md"), 1, "a benchmark of half an hour, with an optimised build of its own"),
+    (include_str!("../../../CONTRIBUTING.md"), 2, "CI itself, and fuzzing, which needs a compiler for C++"),
+];
+
 /// The blocks of shell commands on the page.
 fn blocks(page: &'static str) -> Vec<&'static str> {
     page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().expect("a split has a first part")).collect()
@@ -27,18 +41,23 @@ fn blocks(page: &'static str) -> Vec<&'static str> {
 /// Runs the blocks of a page, with other addresses, in one shell each.
 fn run_page(page: &'static str, blocks_min: usize, addresses: &[(&str, String)]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
+    run_blocks(directory.path(), page, &blocks(page), blocks_min, addresses);
+    directory
+}
+
+/// Runs blocks of a page in a directory.
+fn run_blocks(directory: &Path, page: &str, blocks: &[&str], blocks_min: usize, addresses: &[(&str, String)]) {
     let binaries = Path::new(env!("CARGO_BIN_EXE_ferrisdb")).parent().expect("the binary is in a directory");
     let path = format!("{}:{}", binaries.display(), std::env::var("PATH").expect("there is a PATH"));
-    let blocks = blocks(page);
     assert!(blocks.len() >= blocks_min, "the page has {} blocks", blocks.len());
     for (written, _) in addresses {
         assert!(page.contains(written));
     }
     for block in blocks {
-        let block = addresses.iter().fold(block.to_owned(), |block, (written, own)| block.replace(written, own));
+        let block = addresses.iter().fold((*block).to_owned(), |block, (written, own)| block.replace(written, own));
         let output = Command::new("sh")
             .args(["-e", "-u", "-c", &block])
-            .current_dir(directory.path())
+            .current_dir(directory)
             .env("PATH", &path)
             .env_remove("FERRISDB_DATA")
             .env_remove("FERRISDB_CONNECT")
@@ -48,7 +67,6 @@ fn run_page(page: &'static str, blocks_min: usize, addresses: &[(&str, String)])
         let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
             let logs: Vec<String> = directory
-                .path()
                 .read_dir()
                 .expect("it is there")
                 .filter_map(|entry| {
@@ -58,7 +76,7 @@ fn run_page(page: &'static str, blocks_min: usize, addresses: &[(&str, String)])
                     format!("{:?}:\n{}", entry.file_name(), std::fs::read_to_string(entry.path()).unwrap_or_default())
                 })
                 .collect();
-            stop_servers(directory.path());
+            stop_servers(directory);
             panic!(
                 "{block}\n{}\n{}{}\n{}",
                 output.status,
@@ -68,7 +86,6 @@ fn run_page(page: &'static str, blocks_min: usize, addresses: &[(&str, String)])
             );
         }
     }
-    directory
 }
 
 /// Kills the servers that a page has left.
@@ -91,4 +108,23 @@ fn every_command_of_the_page_about_clusters_runs() {
     let addresses = CLUSTER_ADDRESSES.map(|written| (written, own_address()));
     let directory = run_page(CLUSTER_PAGE, 6, &addresses);
     stop_servers(directory.path());
+}
+
+/// With a seed or two in place of as many as a machine has time for.
+#[test]
+fn every_command_of_the_page_about_the_simulation_runs() {
+    let fewer = [("--seeds 20", "2"), ("--minutes 60", "1 --seeds 1"), ("--seeds 50", "1")];
+    let fewer = fewer.map(|(written, count)| {
+        let option = written.split(' ').next().expect("a split has a first part");
+        (written, format!("{option} {count}"))
+    });
+    drop(run_page(SIMULATION_PAGE, 1, &fewer));
+}
+
+/// A block that somebody adds is run by one of these tests, or listed with the reason why not.
+#[test]
+fn every_block_is_run_or_listed() {
+    for (page, count, by) in PAGES {
+        assert_eq!(blocks(page).len(), count, "{}: {by}", page.lines().next().unwrap_or_default());
+    }
 }

@@ -168,6 +168,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
 
     /// Rounds of read, ask and write before other connections get their turn.
     const ROUNDS_PER_TURN: usize = 16;
+    /// So many requests end a turn too, about a millisecond: rounds of small ones have thousands each, and sixteen such rounds of each of a few connections are what everybody else would
+    /// wait for.
+    const REQUESTS_PER_TURN: usize = 512;
 
     /// Ready when the connection is to be closed.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<End> {
@@ -195,12 +198,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
 
     /// Does all that can be done now.
     fn turn(&mut self, context: &mut Context<'_>, now: Instant) -> Result<Poll<()>, End> {
+        let mut asked = 0;
         for _ in 0..Self::ROUNDS_PER_TURN {
             let mut has_moved = false;
             // The requests that one read brought, as far as there is room; what is left stays in the inbox.
             let mut room = self.room();
             if room == Room::Yes && !self.is_client_done {
-                has_moved |= self.take_requests(now)?;
+                let taken = self.take_requests(now, Self::REQUESTS_PER_TURN - asked)?;
+                asked += taken;
+                has_moved |= taken > 0;
                 room = self.room();
             }
             while self.reply_bytes() < self.reply_bytes_max() {
@@ -215,6 +221,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             has_moved |= self.write(context, now)?;
             if self.is_done() {
                 return Ok(Poll::Ready(()));
+            }
+            if asked >= Self::REQUESTS_PER_TURN {
+                // Others have their turn. What is left in the inbox comes with the next one, and nothing is read on top of it.
+                break;
             }
             if room == Room::ShortOfMemory {
                 room = self.wait_for_memory();
@@ -298,30 +308,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
 
     // ---- requests
 
-    /// True if there was any.
-    fn take_requests(&mut self, now: Instant) -> Result<bool, End> {
-        let mut has_any = false;
+    /// Takes so many at most, and a long one that the last of them completes. How many there were.
+    fn take_requests(&mut self, now: Instant, most: usize) -> Result<usize, End> {
+        let mut taken = 0;
         let endpoint = Arc::clone(&self.endpoint);
         let endpoint = endpoint.as_ref();
         loop {
             if let Some((part, _)) = self.held_piece.take() {
                 // `room` has found memory for all of it.
                 self.take_piece(endpoint, &part, now)?;
-                has_any = true;
+                taken += 1;
             }
-            if has_any && (self.room() != Room::Yes || self.is_client_done) {
+            if taken >= most || taken > 0 && (self.room() != Room::Yes || self.is_client_done) {
                 break;
             }
             let Some(frame) = self.inbox.next_frame(MESSAGE_BYTES_MAX)? else {
                 // A frame that is incomplete now must be complete in time.
                 self.frame_began = match self.inbox.buffered() {
                     [] => None,
-                    _ if has_any => Some(now),
+                    _ if taken > 0 => Some(now),
                     _ => self.frame_began.or(Some(now)),
                 };
                 break;
             };
-            has_any = true;
+            taken += 1;
             self.frame_began = None;
             let bytes = frame.len();
             let request: proto::Request = decode(frame)?;
@@ -338,7 +348,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
                 question => self.ask(endpoint, request.id, question, bytes, now)?,
             }
         }
-        Ok(has_any)
+        Ok(taken)
     }
 
     fn take_piece(&mut self, endpoint: &dyn Endpoint, part: &proto::Part, now: Instant) -> Result<(), End> {

@@ -53,6 +53,34 @@ fn get_bytes(id: u64, key: &str) -> Vec<u8> {
     request(id, Question::Get(proto::Get { key: Bytes::copy_from_slice(key.as_bytes()), version: 1 }))
 }
 
+/// Who sends thousands of small requests without waiting for answers has a turn like others: whoever asks once waits for a few hundred of them, not for all that were read.
+/// Nothing here depends on time: one thread, and what is counted is questions.
+#[test]
+fn a_flood_leaves_others_their_turn() {
+    const FLOOD: u64 = 50_000;
+    run(async {
+        // Room for all of it: the server never has to wait for the one who floods it.
+        let stage = Stage::with_room(ServeOptions::default(), 8 << 20);
+        let (mut flood, mut other) = (greeted(&stage).await, greeted(&stage).await);
+        let requests: Vec<u8> = (1..=FLOOD).flat_map(|id| get_bytes(id, "k")).collect();
+        flood.write_all(&requests).await.unwrap();
+        let puppet = Arc::clone(&stage.puppet);
+        // A task like those of the server: the test itself has its turn less often.
+        let asking = tokio::spawn(async move {
+            let mut answer = [0; 64];
+            for id in 1..=5 {
+                let before = puppet.asked();
+                other.write_all(&get_bytes(id, "k")).await.unwrap();
+                assert_ne!(other.read(&mut answer).await.unwrap(), 0);
+                let meanwhile = puppet.asked() - before;
+                assert!(meanwhile < 4_000, "{meanwhile} of the flood came first");
+            }
+            assert!(puppet.asked() < 25_000, "the flood was over, and showed nothing");
+        });
+        asking.await.unwrap();
+    });
+}
+
 #[test]
 fn what_is_not_our_protocol_is_told_so() {
     run(async {
