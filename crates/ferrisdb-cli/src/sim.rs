@@ -36,7 +36,7 @@ pub(crate) struct SimArguments {
     #[arg(long, value_name = "WORKLOAD", value_parser = PossibleValuesParser::new(workload_names()))]
     pub(crate) workload: Vec<String>,
 
-    /// How many processes the database has: 1, or a cluster of so many [default: 1 or 3, as each seed chooses]
+    /// How many processes the database has: 1, or a cluster of so many [default: 1, 3 or 5, as each seed chooses]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=7))]
     pub(crate) processes: Option<u64>,
 

@@ -458,9 +458,9 @@ fn failures_with_an_engine() {
         &["inspect", "wal", "/"],
         1,
         &expect![[r#"
-        error: / is a directory, and no file
-          help: give a file in it: tables, blob files and manifests are in DIR/storage, segments of the log in DIR/log
-    "#]],
+            error: / is a directory, and no file
+              help: give a file in it: tables, blob files and manifests are in DIR/storage, segments of the log in DIR/log, or in DIR/raft of a process of a cluster
+        "#]],
     );
     check_error(
         &["verify", "/nonexistent"],

@@ -22,6 +22,7 @@ pub mod mutation;
 #[doc(hidden)]
 pub mod planted;
 pub mod random;
+pub mod rare;
 pub mod runtime;
 pub mod selector;
 pub mod version;

@@ -156,6 +156,8 @@ planted_bugs! {
     LockNotToldToReaders = "lock-not-told-to-readers",
     /// An epoch begins with an unlocked database, whatever it was.
     LockNotRecovered = "lock-not-recovered",
+    /// An epoch begins without the leases of the one before.
+    LeasesNotRecovered = "leases-not-recovered",
     /// A commit without an id, of which nobody knows whether it happened, is told so while it may still be under way.
     UnknownNotFenced = "unknown-not-fenced",
     /// Blind writes without an id do not conflict with themselves.
@@ -176,12 +178,16 @@ planted_bugs! {
     TagForgottenInMove = "tag-forgotten-in-move",
     /// While a chunk of a shard that moves is fetched, what changes in it is not kept.
     MoveKeepsNothing = "move-keeps-nothing",
+    /// A storage server keeps what it has lost.
+    LostIsKept = "lost-is-kept",
     /// A storage server that says that a move is done is believed, whichever move it was.
     LateArrival = "late-arrival",
     /// What a storage server has lost it clears later, when nobody can read it any more, though it may have come back by then.
     ClearPutOff = "clear-put-off",
     /// A storage server says that a move is done before what it brought is durable.
     ArrivalNotDurable = "arrival-not-durable",
+    /// A storage server says of versions before it began that nobody has them any more.
+    BeganLaterSaysTooOld = "began-later-says-too-old",
     /// A storage server answers for what it does not hold.
     StrangerAnswers = "stranger-answers",
     /// The log takes the start of an epoch that has the number of the one before.

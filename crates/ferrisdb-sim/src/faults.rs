@@ -9,17 +9,24 @@
 //! error.
 //!
 //! # What is done to one of many
-//! Its disk is lost, and a new process comes in its place; or the disk goes back to how it was. Both only while every other one has everything: a cluster of three survives
-//! one such loss at a time.
+//! Its disk is lost, and a new process comes in its place; or the disk goes back to how it was; or a bit of its log is wrong where it was synced. Each only while every other one has everything:
+//! a cluster of three survives one such loss at a time. (A bit of a record that no mark says was synced is left alone: to its process that is a torn tail.)
+//!
+//! Somebody also has roles move, processes give up what they hold, and shards have more replicas or fewer, whatever else is wrong at that moment. While there may be one replica of
+//! something, nothing is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ferrisdb_core::{Random, SplitMix64};
+use ferrisdb_server::cluster::{Order, REPLICATION_MAX};
 use ferrisdb_storage::fs::sim::{CrashMode, DiskError, Injection, OpKind, Verdict};
 
-use crate::programs::Members;
+use crate::cuts::{Cuts, Link, Way, links};
+use crate::members::Members;
+use crate::programs;
+use crate::workloads::snapshots::MAY_END_LEASES;
 use crate::world::clock::RATE_RIGHT;
 use crate::world::disk::Speed;
 use crate::world::{Death, World};
@@ -28,6 +35,13 @@ use crate::world::{Death, World};
 const ENDLESS_BYTES: u64 = 1 << 40;
 /// An image is so old before it is put back that the others know what it lacks, and have written that down.
 const IMAGE_OLD: Duration = Duration::from_secs(10);
+/// For so long all processes of a cluster have reached each other before one may be lost: each has heard several times what the others have.
+const CONNECTED: Duration = Duration::from_secs(3);
+/// Nobody carries out an order that is older.
+const ORDER_MAX: Duration = Duration::from_secs(30);
+const YEAR_SECONDS: u64 = 365 * 24 * 60 * 60;
+/// So many replicas a shard has unless somebody wants another number.
+pub(crate) const REPLICAS: usize = 3;
 
 /// A kind of fault, with the name under which it is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,10 +78,12 @@ pub enum Kind {
     BusyProcessor,
     /// The disk is full.
     FullDisk,
-    /// A bit of a table is wrong.
+    /// A bit of a table, or of a log in a cluster, is wrong.
     BitFlip,
     /// A clock jumps forward.
     ClockJump,
+    /// The time of day jumps, ahead or back.
+    WallClockJump,
     /// A clock stands still.
     ClockFreeze,
     /// A clock goes too fast or too slowly.
@@ -76,6 +92,16 @@ pub enum Kind {
     LostForGood,
     /// The disk of a process of a cluster goes back to how it was.
     WentBack,
+    /// Nothing goes between one process of a cluster and all others; clients reach it.
+    Isolate,
+    /// Nothing goes from one process of a cluster to the others, or from them to it; clients reach it.
+    OneWayIsolate,
+    /// Somebody has another process of a cluster lead.
+    Transfer,
+    /// Somebody has a process of a cluster give up what it holds, and its vote, and wants it back a while later.
+    Exclude,
+    /// Somebody wants another number of replicas.
+    Configure,
 }
 
 impl Kind {
@@ -99,10 +125,16 @@ impl Kind {
         (Kind::FullDisk, "full-disk"),
         (Kind::BitFlip, "bit-flip"),
         (Kind::ClockJump, "clock-jump"),
+        (Kind::WallClockJump, "wall-clock-jump"),
         (Kind::ClockFreeze, "clock-freeze"),
         (Kind::ClockRate, "clock-rate"),
         (Kind::LostForGood, "lost-for-good"),
         (Kind::WentBack, "went-back"),
+        (Kind::Isolate, "isolate"),
+        (Kind::OneWayIsolate, "one-way-isolate"),
+        (Kind::Transfer, "transfer"),
+        (Kind::Exclude, "exclude"),
+        (Kind::Configure, "configure"),
     ];
 }
 
@@ -112,7 +144,8 @@ type Image = Vec<(PathBuf, Vec<u8>)>;
 /// What ends a fault that lasts.
 #[derive(Debug, Clone)]
 enum Cure {
-    Repair(String, String),
+    Mend(Vec<Link>),
+    Include(u64),
     Release(String, Vec<String>),
     Latency(String, String),
     Errors(String),
@@ -137,6 +170,11 @@ pub struct Chaos {
     speed: Speed,
     next: Duration,
     lasting: Vec<(Duration, Cure)>,
+    cuts: Cuts,
+    /// Since then all processes of a cluster have reached each other.
+    connected_since: Duration,
+    /// When somebody last wanted one replica only: until that is long over none may be lost.
+    single_since: Option<Duration>,
     /// Hosts that are down, and until when; with how many operations their recovery is to last.
     down: BTreeMap<String, (Duration, Option<u64>)>,
     /// How the processes of a cluster stand.
@@ -180,6 +218,9 @@ impl Chaos {
             speed,
             next: Duration::ZERO,
             lasting: Vec::new(),
+            cuts: Cuts::default(),
+            connected_since: Duration::ZERO,
+            single_since: None,
             down: BTreeMap::new(),
             members,
             image: None,
@@ -204,6 +245,9 @@ impl Chaos {
     pub fn look_after(&mut self, world: &mut World) -> Option<String> {
         let now = world.now();
         let mut wrong = None;
+        if self.is_any_held() || self.cuts.is_any_between(&self.servers) {
+            self.connected_since = now;
+        }
         for name in self.servers.clone() {
             if self.down.contains_key(&name) {
                 continue;
@@ -247,6 +291,9 @@ impl Chaos {
         self.take_image(world);
         let (kind, name) = self.urn[usize::try_from(self.random.below(self.urn.len() as u64)).expect("an index")];
         if self.befall(world, kind) {
+            if matches!(kind, Kind::ClockJump | Kind::ClockRate | Kind::LostForGood | Kind::WentBack) {
+                world.trace().count(MAY_END_LEASES);
+            }
             *self.happened.entry(name).or_default() += 1;
             world.trace().note(format_args!("fault {name}"));
         }
@@ -310,6 +357,9 @@ impl Chaos {
                 return true;
             }
             Kind::LostForGood => return self.change_disk(world, &server, &[]),
+            Kind::BitFlip if self.servers.len() > 1 && self.random.one_in(2) => {
+                return self.damage_log(world, &server);
+            }
             Kind::WentBack => {
                 let Some((taken, server, image)) = self.image.clone() else { return false };
                 let has_changed = now > taken + IMAGE_OLD && self.change_disk(world, &server, &image);
@@ -330,7 +380,7 @@ impl Chaos {
             Kind::Pause => {
                 let others: Vec<String> =
                     self.servers.iter().chain(&self.clients).filter(|other| **other != server).cloned().collect();
-                if self.is_link_faulty(&server) {
+                if self.is_any_held() || self.cuts.is_cut(&server) {
                     return false;
                 }
                 others.iter().for_each(|other| world.network().hold(server.as_str(), other.as_str()));
@@ -341,23 +391,25 @@ impl Chaos {
                 // Between a server and a client, or another server.
                 let others: Vec<String> =
                     self.servers.iter().chain(&self.clients).filter(|other| **other != server).cloned().collect();
-                let client = if self.servers.len() > 1 { self.one_of(&others) } else { client };
-                if self.is_link_faulty(&server) || self.is_link_faulty(&client) {
+                let other = if self.servers.len() > 1 { self.one_of(&others) } else { client };
+                if kind == Kind::SlowNetwork {
+                    let latency = Duration::from_millis(50 + self.random.below(500));
+                    world.network().set_link_max_message_latency(server.as_str(), other.as_str(), latency);
+                    self.lasting.push((now + lasts, Cure::Latency(server, other)));
+                    return true;
+                }
+                let way = if kind == Kind::Partition { Way::Both } else { self.one_of(&[Way::Out, Way::In]) };
+                return self.cut(world, &server, &[other], way, lasts);
+            }
+            Kind::Isolate | Kind::OneWayIsolate => {
+                let others: Vec<String> = self.servers.iter().filter(|other| **other != server).cloned().collect();
+                if others.is_empty() {
                     return false;
                 }
-                let (one, other) = if self.random.one_in(2) { (server, client) } else { (client, server) };
-                match kind {
-                    Kind::Partition => world.network().partition(one.as_str(), other.as_str()),
-                    Kind::OneWayPartition => world.network().partition_oneway(one.as_str(), other.as_str()),
-                    _ => {
-                        let latency = Duration::from_millis(50 + self.random.below(500));
-                        world.network().set_link_max_message_latency(one.as_str(), other.as_str(), latency);
-                        self.lasting.push((now + lasts, Cure::Latency(one, other)));
-                        return true;
-                    }
-                }
-                self.lasting.push((now + lasts, Cure::Repair(one, other)));
+                let way = if kind == Kind::Isolate { Way::Both } else { self.one_of(&[Way::Out, Way::In]) };
+                return self.cut(world, &server, &others, way, 2 * lasts);
             }
+            Kind::Transfer | Kind::Exclude | Kind::Configure => return self.order(now, kind, lasts),
             Kind::BrokenStreams => {
                 let host = if self.random.one_in(2) { host } else { std::sync::Arc::clone(world.host(&client)) };
                 host.network().break_streams();
@@ -416,6 +468,10 @@ impl Chaos {
                 self.lasting.push((now + lasts, Cure::Bit { host: server, path, offset, bit }));
             }
             Kind::ClockJump => host.clock().jump(Duration::from_millis(self.random.below(20_000))),
+            Kind::WallClockJump => {
+                let seconds = 1 + self.random.below(YEAR_SECONDS);
+                host.clock().jump_wall(Duration::from_secs(seconds), self.random.one_in(2));
+            }
             Kind::ClockFreeze => host.clock().freeze(lasts),
             Kind::ClockRate => {
                 host.clock().set_rate(RATE_RIGHT / 2 + self.random.below(RATE_RIGHT * 3));
@@ -433,16 +489,84 @@ impl Chaos {
         true
     }
 
-    /// True if any process may be lost with its disk: nothing else is wrong that could cost a second one.
-    fn may_lose_one(&self) -> bool {
-        self.servers.len() > 1 && self.down.is_empty() && self.members.may_lose_one(&self.servers)
+    /// Cuts links. Not those of a process that stands still: what is held for it would be let go.
+    fn cut(&mut self, world: &World, one: &str, others: &[String], way: Way, lasts: Duration) -> bool {
+        if self.is_held(one) || others.iter().any(|other| self.is_held(other)) {
+            return false;
+        }
+        let links = links(one, others, way);
+        self.cuts.cut(world, &links);
+        self.lasting.push((world.now() + lasts, Cure::Mend(links)));
+        true
+    }
+
+    /// Somebody wants something of the cluster, and asks any of its processes, whatever else is wrong; often the next thing that goes wrong follows at once.
+    fn order(&mut self, now: Duration, kind: Kind, lasts: Duration) -> bool {
+        let hosts = self.members.hosts();
+        if self.servers.len() < 2 || hosts.is_empty() {
+            return false;
+        }
+        let host = self.one_of(&hosts);
+        let processes: Vec<u64> =
+            hosts.iter().filter_map(|host| self.members.standing(host)).map(|at| at.process).collect();
+        let process = self.one_of(&processes);
+        let order = match kind {
+            Kind::Transfer => Order::Transfer(if self.random.one_in(3) { None } else { Some(process) }),
+            Kind::Exclude => {
+                self.lasting.push((now + 3 * lasts, Cure::Include(process)));
+                Order::Exclude(process)
+            }
+            _ => {
+                // Where there is one replica it must not be lost, nor one of two be gone when one is to be left.
+                let least = if self.may_lose_one(now) { 1 } else { 2 };
+                let replicas = least + self.random.below(REPLICATION_MAX + 1 - least);
+                if replicas == 1 {
+                    self.single_since = Some(now);
+                }
+                Order::Replication(replicas)
+            }
+        };
+        self.members.order(&host, order);
+        if self.random.one_in(2) {
+            self.next = now + Duration::from_millis(self.random.below(300));
+        }
+        true
+    }
+
+    /// Has the cluster be as it was configured at first. To be called again until [it is](Self::is_restored): an order may be lost.
+    pub fn restore(&mut self) {
+        let hosts = self.members.hosts();
+        if hosts.is_empty() {
+            return;
+        }
+        let host = self.one_of(&hosts);
+        let Some(standing) = self.members.standing(&host) else { return };
+        standing.excluded.iter().for_each(|&process| self.members.order(&host, Order::Include(process)));
+        if standing.replicas != REPLICAS {
+            self.members.order(&host, Order::Replication(REPLICAS as u64));
+        }
+    }
+
+    /// All processes of the cluster know that it is as it was configured at first.
+    pub fn is_restored(&self) -> bool {
+        self.members.all(|standing| standing.excluded.is_empty() && standing.replicas == REPLICAS)
+    }
+
+    /// True if any process may be lost with its disk: nothing else is wrong that could cost a second one, and each knows from all others what they have.
+    fn may_lose_one(&self, now: Duration) -> bool {
+        let is_single = self.single_since.is_some_and(|since| now < since + ORDER_MAX);
+        self.servers.len() > 1
+            && self.down.is_empty()
+            && !is_single
+            && now > self.connected_since + CONNECTED
+            && self.members.may_lose_one(&self.servers)
     }
 
     /// Remembers how a disk is.
     fn take_image(&mut self, world: &World) {
         let now = world.now();
         let is_old = self.image.as_ref().is_none_or(|(taken, _, _)| now > *taken + 3 * IMAGE_OLD);
-        if is_old && self.may_lose_one() {
+        if is_old && self.may_lose_one(now) {
             let server = self.one_of(&self.servers.clone());
             let image = world.host(&server).disk().image();
             self.image = Some((now, server, image));
@@ -451,7 +575,7 @@ impl Chaos {
 
     /// A machine dies, and starts with other files on its disk.
     fn change_disk(&mut self, world: &mut World, server: &str, files: &[(PathBuf, Vec<u8>)]) -> bool {
-        if !self.may_lose_one() || world.host(server).disk().is_gone() {
+        if !self.may_lose_one(world.now()) || world.host(server).disk().is_gone() {
             return false;
         }
         self.fell(world, server, Death::Killed);
@@ -459,10 +583,36 @@ impl Chaos {
         true
     }
 
+    /// A process dies, and a bit of its replica of the log is wrong from now on. It has forgotten what it voted, and has to know that.
+    fn damage_log(&mut self, world: &mut World, server: &str) -> bool {
+        if !self.may_lose_one(world.now()) || world.host(server).disk().is_gone() {
+            return false;
+        }
+        let records = programs::synced_records(world.host(server).disk().files());
+        if records.is_empty() {
+            return false;
+        }
+        let (path, bytes) = self.one_of(&records);
+        let offset = bytes.start + self.random.below(bytes.end - bytes.start);
+        let bit = u8::try_from(self.random.below(8)).expect("below eight");
+        self.fell(world, server, Death::Killed);
+        world.host(server).disk().files().flip_bit(&path, offset, bit);
+        world.trace().count("logs that were damaged");
+        true
+    }
+
     fn cure(&mut self, world: &mut World, cure: Cure) {
         world.trace().note(format_args!("over: {cure:?}"));
         match cure {
-            Cure::Repair(one, other) => world.network().repair(one.as_str(), other.as_str()),
+            Cure::Mend(links) => self.cuts.mend(world, &links),
+            // At any process that runs.
+            Cure::Include(process) => {
+                let hosts = self.members.hosts();
+                if !hosts.is_empty() {
+                    let host = self.one_of(&hosts);
+                    self.members.order(&host, Order::Include(process));
+                }
+            }
             Cure::Release(one, others) => {
                 others.iter().for_each(|other| world.network().release(one.as_str(), other.as_str()));
             }
@@ -499,21 +649,19 @@ impl Chaos {
         let until = world.now() + Duration::from_millis(50 + self.random.below(1_500));
         self.down.insert(name.to_owned(), (until, None));
         if matches!(death, Death::Power(_)) {
-            // Its links were cut and mended with it.
-            self.lasting.retain(|(_, cure)| match cure {
-                Cure::Repair(one, other) => one != name && other != name,
-                Cure::Release(one, _) => one != name,
-                _ => true,
-            });
+            // Its links were cut and mended with it: nothing is held any more, and what was cut is to be.
+            self.lasting.retain(|(_, cure)| !matches!(cure, Cure::Release(one, _) if one == name));
+            self.cuts.renew(world, name);
         }
     }
 
-    fn is_link_faulty(&self, name: &str) -> bool {
-        self.lasting.iter().any(|(_, cure)| match cure {
-            Cure::Repair(one, other) => one == name || other == name,
-            Cure::Release(one, others) => one == name || others.iter().any(|other| other == name),
-            _ => false,
-        })
+    /// What goes from and to this host waits.
+    fn is_held(&self, name: &str) -> bool {
+        self.lasting.iter().any(|(_, cure)| matches!(cure, Cure::Release(one, _) if one == name))
+    }
+
+    fn is_any_held(&self) -> bool {
+        self.lasting.iter().any(|(_, cure)| matches!(cure, Cure::Release(..)))
     }
 
     fn crash_mode(&mut self) -> CrashMode {

@@ -7,14 +7,20 @@
 //! seeds       many seeds, each in a process of its own      run         one seed, from foundation to verdict
 //! faults      what goes wrong, and when                     workloads   what clients do, and how it is judged
 //! programs    what runs on the servers                      world       machines: disk, clock, jobs, network, trace
+//! members     how the processes of a cluster stand          cuts        which links of the network are cut
+//! watcher     what holds of the log at every moment         replicas    whether they are the same in the end
 //! ```
 
+mod cuts;
 pub mod faults;
 pub mod history;
+pub mod members;
 pub mod oracle;
 pub mod programs;
+mod replicas;
 pub mod run;
 pub mod seeds;
+mod watcher;
 pub mod workloads;
 pub mod world;
 

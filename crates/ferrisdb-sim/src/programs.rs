@@ -1,10 +1,9 @@
 //! What runs on the hosts of a simulation: a [database](one_process) in one process, or [one of the processes](one_of_many) of a cluster.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::{pending, poll_fn};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,11 +17,14 @@ use ferrisdb_rpc::{Client, ClientOptions, Endpoint, ServeOptions, TokioRuntime};
 use ferrisdb_server::alone::{Alone, Turn};
 use ferrisdb_server::cluster::{self, Beginning, ClusterNode, ClusterOptions, Peer};
 use ferrisdb_server::{Node, NodeOptions};
+use ferrisdb_storage::fs::FileSystem;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 use ferrisdb_storage::inspect::{Cell, Sink};
+use ferrisdb_storage::wal::{self, inspect_segment};
 use ferrisdb_storage::{Env, inspect};
 use tokio::runtime::Handle;
 
+use crate::members::Members;
 use crate::world::network::Network;
 use crate::world::trace::Trace;
 use crate::world::{DIRECTORY, Doors, Ended, Process};
@@ -63,49 +65,6 @@ async fn serve_until(doors: &Doors, endpoint: Arc<dyn Endpoint>, mut failed: imp
     .await
 }
 
-/// How the processes of a cluster stand, as each says itself: what someone sees who looks after them.
-#[derive(Debug, Clone, Default)]
-pub struct Members(Rc<RefCell<BTreeMap<String, Member>>>);
-
-/// How one process stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Member {
-    process: u64,
-    is_complete: bool,
-    voters: BTreeSet<u64>,
-}
-
-impl Members {
-    /// True if each host's process has all that it is to have, and as many as can vote do: any one of them may be lost for good.
-    pub fn may_lose_one(&self, hosts: &[String]) -> bool {
-        let members = self.0.borrow();
-        let processes: BTreeSet<u64> = members.values().map(|member| member.process).collect();
-        let votes = processes.len().min(3);
-        let is_whole =
-            |member: &Member| member.is_complete && member.voters.is_subset(&processes) && member.voters.len() == votes;
-        processes.len() == hosts.len() && hosts.iter().all(|host| members.get(host).is_some_and(is_whole))
-    }
-
-    /// True if each host's process is one of the cluster.
-    pub fn are_all(&self, hosts: &[String]) -> bool {
-        let members = self.0.borrow();
-        hosts.iter().all(|host| members.contains_key(host))
-    }
-
-    /// The process of a host has died, and says nothing any more.
-    pub fn forget(&self, host: &str) {
-        self.0.borrow_mut().remove(host);
-    }
-
-    fn note(&self, host: &str, node: &ClusterNode) {
-        let group = node.group();
-        // Half-way between two sets of voters, a majority of both is needed.
-        let is_complete = node.is_complete() && group.changing_to.is_none();
-        let member = Member { process: node.process(), is_complete, voters: group.voters };
-        self.0.borrow_mut().insert(host.to_owned(), member);
-    }
-}
-
 /// How a process comes to be one of a cluster.
 #[derive(Debug, Clone)]
 pub enum Start {
@@ -124,11 +83,13 @@ pub struct OfMany {
     pub options: ClusterOptions,
     /// How it begins.
     pub start: Start,
+    /// The zone that it says it is in; empty: it says nothing.
+    pub zone: String,
     /// The hosts of the others.
     pub others: Vec<String>,
     /// Where it says how it stands.
     pub members: Members,
-    /// The shards that come to it are counted there.
+    /// The shards that come to it are counted there, and what becomes of orders.
     pub trace: Trace,
 }
 
@@ -140,14 +101,14 @@ pub fn one_of_many(of_many: OfMany) -> impl Process {
 }
 
 async fn serve_one_of_many(doors: Doors, of_many: Rc<OfMany>, is_founded: Rc<std::cell::Cell<bool>>) -> Ended {
-    let OfMany { options, start, others, members, trace } = &*of_many;
+    let OfMany { options, start, zone, others, members, trace } = &*of_many;
     let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime::new(Handle::current(), doors.seed));
     let network = Arc::new(PeerNetwork { doors_network: doors.network.clone(), seed: AtomicU64::new(doors.seed) });
     let of_node = cluster::Doors { env: doors.env.clone(), runtime, network };
-    let here = Peer { address: format!("{}:{PORT}", doors.address), zone: String::new() };
+    let here = Peer { address: format!("{}:{PORT}", doors.address), zone: zone.clone() };
     let mut arrived = 0;
     let mut look = |node: &ClusterNode| {
-        members.note(&doors.address, node);
+        members.note(&doors.address, node, trace);
         let before = std::mem::replace(&mut arrived, node.shards_arrived());
         // A process that became a new one begins to count anew.
         trace.add("shards that arrived", if arrived < before { arrived } else { arrived - before });
@@ -231,11 +192,36 @@ impl cluster::Network for PeerNetwork {
     }
 }
 
+/// The records of a process's replica of the log, where its disk says that they were synced: none, if it has no log that can be read.
+pub(crate) fn synced_records(files: &SimFileSystem) -> Vec<(PathBuf, Range<u64>)> {
+    let raft = Path::new(DIRECTORY).join("raft");
+    let mut segments = files.files().into_iter().map(|(path, _)| path).filter(|path| path.parent() == Some(&raft));
+    let header = segments.find_map(|path| inspect_segment(files, &path).ok()).map(|segment| segment.header());
+    let Some(identity) = header.map(|header| header.identity) else { return Vec::new() };
+    // A copy: who reads could otherwise meet what is injected.
+    let copy: Arc<dyn FileSystem> = Arc::new(files.fork_crashed(CrashMode::NothingLost));
+    wal::synced_records(&copy, &raft, identity).unwrap_or_default()
+}
+
+/// Checks what one of the processes of a cluster has on its disk, as `ferrisdb verify` does: who it is, its replica of the log, its tables.
+///
+/// # Errors
+/// The first problem.
+pub fn verify_process(files: &SimFileSystem) -> Result<(), String> {
+    let copy = Env::sim(files.fork_crashed(CrashMode::NothingLost));
+    let report = ClusterNode::verify(&copy, Path::new(DIRECTORY)).map_err(|error| error.to_string())?;
+    let of_log = report.log.map(|log| log.problems).unwrap_or_default();
+    if let Some(problem) = report.problems.iter().chain(&of_log).next() {
+        return Err(problem.clone());
+    }
+    verify_tables(files)
+}
+
 /// Checks the tables of one of the processes of a cluster. One that has begun anew, and has not been let in yet when the run ends, has none.
 ///
 /// # Errors
 /// The first problem.
-pub fn verify_tables(files: &SimFileSystem) -> Result<(), String> {
+fn verify_tables(files: &SimFileSystem) -> Result<(), String> {
     let copy = Env::sim(files.fork_crashed(CrashMode::NothingLost));
     let storage = Path::new(DIRECTORY).join("storage");
     let files = copy.fs.list(&storage);

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ferrisdb_core::rare;
+
 use crate::faults::Kind;
 use crate::run::Outcome;
 
@@ -27,9 +29,17 @@ pub const RARE: &[&str] = &[
     "watches that fired",
     "steps that failed",
     "messages that came late",
+    "orders that were carried out",
+    "orders that were refused",
+    "snapshots: held to the end",
     "oracle: steps that a fault ended",
     "oracle: outcomes asked for",
 ];
+
+/// Before the names of faults.
+pub const FAULT_PREFIX: &str = "fault ";
+/// Before the names of the [places in the code](ferrisdb_core::rare) that are rarely reached.
+pub const RARE_PREFIX: &str = "rare ";
 
 /// A hundred times what a seed takes on a slow machine.
 const SEED_TIME_MAX: Duration = Duration::from_secs(600);
@@ -177,7 +187,7 @@ pub fn run_seeds(
 fn tell(outcome: &Outcome, replay: &impl Fn(u64) -> String, report: &mut impl Write) -> io::Result<()> {
     let Outcome { seed, failures, hash, millis, counts } = outcome;
     let count = |name: &str| counts.get(name).copied().unwrap_or(0);
-    let faults: u64 = counts.iter().filter(|(name, _)| name.starts_with("fault ")).map(|(_, count)| count).sum();
+    let faults: u64 = counts.iter().filter(|(name, _)| name.starts_with(FAULT_PREFIX)).map(|(_, count)| count).sum();
     let verdict = if failures.is_empty() { "passed" } else { "FAILED" };
     writeln!(
         report,
@@ -215,19 +225,32 @@ impl Summary {
     pub fn write(&self, report: &mut impl Write) -> io::Result<()> {
         let count = |name: &str| self.counts.get(name).copied().unwrap_or(0);
         writeln!(report, "simulated seconds: {}", self.millis / 1000)?;
-        let (faults, others): (Vec<_>, Vec<_>) = self.counts.iter().partition(|(name, _)| name.starts_with("fault "));
+        let (faults, others): (Vec<_>, Vec<_>) =
+            self.counts.iter().partition(|(name, _)| name.starts_with(FAULT_PREFIX));
+        let (places, others): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|(name, _)| name.starts_with(RARE_PREFIX));
         let list = |counts: Vec<(&String, &u64)>| {
             let told = counts.into_iter().filter(|(_, count)| **count > 0);
-            let words = told.map(|(name, count)| format!("{} {count}", name.strip_prefix("fault ").unwrap_or(name)));
+            let bare = |name: &str| {
+                [FAULT_PREFIX, RARE_PREFIX].iter().find_map(|prefix| name.strip_prefix(prefix).map(str::to_owned))
+            };
+            let words = told.map(|(name, count)| format!("{} {count}", bare(name).unwrap_or_else(|| name.clone())));
             words.collect::<Vec<_>>().join(", ")
         };
         writeln!(report, "faults: {}", list(faults))?;
+        writeln!(report, "rare places: {}", list(places))?;
         writeln!(report, "counts: {}", list(others))?;
-        let kinds = Kind::ALL.iter().map(|(_, name)| format!("fault {name}"));
-        let events = kinds.chain(RARE.iter().map(|name| (*name).to_owned()));
-        let missed: Vec<String> = events.filter(|name| count(name) == 0).collect();
-        if !missed.is_empty() {
-            writeln!(report, "never reached: {}", missed.join(", "))?;
+        let missed = |names: &mut dyn Iterator<Item = String>, prefix: &str| {
+            let missed = names.filter(|name| count(&format!("{prefix}{name}")) == 0);
+            missed.collect::<Vec<_>>().join(", ")
+        };
+        let kinds = Kind::ALL.iter().map(|(_, name)| format!("{FAULT_PREFIX}{name}"));
+        let events = missed(&mut kinds.chain(RARE.iter().map(ToString::to_string)), "");
+        let places = missed(&mut rare::NAMES.iter().map(ToString::to_string), RARE_PREFIX);
+        for (what, missed) in [("never reached", events), ("rare places never reached", places)] {
+            if !missed.is_empty() {
+                writeln!(report, "{what}: {missed}")?;
+            }
         }
         if !self.failed.is_empty() {
             let seeds: Vec<String> = self.failed.iter().map(u64::to_string).collect();
@@ -291,8 +314,10 @@ mod tests {
               replay: sim --seed 9
             simulated seconds: 40
             faults: kill 8
+            rare places: 
             counts: commits 600
-            never reached: fault power-loss, fault power-loss-at-io, fault power-loss-in-recovery, fault client-kill, fault pause, fault partition, fault one-way-partition, fault slow-network, fault broken-streams, fault late-messages, fault failed-sync, fault disk-errors, fault slow-disk, fault busy-processor, fault full-disk, fault bit-flip, fault clock-jump, fault clock-freeze, fault clock-rate, fault lost-for-good, fault went-back, conflicts, too old, unknown results, refused commits, power lost at an operation, processes that gave up, databases that were joined, power losses at the end, watches that fired, steps that failed, messages that came late, oracle: steps that a fault ended, oracle: outcomes asked for
+            never reached: fault power-loss, fault power-loss-at-io, fault power-loss-in-recovery, fault client-kill, fault pause, fault partition, fault one-way-partition, fault slow-network, fault broken-streams, fault late-messages, fault failed-sync, fault disk-errors, fault slow-disk, fault busy-processor, fault full-disk, fault bit-flip, fault clock-jump, fault wall-clock-jump, fault clock-freeze, fault clock-rate, fault lost-for-good, fault went-back, fault isolate, fault one-way-isolate, fault transfer, fault exclude, fault configure, conflicts, too old, unknown results, refused commits, power lost at an operation, processes that gave up, databases that were joined, power losses at the end, watches that fired, steps that failed, messages that came late, orders that were carried out, orders that were refused, snapshots: held to the end, oracle: steps that a fault ended, oracle: outcomes asked for
+            rare places never reached: log: a void entry, log: a snapshot installed, log: a snapshot of what is there already, log: voters that do not confirm a read version, log: a subscription out of its reach, log: batches read from disk for a subscriber, wal: a torn tail, engine: it takes no more writes, coordinator: an epoch given up as void, coordinator: a commit that came before, coordinator: an id nobody knows any more, coordinator: an outcome made never, coordinator: an outcome asked for under way, coordinator: an outcome that is known, coordinator: an outcome asked for below the floor, coordinator: a lease that expired, coordinator: a lease refused, controller: a tag dropped, controller: a process forgotten, controller: a change of voters, controller: a half-done change of voters ended, controller: an excluded leader hands over, shards: a move given up, shards: replicas taken away, shards: a chunk that is not wanted any more, shards: a split, shards: a merge, shards: a question to who does not hold the key, process: it begins again with another tag, process: it begins again as a new one, process: a leader that asks another one to lead, reads: a hedge
             failed: 8, 9
             1 passed, 2 failed
         "#]]

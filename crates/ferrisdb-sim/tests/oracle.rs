@@ -2,7 +2,13 @@
 //! over a connection to a server; and over connections to the processes of a cluster.
 //!
 //! `FERRISDB_ORACLE_SEED` replays one seed of the simulation; `FERRISDB_ORACLE_STEPS`, `FERRISDB_ORACLE_SERVED_STEPS` and
-//! `FERRISDB_ORACLE_CLUSTER_STEPS` set how many steps there are in all.
+//! `FERRISDB_ORACLE_CLUSTER_STEPS` set how many steps there are in all. A million steps served, in place of a tenth of that, are less than a minute:
+//!
+//! ```text
+//! $ FERRISDB_ORACLE_SERVED_STEPS=1000000 cargo test -p ferrisdb-sim --test oracle the_served -- --nocapture
+//! Report { steps: 1000000, commits: 31008, conflicts: 22034, errors: 168291, rows: 169032 }
+//! test result: ok. 1 passed; ... finished in 43.12s
+//! ```
 
 #![expect(
     clippy::print_stdout,

@@ -72,3 +72,19 @@ fn a_seed_decides_everything() {
     assert_eq!(once, told(11));
     assert_ne!(once.hash, told(12).hash);
 }
+
+/// The same for clusters, where most of what is concurrent is.
+#[test]
+fn a_seed_decides_everything_of_a_cluster() {
+    for processes in ["3", "5"] {
+        let told = |seed| {
+            let mut command = command(seed, "");
+            command.env(PROCESSES, processes);
+            run_in_process(seed, command)
+        };
+        let once = told(21);
+        assert_eq!(once.failures, Vec::<String>::new());
+        assert_eq!(once, told(21), "{processes} processes");
+        assert_ne!(once.hash, told(22).hash);
+    }
+}

@@ -65,6 +65,9 @@ enum Task {
         /// Seconds instead of minutes; faults are shorter then
         #[arg(long, conflicts_with = "minutes")]
         seconds: Option<u32>,
+        /// Every scenario so often, however long that takes; faults are short then, and those that take long are left out
+        #[arg(long, conflicts_with_all = ["minutes", "seconds"])]
+        rounds: Option<u32>,
         /// Only scenarios whose name contains this; may be given several times
         #[arg(long, value_name = "TEXT")]
         only: Vec<String>,
@@ -86,7 +89,14 @@ fn main() -> ExitCode {
         Task::Shuttle { filter } => checks::shuttle(filter.as_deref()),
         Task::Asan { filter } => checks::asan(&filter),
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
-        Task::Chaos { minutes, seconds, only, seed } => chaos(minutes, seconds, &only, seed),
+        Task::Chaos { minutes, seconds, rounds, only, seed } => {
+            let time = match (rounds, seconds) {
+                (Some(rounds), _) => ["--rounds".to_owned(), rounds.to_string()],
+                (None, Some(seconds)) => ["--seconds".to_owned(), seconds.to_string()],
+                (None, None) => ["--minutes".to_owned(), minutes.to_string()],
+            };
+            chaos(&time, &only, seed)
+        }
         Task::Deps => deps::run(),
     };
     match outcome {
@@ -122,13 +132,10 @@ fn planted_bugs(only: &[String], quick: bool) -> Outcome {
 }
 
 /// The program is a test target of the command's crate, so that it is built with the command that it starts.
-fn chaos(minutes: u32, seconds: Option<u32>, only: &[String], seed: u64) -> Outcome {
+fn chaos(time: &[String], only: &[String], seed: u64) -> Outcome {
     let mut command = cargo();
     command.args(["test", "--package", "ferrisdb-cli", "--test", "chaos", "--"]);
-    match seconds {
-        Some(seconds) => command.args(["--seconds", &seconds.to_string()]),
-        None => command.args(["--minutes", &minutes.to_string()]),
-    };
+    command.args(time);
     for text in only {
         command.args(["--only", text]);
     }

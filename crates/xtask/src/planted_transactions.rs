@@ -49,6 +49,7 @@ const CLUSTER: &str = "cluster::tests::a_cluster_keeps_its_promises_under_faults
 const GONE: &str = "cluster::tests::membership::a_process_that_was_gone_copies_everything_anew";
 const WENT_BACK: &str = "cluster::tests::membership::a_disk_that_went_back_does_not_vote";
 const LAST_REPLICA: &str = "cluster::control::tests::the_last_replica_is_kept";
+const BEGAN_LATER: &str = "cluster::tests::a_snapshot_is_readable_through_those_that_began_later";
 const JOINED: &str = "alone::tests::a_database_that_is_joined_is_a_cluster";
 const MOVES: &str = "cluster::tests::shards_move_under_faults";
 const READABLE: &str = "cluster::tests::what_was_readable_stays_readable_in_the_next_epoch";
@@ -158,6 +159,11 @@ const TABLE: &[(&str, Catcher)] = &[
     ("holding-not-kept", Group(MOVES, 100)),
     ("loss-shown-late", Group(SHOWN, 10)),
     ("turn-before-applied", Group(JOINED, 10)),
+    ("leases-not-recovered", World("snapshots", 100)),
+    ("leases-not-recovered", Three("snapshots", 100)),
+    ("began-later-says-too-old", Group(BEGAN_LATER, 10)),
+    ("began-later-says-too-old", Three("snapshots", 100)),
+    ("lost-is-kept", Group(MOVES, 100)),
     ("turn-before-applied", Three("counters", 100)),
 ];
 

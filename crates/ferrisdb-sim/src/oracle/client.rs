@@ -9,6 +9,7 @@ use std::time::Duration;
 use ferrisdb_client::{
     ConflictRangeType, Database, Mapped, RangeOptions, StreamingMode, Transaction, TransactionOption, WatchFuture,
 };
+use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Code, Error, KeyRange, KeyValue, Result, Runtime};
 use futures_util::future::{Either, select};
 
@@ -53,22 +54,22 @@ impl ClientSubject {
                 let version = tx.get_read_version().await?;
                 Observed::Version(i64::try_from(version.get()).expect("a version has 56 bits"))
             }
-            Step::Get { key, snapshot: false, .. } => Observed::Value(tx.get(key).await?),
-            Step::Get { key, .. } => Observed::Value(tx.snapshot().get(key).await?),
-            Step::GetKey { selector, snapshot: false, .. } => Observed::Key(tx.get_key(selector.clone()).await?),
-            Step::GetKey { selector, .. } => Observed::Key(tx.snapshot().get_key(selector.clone()).await?),
-            Step::GetRange { question, snapshot, .. } => {
-                let options = range_options(question);
-                let chunk = if *snapshot { tx.snapshot().get_range(options) } else { tx.get_range(options) }.await?;
-                Observed::Rows { rows: chunk.rows, more: chunk.more }
-            }
-            Step::Set { key, value, .. } => {
-                tx.set(key, value);
+            Step::Get { .. } | Step::GetKey { .. } | Step::GetRange { .. } => read(&tx, step).await?,
+            Step::Set { .. } | Step::Clear { .. } => {
+                write(&tx, step);
                 Observed::Done
             }
-            Step::Clear { key, .. } => {
-                tx.clear(key);
-                Observed::Done
+            Step::Dropped { read: dropped, polls, .. } => {
+                let mut reading = read(&tx, dropped);
+                let told = (0..*polls).find_map(|_| poll_once(&mut reading));
+                Observed::Dropped(told.map(|told| Box::new(told_of(told))))
+            }
+            Step::Overlapping { first, between, second, .. } => {
+                let reading_first = read(&tx, first);
+                write(&tx, between);
+                let reading_second = read(&tx, second);
+                let second = Box::new(told_of(reading_second.await));
+                Observed::Two(Box::new(told_of(reading_first.await)), second)
             }
             Step::ClearRange { begin, end, .. } => {
                 tx.clear_range(begin, end);
@@ -165,6 +166,46 @@ impl ClientSubject {
                 let stamp = stamp.await.map(|stamp| *stamp.as_bytes()).map_err(|error| error.code());
                 Observed::Committed { version, stamp }
             }
+            Step::CommitDuring { key, .. } => {
+                tx.set_option(&TransactionOption::UsedDuringCommitProtectionDisable);
+                let stamp = tx.get_versionstamp();
+                let committing = tx.commit();
+                let read = Box::new(told_of(tx.get(key).await.map(Observed::Value)));
+                let commit = match committing.await {
+                    Ok(()) => {
+                        let version = tx.get_committed_version().map(ferrisdb_core::Version::get);
+                        let stamp = stamp.await.map(|stamp| *stamp.as_bytes()).map_err(|error| error.code());
+                        Observed::Committed { version, stamp }
+                    }
+                    Err(error) => Observed::Failed(error.code()),
+                };
+                Observed::During { read, commit: Box::new(commit) }
+            }
+            Step::SetReadVersion { version, .. } => {
+                tx.set_read_version(*version);
+                Observed::Done
+            }
+            Step::CausalWriteRisky { .. }
+            | Step::Priority { .. }
+            | Step::SizeLimit { .. }
+            | Step::ReportConflictingKeys { .. }
+            | Step::BypassUnreadable { .. } => {
+                tx.set_option(&match step {
+                    Step::CausalWriteRisky { .. } => TransactionOption::CausalWriteRisky,
+                    Step::Priority { immediate: true, .. } => TransactionOption::PrioritySystemImmediate,
+                    Step::Priority { .. } => TransactionOption::PriorityBatch,
+                    Step::SizeLimit { bytes, .. } => TransactionOption::SizeLimit(i64::from(*bytes)),
+                    Step::ReportConflictingKeys { .. } => TransactionOption::ReportConflictingKeys,
+                    _ => TransactionOption::BypassUnreadable,
+                });
+                Observed::Done
+            }
+            Step::EstimatedSize { begin, end, .. } => {
+                Observed::Size(tx.get_estimated_range_size(KeyRange::new(begin.clone(), end.clone())).await?)
+            }
+            Step::ConflictRanges { of_writes: false, .. } => told_ranges(&tx, "read_conflict_range").await?,
+            Step::ConflictRanges { .. } => told_ranges(&tx, "write_conflict_range").await?,
+            Step::ConflictingKeys { .. } => told_ranges(&tx, "conflicting_keys").await?,
             Step::CommittedVersion { .. } => {
                 let version = tx.get_committed_version().map(ferrisdb_core::Version::get);
                 Observed::Version(version.map_or(-1, |version| i64::try_from(version).expect("a version has 56 bits")))
@@ -213,6 +254,53 @@ impl Subject for ClientSubject {
     async fn step(&mut self, step: &Step) -> Observed {
         self.take(step).await.unwrap_or_else(|error| Observed::Failed(error.code()))
     }
+}
+
+/// Begins a read.
+fn read(tx: &Transaction, step: &Step) -> BoxFuture<Result<Observed>> {
+    match step {
+        Step::Get { key, snapshot, .. } => {
+            let reading = if *snapshot { tx.snapshot().get(key) } else { tx.get(key) };
+            Box::pin(async move { reading.await.map(Observed::Value) })
+        }
+        Step::GetKey { selector, snapshot, .. } => {
+            let selector = selector.clone();
+            let reading = if *snapshot { tx.snapshot().get_key(selector) } else { tx.get_key(selector) };
+            Box::pin(async move { reading.await.map(Observed::Key) })
+        }
+        Step::GetRange { question, snapshot, .. } => {
+            let options = range_options(question);
+            let reading = if *snapshot { tx.snapshot().get_range(options) } else { tx.get_range(options) };
+            Box::pin(async move { reading.await.map(|chunk| Observed::Rows { rows: chunk.rows, more: chunk.more }) })
+        }
+        _ => unreachable!("{step:?} is no read"),
+    }
+}
+
+fn write(tx: &Transaction, step: &Step) {
+    match step {
+        Step::Set { key, value, .. } => tx.set(key, value),
+        Step::Clear { key, .. } => tx.clear(key),
+        _ => unreachable!("{step:?} is no plain write"),
+    }
+}
+
+fn told_of(result: Result<Observed>) -> Observed {
+    result.unwrap_or_else(|error| Observed::Failed(error.code()))
+}
+
+/// The ranges that a module of special keys tells: "1" where one begins, "0" where it ends.
+async fn told_ranges(tx: &Transaction, module: &str) -> Result<Observed> {
+    let prefix = [b"\xff\xff/transaction/", module.as_bytes(), b"/"].concat();
+    let range = KeyRange::new(prefix.clone(), [&prefix[..], b"\xff\xff"].concat());
+    let rows = tx.get_range(RangeOptions::from(range).mode(StreamingMode::WantAll)).await?.rows;
+    let borders: Vec<_> = rows.iter().map(|row| (row.key.slice(prefix.len()..), &row.value)).collect();
+    let ranges = borders.chunks(2).map(|pair| match pair {
+        [(begin, one), (end, zero)] if *one == "1" && *zero == "0" => KeyRange::new(begin.clone(), end.clone()),
+        // A range that no program reads: the model takes it for wrong.
+        _ => KeyRange::new(&b"\xff\xff"[..], &b"\xff\xff\xff"[..]),
+    });
+    Ok(Observed::Ranges(ranges.collect()))
 }
 
 fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {

@@ -1,10 +1,11 @@
 //! [`Model`]: what every call must return, from the contract.
 
 mod mapped;
+mod others;
 mod reads;
 mod writes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 
 use ferrisdb_core::{Bytes, Code, KeyRange, Mutation, MutationKind};
@@ -15,6 +16,8 @@ use super::view::{END, Own, View};
 
 /// Bytes of a versionstamp.
 const STAMP_BYTES: usize = 10;
+/// So many of the last commits can be read at: few, so that none of them is too old.
+const RECENT: usize = 3;
 
 /// Where a transaction stands, as far as the dice must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub struct Model {
     watches: Vec<Watch>,
     is_locked: bool,
     refused: Vec<Refused>,
+    /// What was there after the last few commits: at which version, what, and how many commits that contains.
+    recent: VecDeque<(u64, BTreeMap<Bytes, Bytes>, usize)>,
 }
 
 /// What a commit would have written that was refused after it was checked. Those who began before the next commit may be told that it conflicts with them: the
@@ -87,8 +92,10 @@ struct Transaction {
     /// Errors of calls that return nothing come with the next one that returns something.
     deferred: Option<Code>,
     poison: Option<Code>,
-    /// What a read failed with: so will the commit.
-    failed_read: Option<Code>,
+    /// What reads failed with: so will the commit, with one of them.
+    failed_reads: Vec<Code>,
+    /// What reads may have failed with that nobody has waited for: so may the commit.
+    failed_unseen: Vec<Code>,
     /// Something was certainly read or written.
     is_used: bool,
     /// Something was asked for; whether that counts as reading or writing may be a matter of taste (an empty range, an error).
@@ -107,6 +114,16 @@ struct Transaction {
     read_only: bool,
     /// It asked for a read version of a locked database.
     is_locked_out: bool,
+    /// Option 701.
+    is_unprotected: bool,
+    /// Option 503.
+    size_limit: Option<usize>,
+    /// Option 712.
+    reports_conflicts: bool,
+    /// What a conflict may be reported to have been in, and whether something must be.
+    conflicting: Option<(Ranges, bool)>,
+    /// Option 1100.
+    bypasses_unreadable: bool,
 }
 
 #[derive(Debug)]
@@ -160,7 +177,8 @@ impl Transaction {
             write_conflicts: Ranges::default(),
             deferred: None,
             poison: None,
-            failed_read: None,
+            failed_reads: Vec::new(),
+            failed_unseen: Vec::new(),
             is_used: false,
             is_touched: false,
             ryw_disabled: false,
@@ -174,6 +192,11 @@ impl Transaction {
             lock_aware: false,
             read_only: false,
             is_locked_out: false,
+            is_unprotected: false,
+            size_limit: None,
+            reports_conflicts: false,
+            conflicting: None,
+            bypasses_unreadable: false,
         }
     }
 
@@ -181,7 +204,7 @@ impl Transaction {
     fn view(&self, snapshot: bool) -> View<'_> {
         let sees_own = !self.ryw_disabled && (!snapshot || self.snapshot_ryw > 0);
         let (_, state, _) = self.reads_at.as_ref().expect("programs ask for a read version before they read");
-        View { state, own: if sees_own { &self.own } else { &[] } }
+        View { state, own: if sees_own { &self.own } else { &[] }, bypasses_unreadable: self.bypasses_unreadable }
     }
 
     /// The codes with which any call that returns something must fail now, whatever it asks. Empty: none.
@@ -202,7 +225,7 @@ impl Transaction {
     /// A call came after the commit: it failed, and so will all others until the reset.
     fn note_misuse(&mut self, observed: &Observed) {
         let is_told = matches!(observed, Observed::Failed(code) if Some(*code) == self.deferred);
-        let is_misuse = !is_told && !self.is_locked_out;
+        let is_misuse = !is_told && !self.is_locked_out && !self.is_unprotected;
         if is_misuse && matches!(self.phase, Phase::Ended | Phase::Failed(_)) && self.poison.is_none() {
             self.poison = Some(Code::UsedDuringCommit);
             self.phase = Phase::Failed(Code::UsedDuringCommit);
@@ -212,7 +235,7 @@ impl Transaction {
     /// A read that went to the database, or to what is unreadable, and failed.
     fn note_failed_read(&mut self, observed: &Observed) {
         if let Observed::Failed(code) = observed {
-            self.failed_read.get_or_insert(*code);
+            self.failed_reads.push(*code);
         }
     }
 
@@ -272,6 +295,16 @@ impl Model {
         self.is_locked
     }
 
+    /// Versions that are young enough to be read at.
+    pub fn recent_versions(&self) -> Vec<i64> {
+        self.recent.iter().map(|(version, ..)| i64::try_from(*version).expect("a version has 56 bits")).collect()
+    }
+
+    /// True if the slot's transaction has an error to tell with the next call that tells any.
+    pub fn has_deferred(&self, slot: usize) -> bool {
+        self.slots[slot].as_ref().is_some_and(|transaction| transaction.deferred.is_some())
+    }
+
     /// What is stored.
     pub fn state(&self) -> &BTreeMap<Bytes, Bytes> {
         &self.state
@@ -302,10 +335,13 @@ impl Model {
     /// failed; after anything else it takes only `on_error` or a reset.
     pub fn fail(&mut self, step: &Step, code: Code) {
         match step {
-            Step::Commit { slot } => {
+            Step::Commit { slot } | Step::CommitDuring { slot, .. } => {
                 self.note_refused(*slot);
                 self.end_watches(*slot, WatchState::Dead);
-                self.of(*slot).phase = Phase::Failed(code);
+                let of = self.of(*slot);
+                of.phase = Phase::Failed(code);
+                // It had switched the protection off before it committed.
+                of.is_unprotected |= matches!(step, Step::CommitDuring { .. });
             }
             Step::SetLock { .. } => {
                 self.refused.push(Refused { written: vec![KeyRange::new("", END)], until: None });
@@ -342,7 +378,7 @@ impl Model {
     fn note_refused(&mut self, slot: usize) {
         let transaction = self.of(slot);
         let stamped = transaction.own.iter().filter_map(|own| match own {
-            Own::Stamped(range) => Some(range.clone()),
+            Own::Stamped(range, _) => Some(range.clone()),
             _ => None,
         });
         let written = transaction.write_conflicts.may.iter().cloned().chain(stamped).collect();
@@ -385,6 +421,12 @@ impl Model {
                     | Step::LockAware { .. }
                     | Step::SnapshotReadYourWrites { .. }
                     | Step::RetryLimit { .. }
+                    | Step::SetReadVersion { .. }
+                    | Step::CausalWriteRisky { .. }
+                    | Step::Priority { .. }
+                    | Step::SizeLimit { .. }
+                    | Step::ReportConflictingKeys { .. }
+                    | Step::BypassUnreadable { .. }
                     | Step::WatchFired { .. }
                     | Step::ApproximateSize { .. }
                     | Step::Reset { .. }
@@ -415,6 +457,13 @@ impl Model {
                 equal("cancel", observed, &Observed::Done)
             }
             Step::Commit { slot } => self.commit(*slot, observed),
+            Step::CommitDuring { slot, .. } => self.commit_during(*slot, observed),
+            Step::SetReadVersion { slot, version } => self.set_read_version(*slot, *version, observed),
+            Step::ConflictRanges { slot, of_writes } => self.of(*slot).conflict_ranges(*of_writes, observed),
+            Step::ConflictingKeys { slot } => self.of(*slot).conflicting_keys(observed),
+            Step::EstimatedSize { slot, begin, end } => self.of(*slot).estimated_size(begin, end, observed),
+            Step::Dropped { slot, read, .. } => self.dropped(*slot, read, observed),
+            Step::Overlapping { first, between, second, .. } => self.overlapping([first, between, second], observed),
             Step::OnError { slot, code } => self.on_error(*slot, *code, observed),
             Step::WatchFired { watch, wait, .. } => self.watches[*watch].check(*wait, observed),
             Step::ReadVersion { slot } => self.read_version(*slot, observed),
@@ -546,7 +595,12 @@ impl Model {
         let transaction = self.slots[slot].clone().expect("programs begin a transaction before they use it");
         let mut failing = transaction.failing();
         if transaction.phase == Phase::Open && transaction.poison.is_none() {
-            failing.extend(transaction.failed_read);
+            failing.extend(&transaction.failed_reads);
+            if let Observed::Failed(code) = observed
+                && transaction.failed_unseen.contains(code)
+            {
+                failing.push(*code);
+            }
         }
         if due(&failing, observed)? {
             self.end_watches(slot, WatchState::Dead);
@@ -564,6 +618,11 @@ impl Model {
             self.of(slot).phase = Phase::Ended;
             self.of(slot).committed = Some(-1);
             return equal("commit of a transaction that wrote nothing", observed, &expected);
+        }
+        if self.is_too_large(slot, observed)? {
+            self.end_watches(slot, WatchState::Dead);
+            self.of(slot).phase = Phase::Failed(Code::TransactionTooLarge);
+            return Ok(());
         }
         let refusal = match transaction {
             Transaction { read_only: true, .. } => Some(Code::TransactionReadOnly),
@@ -589,8 +648,11 @@ impl Model {
                 if !is_refused && !since.iter().any(|commit| any_meets(&commit.may, &read_conflicts.may)) {
                     return Err(format!("a conflict with nothing: it read {:?}", read_conflicts.may));
                 }
+                let conflicting = others::conflicting(since, read_conflicts);
                 self.end_watches(slot, WatchState::Dead);
-                self.of(slot).phase = Phase::Failed(Code::NotCommitted);
+                let of = self.of(slot);
+                of.phase = Phase::Failed(Code::NotCommitted);
+                of.conflicting = Some((conflicting, !is_refused));
                 Ok(())
             }
             Observed::Committed { version: Some(version), stamp: Ok(stamp) } => {
@@ -635,6 +697,10 @@ impl Model {
             refused.until.get_or_insert(version);
         }
         self.commits.push(writes);
+        self.recent.push_back((version, self.state.clone(), self.commits.len()));
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
         self.end_watches(slot, WatchState::Armed);
         let of = self.of(slot);
         of.phase = Phase::Ended;

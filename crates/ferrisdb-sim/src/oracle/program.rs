@@ -159,9 +159,67 @@ pub enum Step {
     Commit {
         slot: usize,
     },
+    /// Commits with option 701, and reads before that has ended.
+    CommitDuring {
+        slot: usize,
+        key: Bytes,
+    },
     /// The version of the last commit, if the transaction has one.
     CommittedVersion {
         slot: usize,
+    },
+    SetReadVersion {
+        slot: usize,
+        version: i64,
+    },
+    /// Option 10.
+    CausalWriteRisky {
+        slot: usize,
+    },
+    /// Options 200 and 201.
+    Priority {
+        slot: usize,
+        immediate: bool,
+    },
+    /// Option 503.
+    SizeLimit {
+        slot: usize,
+        bytes: i32,
+    },
+    /// Option 712.
+    ReportConflictingKeys {
+        slot: usize,
+    },
+    /// Option 1100.
+    BypassUnreadable {
+        slot: usize,
+    },
+    EstimatedSize {
+        slot: usize,
+        begin: Bytes,
+        end: Bytes,
+    },
+    /// The special keys that tell what the transaction conflicts with so far.
+    ConflictRanges {
+        slot: usize,
+        of_writes: bool,
+    },
+    /// The special keys that tell in which ranges its commit conflicted.
+    ConflictingKeys {
+        slot: usize,
+    },
+    /// Begins a read, and drops its future after so many polls.
+    Dropped {
+        slot: usize,
+        read: Box<Step>,
+        polls: u32,
+    },
+    /// Begins a read, writes, begins another read, and awaits that one first.
+    Overlapping {
+        slot: usize,
+        first: Box<Step>,
+        between: Box<Step>,
+        second: Box<Step>,
     },
     OnError {
         slot: usize,
@@ -184,6 +242,7 @@ impl Step {
                 written == key
             }
             Step::ClearRange { begin, end, .. } => begin <= key && key < end,
+            Step::Overlapping { between, .. } => between.may_write(key),
             _ => false,
         }
     }
@@ -213,6 +272,18 @@ impl Step {
             | Step::ApproximateSize { slot }
             | Step::SplitPoints { slot, .. }
             | Step::Commit { slot }
+            | Step::CommitDuring { slot, .. }
+            | Step::SetReadVersion { slot, .. }
+            | Step::CausalWriteRisky { slot }
+            | Step::Priority { slot, .. }
+            | Step::SizeLimit { slot, .. }
+            | Step::ReportConflictingKeys { slot }
+            | Step::BypassUnreadable { slot }
+            | Step::EstimatedSize { slot, .. }
+            | Step::ConflictRanges { slot, .. }
+            | Step::ConflictingKeys { slot }
+            | Step::Dropped { slot, .. }
+            | Step::Overlapping { slot, .. }
             | Step::CommittedVersion { slot }
             | Step::OnError { slot, .. }
             | Step::Reset { slot }
@@ -271,10 +342,36 @@ pub enum Observed {
     Size(u64),
     /// Keys.
     Keys(Vec<Bytes>),
+    /// Ranges.
+    Ranges(Vec<KeyRange>),
     /// Whether a watch has fired.
     Fired(bool),
+    /// Of a read whose future was dropped: what it had told by then, if anything.
+    Dropped(Option<Box<Observed>>),
+    /// Of two reads, in the order in which they began.
+    Two(Box<Observed>, Box<Observed>),
+    /// Of a commit, and of a read that was begun during it.
+    During {
+        /// The read's.
+        read: Box<Observed>,
+        /// The commit's.
+        commit: Box<Observed>,
+    },
     /// An error. For calls that return nothing, an error that they returned at once.
     Failed(Code),
+}
+
+impl Observed {
+    /// The error that a step ended with, or the first of them if it is made of several.
+    pub fn failure(&self) -> Option<Code> {
+        match self {
+            Observed::Failed(code) => Some(*code),
+            Observed::Dropped(Some(read)) => read.failure(),
+            Observed::Two(first, second) => first.failure().or(second.failure()),
+            Observed::During { commit, .. } => commit.failure(),
+            _ => None,
+        }
+    }
 }
 
 /// The next step: what makes sense in the model's state, and now and then what does not.
@@ -287,6 +384,9 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
     match model.phase(slot) {
         Phase::New => return Step::Begin { slot },
         Phase::Failed(code) => {
+            if code == Code::NotCommitted && random.one_in(2) {
+                return Step::ConflictingKeys { slot };
+            }
             return match random.below(4) {
                 0 => Step::Reset { slot },
                 1 => Step::Get { slot, key: key(random), snapshot: false },
@@ -294,7 +394,8 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
             };
         }
         Phase::Ended => {
-            return match random.below(6) {
+            return match random.below(7) {
+                6 => Step::ConflictRanges { slot, of_writes: random.one_in(2) },
                 0 => Step::Get { slot, key: key(random), snapshot: false },
                 1 => Step::CommittedVersion { slot },
                 2 => Step::Reset { slot },
@@ -310,10 +411,21 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
             if random.one_in(3) { index(random, watches) } else { watches - 1 - index(random, watches.min(SLOTS)) };
         return Step::WatchFired { slot, watch, wait: model.must_fire(watch) };
     }
+    if random.one_in(15) {
+        return option(random, slot);
+    }
     if !model.has_read_version(slot) && random.one_in(2) {
-        return Step::ReadVersion { slot };
+        let recent = model.recent_versions();
+        return match random.below(30) {
+            0 => Step::SetReadVersion { slot, version: -i64::from(small(random, 2)) },
+            1..5 if !recent.is_empty() => Step::SetReadVersion { slot, version: recent[index(random, recent.len())] },
+            _ => Step::ReadVersion { slot },
+        };
     }
     let needs_version = !model.has_read_version(slot);
+    if !needs_version && random.one_in(12) {
+        return compound(random, model, slot);
+    }
     match random.below(100) {
         // Reads come after a read version was asked for: when exactly one is taken by itself is not the contract's.
         0..48 if needs_version => Step::ReadVersion { slot },
@@ -358,6 +470,50 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
             }
         },
         _ => Step::Commit { slot },
+    }
+}
+
+/// What changes how a transaction is, or asks how it is.
+fn option(random: &mut SplitMix64, slot: usize) -> Step {
+    match random.below(12) {
+        0 => Step::CausalWriteRisky { slot },
+        1 => Step::Priority { slot, immediate: random.one_in(2) },
+        2 => Step::SizeLimit { slot, bytes: if random.one_in(4) { 31 } else { 32 + small(random, 200) } },
+        3 | 4 => Step::ReportConflictingKeys { slot },
+        5 => Step::BypassUnreadable { slot },
+        6 => {
+            let (begin, end) = range(random);
+            Step::EstimatedSize { slot, begin, end }
+        }
+        7 => Step::ConflictingKeys { slot },
+        _ => Step::ConflictRanges { slot, of_writes: random.one_in(3) },
+    }
+}
+
+/// What begins before something else has ended.
+fn compound(random: &mut SplitMix64, model: &Model, slot: usize) -> Step {
+    let read = |random: &mut SplitMix64| {
+        Box::new(match random.below(4) {
+            0 => Step::GetKey { slot, selector: selector(random), snapshot: random.one_in(4) },
+            1 => Step::GetRange { slot, question: question(random), snapshot: random.one_in(4) },
+            _ => Step::Get { slot, key: key(random), snapshot: random.one_in(4) },
+        })
+    };
+    match random.below(8) {
+        0 => Step::CommitDuring { slot, key: key(random) },
+        // One that fails while nobody looks fails the commit or not: whether it had been asked is nobody's business.
+        1..4 => Step::Dropped { slot, read: read(random), polls: u32::from(random.one_in(2)) * 3 },
+        // What was set to be unreadable in between is as if it had been before or after: a plain write is enough.
+        _ => Step::Overlapping {
+            slot,
+            first: read(random),
+            between: Box::new(if model.has_deferred(slot) || random.one_in(4) {
+                Step::Clear { slot, key: key(random) }
+            } else {
+                Step::Set { slot, key: key(random), value: operand(random) }
+            }),
+            second: read(random),
+        },
     }
 }
 

@@ -16,8 +16,9 @@ pub(super) enum Own {
     Set(Bytes, Bytes),
     Clear(KeyRange),
     Atomic(MutationKind, Bytes, Bytes),
-    /// The keys in it (one, or all that a versionstamped key may become) are unreadable from here on.
-    Stamped(KeyRange),
+    /// The keys in it (one, or all that a versionstamped key may become) are unreadable from here on. One key has its template for a value, for those
+    /// who read it all the same.
+    Stamped(KeyRange, Option<Bytes>),
 }
 
 /// How a key stands within a transaction: section 2 of the contract.
@@ -33,6 +34,8 @@ enum Kind {
 pub(super) struct View<'a> {
     pub(super) state: &'a BTreeMap<Bytes, Bytes>,
     pub(super) own: &'a [Own],
+    /// Option 1100: what a versionstamp decides is as it was before.
+    pub(super) bypasses_unreadable: bool,
 }
 
 /// What a walk over the key space meets.
@@ -82,8 +85,10 @@ impl View<'_> {
                         Kind::Cleared | Kind::Independent => Kind::Independent,
                     };
                 }
-                // A versionstamped value; a versionstamped key says nothing about any one key.
-                Own::Stamped(range) if *range == KeyRange::single(key) => kind = Kind::Independent,
+                // A versionstamped key says nothing about any one key.
+                Own::Stamped(range, Some(template)) if *range == KeyRange::single(key) => {
+                    (kind, value) = (Kind::Independent, Some(template.clone()));
+                }
                 _ => {}
             }
         }
@@ -92,9 +97,12 @@ impl View<'_> {
 
     fn unreadable(&self) -> Vec<KeyRange> {
         let mut ranges: Vec<KeyRange> = Vec::new();
+        if self.bypasses_unreadable {
+            return ranges;
+        }
         for own in self.own {
             match own {
-                Own::Stamped(range) => ranges.push(range.clone()),
+                Own::Stamped(range, _) => ranges.push(range.clone()),
                 Own::Clear(cleared) if !cleared.is_empty() => {
                     ranges = ranges
                         .into_iter()
@@ -126,7 +134,8 @@ impl View<'_> {
     fn items(&self, begin: &Bytes, end: &Bytes, reverse: bool) -> Vec<Item> {
         let own_keys = self.own.iter().filter_map(|own| match own {
             Own::Set(key, _) | Own::Atomic(_, key, _) => Some(key.clone()),
-            Own::Clear(_) | Own::Stamped(_) => None,
+            Own::Stamped(range, Some(_)) => Some(range.begin.clone()),
+            Own::Clear(_) | Own::Stamped(_, None) => None,
         });
         let keys: BTreeSet<Bytes> = self.state.keys().cloned().chain(own_keys).collect();
         let mut items: Vec<Item> = keys
@@ -200,7 +209,7 @@ impl View<'_> {
         for own in self.own {
             match own {
                 Own::Set(key, _) | Own::Atomic(_, key, _) => borders.extend([key.clone(), key_after(key)]),
-                Own::Clear(range) | Own::Stamped(range) => borders.extend([range.begin.clone(), range.end.clone()]),
+                Own::Clear(range) | Own::Stamped(range, _) => borders.extend([range.begin.clone(), range.end.clone()]),
             }
         }
         let borders: Vec<Bytes> = borders.range(range.begin.clone()..=range.end.clone()).cloned().collect();

@@ -10,6 +10,7 @@
 //! counters   an addition and a mark for it in one commit: as many as marks    at most once, durability
 //! stamps     keys that the commit makes: unique, ordered as acknowledged      versionstamps
 //! watches    whoever waits for a change is told                               watches
+//! snapshots  old versions, read again and again under a lease                 leases
 //! sideband   one client tells another what it committed, past the database    real time
 //! history    everything mixed, recorded, certified in version order           strict serializability
 //! oracle     random programs of the whole API, compared with a model          every call of the API, under faults
@@ -24,6 +25,7 @@ mod oracle;
 mod recorded;
 mod ring;
 mod sideband;
+pub(crate) mod snapshots;
 mod stamps;
 mod watches;
 
@@ -95,6 +97,7 @@ pub const ALL: &[(&str, Make)] = &[
     ("stamps", |_| Box::<stamps::Stamps>::default()),
     ("watches", |_| Box::<watches::Watches>::default()),
     ("sideband", |_| Box::<sideband::Sideband>::default()),
+    ("snapshots", |_| Box::<snapshots::Snapshots>::default()),
     ("history", |_| Box::<recorded::Recorded>::default()),
     (ALONE, |seed| Box::new(oracle::Oracle::new(seed))),
 ];
@@ -237,6 +240,11 @@ impl Client {
     /// Counts something for the report.
     pub fn count(&self, what: &'static str) {
         self.shared.trace.count(what);
+    }
+
+    /// How often something was counted for the report so far, by anybody.
+    pub(crate) fn counted(&self, what: &'static str) -> u64 {
+        self.shared.trace.counted(what)
     }
 
     /// Lets time pass.

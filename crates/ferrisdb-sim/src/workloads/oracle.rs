@@ -171,7 +171,9 @@ impl Oracle {
         let open = lock(&self.program).open.clone();
         let attempt = *lock(&self.last);
         let fate = match (&open, &attempt) {
-            (Some(Step::Commit { .. } | Step::SetLock { .. }), Some(attempt)) => fate_of(attempt, endpoint).await,
+            (Some(Step::Commit { .. } | Step::CommitDuring { .. } | Step::SetLock { .. }), Some(attempt)) => {
+                fate_of(attempt, endpoint).await
+            }
             // It was not sent.
             _ => Ok(Fate::NotCommitted),
         };
@@ -214,7 +216,11 @@ async fn everything(tx: &Transaction) -> Result<(u64, Vec<KeyValue>)> {
 
 fn count(client: &Client, observed: &Observed) {
     client.count("oracle: steps");
-    match observed {
+    let told = match observed {
+        Observed::During { commit, .. } => commit,
+        other => other,
+    };
+    match told {
         Observed::Committed { version: Some(_), .. } => client.count("commits"),
         Observed::Committed { version: None, .. } => client.count("reads"),
         Observed::Failed(Code::NotCommitted) => client.count("conflicts"),
@@ -239,8 +245,8 @@ impl Program {
             self.told.pop_front();
         }
         self.told.push_back(format!("{}: {step:?} -> {observed:?}", self.steps));
-        if let Observed::Failed(code) = observed
-            && let Some(then) = self.take_fault(step, *code, attempt)
+        if let Some(code) = observed.failure()
+            && let Some(then) = self.take_fault(step, code, attempt)
         {
             return then;
         }
@@ -255,7 +261,7 @@ impl Program {
         let is_passing = PASSING.contains(&code);
         let is_lost = attempt.is_some_and(|attempt| attempt.is_lost);
         match step {
-            Step::Commit { .. } | Step::SetLock { .. }
+            Step::Commit { .. } | Step::CommitDuring { .. } | Step::SetLock { .. }
                 if matches!(code, Code::CommitUnknownResult | Code::CommitUnknownResultFatal) =>
             {
                 return Some(Then::Settle);
@@ -265,7 +271,9 @@ impl Program {
                 self.model.fail(step, code);
                 self.next = Some(step.clone());
             }
-            Step::Commit { .. } if is_passing || is_lost && code == Code::NotCommitted => self.model.fail(step, code),
+            Step::Commit { .. } | Step::CommitDuring { .. } if is_passing || is_lost && code == Code::NotCommitted => {
+                self.model.fail(step, code);
+            }
             Step::WatchFired { watch, .. } if is_passing && self.model.is_armed(*watch) => self.model.fail(step, code),
             Step::ReadVersion { slot }
             | Step::Get { slot, .. }
@@ -274,6 +282,9 @@ impl Program {
             | Step::GetMapped { slot, .. }
             | Step::Watch { slot, .. }
             | Step::SplitPoints { slot, .. }
+            | Step::EstimatedSize { slot, .. }
+            | Step::Dropped { slot, .. }
+            | Step::Overlapping { slot, .. }
                 if is_passing =>
             {
                 self.model.fail(step, code);
@@ -294,12 +305,12 @@ impl Program {
         // Who locks or unlocks does it again.
         self.next = open.clone().or(self.next.take()).filter(is_set);
         let settled = match (open, fate) {
-            (Some(Step::Commit { slot }), Fate::Committed(version, batch_index)) => {
+            (Some(Step::Commit { slot } | Step::CommitDuring { slot, .. }), Fate::Committed(version, batch_index)) => {
                 let stamp = *Versionstamp::new(version, batch_index).as_bytes();
                 self.told.push_back(format!("{}: it had committed at {version}", self.steps));
                 self.model.settle(slot, Some((version.get(), stamp)))
             }
-            (Some(Step::Commit { slot }), _) => self.model.settle(slot, None),
+            (Some(Step::Commit { slot } | Step::CommitDuring { slot, .. }), _) => self.model.settle(slot, None),
             _ => Ok(()),
         };
         self.note(settled);

@@ -2,7 +2,8 @@
 //!
 //! Below it lies the machine's *raw time*, which is the simulation's, except that a process which waits without giving way (opening a
 //! database does) pushes it ahead: the simulation cannot go on meanwhile. Raw time then stands still until the simulation has caught up.
-//! What processes see is raw time times a rate, with an offset that may jump forward, and it can stand still. It never goes back.
+//! What processes see is raw time times a rate, with an offset that may jump forward, and it can stand still. It never goes back. The time of day has an offset of its own on top, which may jump
+//! both ways.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,9 @@ use tokio::time::Instant;
 
 /// A million parts: the rate of a clock that goes right.
 pub const RATE_RIGHT: u64 = 1_000_000;
+
+/// 2020-01-01T00:00:00Z, since 1970.
+const WALL_ORIGIN: Duration = Duration::from_secs(1_577_836_800);
 
 /// The clock of one machine. It goes on while its process is down.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ struct State {
     since: (Duration, Duration),
     /// Until this raw time it stands still.
     frozen_until: Duration,
+    /// What the time of day is when the clock shows nothing, since 1970.
+    wall_origin: Duration,
 }
 
 impl HostClock {
@@ -43,6 +49,7 @@ impl HostClock {
             rate,
             since: (Duration::ZERO, offset),
             frozen_until: Duration::ZERO,
+            wall_origin: WALL_ORIGIN,
         };
         HostClock { state: Mutex::new(state) }
     }
@@ -87,6 +94,13 @@ impl HostClock {
         let mut state = self.lock();
         state.rebase();
         state.since.1 += by;
+    }
+
+    /// The time of day jumps by so much, ahead or back; not before 1970.
+    pub fn jump_wall(&self, by: Duration, is_back: bool) {
+        let state = &mut *self.lock();
+        state.wall_origin =
+            if is_back { state.wall_origin.saturating_sub(by) } else { state.wall_origin.saturating_add(by) };
     }
 
     /// Stands still for so long.
@@ -143,6 +157,11 @@ impl Clock for HostClock {
     fn now(&self) -> Duration {
         self.lock().seen()
     }
+
+    fn unix_time(&self) -> Duration {
+        let mut state = self.lock();
+        state.wall_origin.saturating_add(state.seen())
+    }
 }
 
 #[cfg(test)]
@@ -174,5 +193,10 @@ mod tests {
         assert_eq!(clock.raw_after(seconds(1)), seconds(16));
         clock.push_to(seconds(16));
         assert_eq!(clock.now(), seconds(136));
+        let day = clock.unix_time();
+        clock.jump_wall(seconds(1_000), true);
+        assert_eq!((clock.unix_time(), clock.now()), (day - seconds(1_000), seconds(136)));
+        clock.jump_wall(seconds(3_000), false);
+        assert_eq!((clock.unix_time(), clock.now()), (day + seconds(2_000), seconds(136)));
     }
 }

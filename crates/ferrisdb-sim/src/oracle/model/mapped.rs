@@ -128,7 +128,7 @@ impl Transaction {
         }
         let (_, state, _) = self.reads_at.as_ref().expect("programs ask for a read version before they read");
         // It reads what others wrote.
-        let view = View { state, own: &[] };
+        let view = View { state, own: &[], bypasses_unreadable: false };
         let place = |selector: &ferrisdb_core::KeySelector| match selector.offset {
             1 => Resolved { key: selector.key.clone(), ran_off_front: false, ran_off_end: false },
             _ => view.resolve(selector).expect("nothing of others is unreadable"),
@@ -180,7 +180,7 @@ impl Transaction {
         self.own.iter().any(|own| {
             let written = match own {
                 Own::Set(key, _) | Own::Atomic(_, key, _) => KeyRange::single(key),
-                Own::Clear(range) | Own::Stamped(range) => range.clone(),
+                Own::Clear(range) | Own::Stamped(range, _) => range.clone(),
             };
             !written.is_empty() && any_meets(ranges, &[written])
         })

@@ -10,6 +10,7 @@ use crate::oracle::view::{END, Own, View};
 
 const KEY_BYTES_MAX: usize = 10_000;
 const VALUE_BYTES_MAX: usize = 100_000;
+const SIZE_LIMIT_MIN: usize = 32;
 
 impl Transaction {
     pub(super) fn write(&mut self, step: &Step, observed: &Observed) -> Checked {
@@ -92,6 +93,14 @@ impl Transaction {
             }
             Step::SnapshotReadYourWrites { enable, .. } => self.snapshot_ryw += if *enable { 1 } else { -1 },
             Step::RetryLimit { limit, .. } => self.retry_limit = *limit,
+            // Who waits while the database is busy, and how a lost answer ends: nothing that is seen here.
+            Step::Priority { .. } | Step::CausalWriteRisky { .. } => {}
+            Step::SizeLimit { bytes, .. } => {
+                let bytes = usize::try_from(*bytes).ok().filter(|bytes| *bytes >= SIZE_LIMIT_MIN);
+                self.size_limit = Some(bytes.ok_or(Code::InvalidOptionValue)?);
+            }
+            Step::ReportConflictingKeys { .. } => self.reports_conflicts = true,
+            Step::BypassUnreadable { .. } => self.bypasses_unreadable = true,
             Step::LockAware { read_only: false, .. } => (self.lock_aware, self.read_only) = (true, false),
             // Section 4 of the C API: 702 after 700 takes nothing away.
             Step::LockAware { .. } => {
@@ -106,7 +115,7 @@ impl Transaction {
     /// Own writes over nothing: enough to tell which parts they cover.
     pub(super) fn own_view(&self) -> View<'_> {
         static NOTHING: BTreeMap<Bytes, Bytes> = BTreeMap::new();
-        View { state: &NOTHING, own: &self.own }
+        View { state: &NOTHING, own: &self.own, bypasses_unreadable: self.bypasses_unreadable }
     }
 
     fn change(&mut self, mutation: Mutation, conflict: &KeyRange) {
@@ -133,7 +142,7 @@ impl Transaction {
                 let least = [least.to_be_bytes().as_slice(), &[0, 0]].concat();
                 let range = KeyRange::new(stamped(&least, &[]), stamped(&[0xFF; STAMP_BYTES], &[0]));
                 let range = KeyRange::new(range.begin, range.end.min(Bytes::from_static(END)));
-                self.own.push(Own::Stamped(range));
+                self.own.push(Own::Stamped(range, None));
                 self.next_write_no_conflict = false;
                 self.mutations.push(Mutation::new(kind, key.clone(), operand.clone()));
                 (self.has_grown, self.is_used) = (true, true);
@@ -142,7 +151,7 @@ impl Transaction {
             MutationKind::SetVersionstampedValue => {
                 stamp_place(operand).ok_or(Code::ClientInvalidOperation)?;
                 check_write(key, operand)?;
-                self.own.push(Own::Stamped(KeyRange::single(key)));
+                self.own.push(Own::Stamped(KeyRange::single(key), Some(operand.clone())));
                 self.change(Mutation::new(kind, key.clone(), operand.clone()), &KeyRange::single(key));
             }
             _ => {
