@@ -226,7 +226,7 @@ mod tests {
     fn corruption_has_an_exit_code_of_its_own() {
         let corrupt = Failure::from(Error::corruption("db/000123.sst", 8192, "data block checksum"));
         assert_eq!(format!("{:?}", corrupt.report(Output::Table)), format!("{:?}", ExitCode::from(3)));
-        expect!["corruption in db/000123.sst at offset 8192: data block checksum; restore this file from a replica or a backup"]
+        expect!["corruption in db/000123.sst at offset 8192: data block checksum; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status"]
             .assert_eq(&corrupt.to_string());
 
         let refused = Failure::from(Error::io("open", "db/CURRENT", io::ErrorKind::PermissionDenied.into()));

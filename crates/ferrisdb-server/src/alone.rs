@@ -24,6 +24,7 @@ mod tests;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ struct Inner {
     stage: RwLock<Stage>,
     is_turned: Latch,
     notices: Mutex<Vec<String>>,
+    /// Somebody was told that files of the database in one process are damaged.
+    is_damage_told: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -95,6 +98,7 @@ impl Alone {
             stage: RwLock::new(Stage::Node(node)),
             is_turned: Latch::default(),
             notices: Mutex::default(),
+            is_damage_told: AtomicBool::new(false),
         };
         Alone { inner: Arc::new(inner) }
     }
@@ -125,8 +129,12 @@ impl Alone {
     /// What happened that whoever looks after the process should know, since the last call.
     pub fn take_notices(&self) -> Vec<String> {
         let mut notices = std::mem::take(&mut *lock(&self.inner.notices));
-        if let Stage::Cluster(cluster) = &*self.inner.stage() {
-            notices.extend(cluster.node.take_notices());
+        match &*self.inner.stage() {
+            Stage::Cluster(cluster) => notices.extend(cluster.node.take_notices()),
+            Stage::Node(node) => {
+                notices.extend(node.damaged().filter(|_| !self.inner.is_damage_told.swap(true, Ordering::SeqCst)));
+            }
+            Stage::Turning | Stage::Failed(_) => {}
         }
         notices
     }

@@ -27,5 +27,6 @@ pub mod shards;
 mod signal;
 pub mod storage;
 
+pub use failure::NotOpened;
 pub use node::{Node, NodeOptions};
 pub use runtime::JobRuntime;

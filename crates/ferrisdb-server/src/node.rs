@@ -345,6 +345,17 @@ impl Node {
         self.log.failure().or_else(|| self.coordinator.failure()).or_else(|| self.storage.failure())
     }
 
+    /// What it means that some of its files are not what was written, if somebody has met such a one.
+    pub(crate) fn damaged(&self) -> Option<String> {
+        self.storage.damage().map(|damage| {
+            format!(
+                "Files of the database are damaged: {}. Met {} time(s) so far. What is there cannot be read; everything else goes on. `ferrisdb verify`, while it is stopped, says what \
+                 else is damaged. Export what can be read and restore the rest from a backup, on another disk",
+                damage.first, damage.met
+            )
+        })
+    }
+
     fn status_document(&self) -> String {
         let coordinator = self.coordinator.statistics();
         let log = self.log.statistics();
@@ -358,14 +369,16 @@ impl Node {
             (false, Some(_)) => "broken",
             (false, None) => "available",
         };
-        let messages: Vec<_> = failure
+        let mut messages: Vec<_> = failure
             .iter()
             .map(|failure| json!({"name": "broken", "description": format!("{BROKEN_REMEDY} The reason: {failure}")}))
             .collect();
+        let damaged = self.damaged();
+        messages.extend(damaged.iter().map(|damaged| json!({"name": "storage_damaged", "description": damaged})));
         let id: String = self.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
         let document = json!({
             "client": {
-                "database_status": { "available": available, "healthy": available },
+                "database_status": { "available": available, "healthy": available && messages.is_empty() },
             },
             "cluster": {
                 "generation": self.coordinator.epoch(),

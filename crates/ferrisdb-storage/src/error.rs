@@ -12,6 +12,10 @@ use ferrisdb_core::codec::DecodeError;
 
 use crate::wal::WalPosition;
 
+/// What helps against damage. Never another copy's file: those of two engines, or of two processes of a cluster, are not exchangeable, whatever their names.
+pub const DAMAGE_REMEDY: &str =
+    "restore the database from a backup; in a cluster the other processes replace what one has lost, see its status";
+
 /// The result of every fallible call of the engine.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -20,7 +24,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// Bytes on disk are not what was written. Reads of other data go on.
-    #[error("corruption in {} at offset {offset}: {what}; restore this file from a replica or a backup", file.display())]
+    #[error("corruption in {} at offset {offset}: {what}; {}", file.display(), DAMAGE_REMEDY)]
     Corruption {
         /// The file.
         file: PathBuf,
@@ -161,8 +165,8 @@ pub enum Error {
         supported: u32,
     },
 
-    /// A file that the manifest names is not there.
-    #[error("{} is missing, but the manifest names it; restore it from a replica or a backup", file.display())]
+    /// A file that the manifest names, or that the log goes on from, is not there.
+    #[error("{} is missing, though it is needed; {}", file.display(), DAMAGE_REMEDY)]
     MissingFile {
         /// The file.
         file: PathBuf,
@@ -219,6 +223,17 @@ impl Error {
     /// True where the same call may succeed once someone has made space.
     pub fn is_no_space(&self) -> bool {
         matches!(self, Error::NoSpace { .. })
+    }
+
+    /// What is damaged, and where, without the advice that goes with it: for whoever knows better what is to be done. `None` if it is another error.
+    pub fn damage(&self) -> Option<String> {
+        match self {
+            Error::Corruption { file, offset, what } => {
+                Some(format!("corruption in {} at offset {offset}: {what}", file.display()))
+            }
+            Error::MissingFile { file } => Some(format!("{} is missing, though it is needed", file.display())),
+            _ => None,
+        }
     }
 
     /// True for [`Error::Corruption`] and its relatives: what is on disk is not what was written.

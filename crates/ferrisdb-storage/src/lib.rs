@@ -44,7 +44,7 @@ pub use engine::{
     RangeSize, Snapshot, Statistics, Submitted, Ticket, Value, VerifyReport,
 };
 pub use env::Env;
-pub use error::{Error, Result};
+pub use error::{DAMAGE_REMEDY, Error, Result};
 pub use ferrisdb_core::Version;
 pub use options::{Durability, Options, Retention, WriteOptions};
 pub use table::Compression;

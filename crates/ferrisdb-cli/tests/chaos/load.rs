@@ -102,13 +102,22 @@ impl Load {
         futures_util::future::try_join_all(writers).await.map(drop)
     }
 
-    /// Waits for so many more commits.
+    /// Waits for so many more commits, for as long as anything may take that comes.
     pub(crate) async fn goes_on(&self, when: &str) -> Outcome<Duration> {
+        self.goes_on_within(PATIENCE, when).await
+    }
+
+    /// The same with the bound of what is promised while a majority is whole.
+    pub(crate) async fn goes_on_soon(&self, when: &str) -> Outcome<Duration> {
+        self.goes_on_within(BOUND, when).await
+    }
+
+    async fn goes_on_within(&self, bound: Duration, when: &str) -> Outcome<Duration> {
         const MORE: u64 = 20;
         let (begun, before) = (Instant::now(), self.recorder.committed());
         while self.recorder.committed() < before + MORE {
-            if begun.elapsed() > PATIENCE {
-                return Err(format!("no {MORE} commits within {PATIENCE:?} {when}"));
+            if begun.elapsed() > bound {
+                return Err(format!("no {MORE} commits within {bound:?} {when}"));
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -31,6 +31,9 @@ use ferrisdb_core::{Random, SplitMix64};
 use network::Network;
 use scenarios::{Fault, Settings};
 
+/// How long a fault lasts where there is little time: longer than a process that says nothing is waited for (3 s).
+const BRIEF: Duration = Duration::from_secs(4);
+
 /// What went wrong, for people.
 type Outcome<T> = Result<T, String>;
 
@@ -45,6 +48,10 @@ struct Arguments {
     /// Seconds instead of minutes; faults are shorter then.
     #[arg(long, conflicts_with = "minutes")]
     seconds: Option<u64>,
+
+    /// Every scenario so often, however long that takes; faults are short then, and those that take long by themselves are left out.
+    #[arg(long, conflicts_with_all = ["minutes", "seconds"])]
+    rounds: Option<usize>,
 
     /// Only scenarios whose name contains this; may be given several times.
     #[arg(long, value_name = "TEXT")]
@@ -75,10 +82,11 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, network: Option<&Network>) -> ExitCode {
     let begun = Instant::now();
-    let is_brief = arguments.seconds.is_some();
+    let is_brief = arguments.seconds.is_some() || arguments.rounds.is_some();
     let time = arguments.seconds.map_or(Duration::from_secs(60 * arguments.minutes), Duration::from_secs);
     let wanted = |fault: &Fault| {
         (network.is_some() || !fault.needs_namespaces())
+            && !(is_brief && fault.is_long())
             && (arguments.only.is_empty() || arguments.only.iter().any(|text| fault.name().contains(text.as_str())))
     };
     let faults: Vec<Fault> = Fault::ALL.into_iter().filter(wanted).collect();
@@ -88,14 +96,18 @@ fn run(arguments: &Arguments, network: Option<&Network>) -> ExitCode {
     }
     let mut random = SplitMix64::new(arguments.seed);
     let (mut passed, mut failed, mut next) = (0, 0, 0);
-    while begun.elapsed() < time {
+    let is_enough = |next: usize| match arguments.rounds {
+        Some(rounds) => next >= rounds * faults.len(),
+        None => begun.elapsed() >= time,
+    };
+    while !is_enough(next) {
         let fault = faults[next % faults.len()];
         next += 1;
-        let hold = if is_brief { 1500 } else { 500 + random.below(29_500) };
+        let some = if is_brief { BRIEF } else { Duration::from_millis(500 + random.below(29_500)) };
         let settings = Settings {
             seed: random.next_u64(),
-            hold: Duration::from_millis(hold),
-            rounds: if is_brief { 1 } else { 3 },
+            hold: fault.lasts(some),
+            rounds: if is_brief || fault.is_long() { 1 } else { 3 },
         };
         let clock = Instant::now();
         match scenarios::run(fault, &settings, network) {

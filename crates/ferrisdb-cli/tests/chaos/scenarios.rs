@@ -28,11 +28,13 @@ pub(crate) enum Fault {
     CutOneLink,
     StopFollower,
     FullDiskOfFollower,
+    StopLeaderLong,
+    StopFollowerUntilGone,
 }
 
 impl Fault {
     /// In this order, so that a short time has some of each kind.
-    pub(crate) const ALL: [Fault; 12] = [
+    pub(crate) const ALL: [Fault; 14] = [
         Fault::KillLeader,
         Fault::CutOffLeader,
         Fault::KillAll,
@@ -45,6 +47,8 @@ impl Fault {
         Fault::CutOneLink,
         Fault::StopFollower,
         Fault::FullDiskOfFollower,
+        Fault::StopLeaderLong,
+        Fault::StopFollowerUntilGone,
     ];
 
     pub(crate) fn name(&self) -> &'static str {
@@ -61,12 +65,29 @@ impl Fault {
             Fault::CutOneLink => "cut the link between the leader and one follower",
             Fault::StopFollower => "stop a follower and let it go on",
             Fault::FullDiskOfFollower => "fill a follower's disk",
+            Fault::StopLeaderLong => "stop the leader for longer than half a minute",
+            Fault::StopFollowerUntilGone => "stop a follower until it counts as gone",
         }
     }
 
     pub(crate) fn needs_namespaces(self) -> bool {
         self.fills_disks()
             || matches!(self, Fault::CutOffLeader | Fault::CutLeaderOut | Fault::CutLeaderIn | Fault::CutOneLink)
+    }
+
+    /// How long it lasts, if `some` is how long faults last that may be of any length.
+    pub(crate) fn lasts(self, some: Duration) -> Duration {
+        match self {
+            Fault::StopLeaderLong => Duration::from_secs(35),
+            // A process counts as gone after a minute: then it loses its vote and its data, and comes back as a new one.
+            Fault::StopFollowerUntilGone => Duration::from_secs(75),
+            _ => some,
+        }
+    }
+
+    /// It lasts long by itself.
+    pub(crate) fn is_long(&self) -> bool {
+        matches!(self, Fault::StopLeaderLong | Fault::StopFollowerUntilGone)
     }
 
     fn fills_disks(self) -> bool {
@@ -125,7 +146,7 @@ async fn scenario(
         let other = 3 - leader - follower;
         let hit = hit(fault, &mut cluster, network, leader, follower, other)?;
         if fault.leaves_a_majority() {
-            pauses.push(load.goes_on("while a majority is whole").await?);
+            pauses.push(load.goes_on_soon("while a majority is whole").await?);
         }
         if fault.fills_disks() {
             load.write_much(MUCH_BYTES).await?;
@@ -170,8 +191,10 @@ fn hit(
         links.iter().try_for_each(|&(from, to)| network.cut(from, to))
     };
     let hit = match fault {
-        Fault::KillLeader | Fault::StopLeader | Fault::FullDiskOfLeader => vec![leader],
-        Fault::KillFollower | Fault::StopFollower | Fault::FullDiskOfFollower => vec![follower],
+        Fault::KillLeader | Fault::StopLeader | Fault::StopLeaderLong | Fault::FullDiskOfLeader => vec![leader],
+        Fault::KillFollower | Fault::StopFollower | Fault::StopFollowerUntilGone | Fault::FullDiskOfFollower => {
+            vec![follower]
+        }
         Fault::KillTwo => vec![leader, follower],
         Fault::KillAll => vec![follower, leader, other],
         Fault::CutOffLeader | Fault::CutLeaderOut | Fault::CutLeaderIn | Fault::CutOneLink => Vec::new(),
@@ -180,7 +203,9 @@ fn hit(
         Fault::KillLeader | Fault::KillFollower | Fault::KillTwo | Fault::KillAll => {
             hit.iter().try_for_each(|&number| cluster.kill(number))?;
         }
-        Fault::StopLeader | Fault::StopFollower => cluster.signal(hit[0], Signal::STOP)?,
+        Fault::StopLeader | Fault::StopFollower | Fault::StopLeaderLong | Fault::StopFollowerUntilGone => {
+            cluster.signal(hit[0], Signal::STOP)?;
+        }
         Fault::FullDiskOfLeader | Fault::FullDiskOfFollower => cluster.fill_disk(hit[0])?,
         Fault::CutOffLeader => {
             cut(&[(leader, follower), (leader, other), (follower, leader), (other, leader)])?;
@@ -198,7 +223,9 @@ async fn mend(fault: Fault, cluster: &mut Cluster<'_>, network: Option<&Network>
         Fault::KillLeader | Fault::KillFollower | Fault::KillTwo | Fault::KillAll => {
             hit.iter().try_for_each(|&number| cluster.start_one(number))?;
         }
-        Fault::StopLeader | Fault::StopFollower => cluster.signal(hit[0], Signal::CONT)?,
+        Fault::StopLeader | Fault::StopFollower | Fault::StopLeaderLong | Fault::StopFollowerUntilGone => {
+            cluster.signal(hit[0], Signal::CONT)?;
+        }
         Fault::FullDiskOfLeader | Fault::FullDiskOfFollower => {
             cluster.empty_disk(hit[0])?;
             return cluster.repair(hit[0]).await;

@@ -183,6 +183,61 @@ fn a_process_is_excluded() {
     });
 }
 
+/// Every command that changes a cluster can be tried: it says what it would do, that there is nothing to do, or why it refuses, and nothing has changed.
+#[test]
+fn a_dry_run_of_each_command_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let servers = three(directory.path(), &[]);
+    let address = servers[0].address.clone();
+    let id = "00ff102030405060708090a0b0c0d0e0";
+    // Who leads may change by itself; what orders write does not.
+    let standing = || {
+        let cluster = &status(&address)["cluster"];
+        let processes: Vec<&String> = cluster["processes"].as_object().unwrap().keys().collect();
+        let shards = &cluster["shards"];
+        let parts = [&cluster["excluded"], &cluster["voters"], &shards["replicas"], &cluster["database_lock_state"]];
+        format!("{processes:?} {parts:?}")
+    };
+    let before = standing();
+    let table: [(&[&str], i32, &str); 11] = [
+        (&["exclude", "2"], 1, "refused: process 2 is one of the log's 3 voters"),
+        (&["exclude", "77"], 1, "refused: the cluster has no process 77; its processes are 1, 2, 3"),
+        (&["exclude", "nowhere:1"], 1, "no process of the cluster is at nowhere:1"),
+        (&["include", "2"], 0, "nothing to do"),
+        (&["include", "77"], 1, "refused: the cluster has no process 77"),
+        (&["configure", "replication=2"], 0, "would be done"),
+        (&["configure", "replication=9"], 1, "refused: replication=9: there can be 1 to 5 copies"),
+        (&["transfer"], 0, "would be done"),
+        (&["transfer", "77"], 1, "refused: the cluster has no process 77"),
+        (&["lock", "--id", id], 0, "would be done"),
+        (&["unlock", id], 0, "nothing to do"),
+    ];
+    for (order, expected, says) in table {
+        let command = [&["cluster"], order, &["--dry-run", "--connect", &address]].concat();
+        // A process may be suspected for a moment on a machine that is busy, and that is a reason too.
+        until(&format!("{order:?} says '{says}'"), || {
+            let (code, out, error) = run(&command);
+            code == expected && (if expected == 0 { &out } else { &error }).contains(says)
+        });
+    }
+    assert_eq!(standing(), before);
+    set(&address, "k", "1");
+}
+
+/// Who waits is told how far it is, on standard error.
+#[test]
+fn waiting_says_how_far_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), &["--cluster"]);
+    let mut waiting =
+        super::command(&["cluster", "members", "--until-complete", "2", "--connect", &server.address]).spawn().unwrap();
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(waiting.stderr.take().unwrap()), &mut first).unwrap();
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    assert!(first.contains(" of 2 processes are complete; voters: 1"), "{first}");
+}
+
 /// An address of this program's own on loopback: nobody else takes the port before a server does.
 fn own_address() -> String {
     let [_, b, c, d] = std::process::id().to_be_bytes();

@@ -4,6 +4,7 @@
 
 mod broken;
 mod cluster;
+mod damaged;
 mod held;
 mod hostile;
 mod interrupted;

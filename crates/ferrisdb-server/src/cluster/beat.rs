@@ -9,7 +9,7 @@
 //! beat    process, instance (16 bytes), tag, generation, u64 life,
 //!         found: voted term, last: term, index; now: voted term, held: term, index,
 //!         load: applied, flushed version, applied entry, copied rows, bytes, of bytes,
-//!               u8 flags: 1 serves, 2 stalled, 4 broken, 8 log waits for space, 16 storage does
+//!               u8 flags: 1 serves, 2 stalled, 4 broken, 8 log waits for space, 16 storage does, 32 storage is damaged
 //! answer  process that answers, u8 0 welcome, 1 went back then bytes: what it lacks,
 //!         u8 what it is to the cluster (0 the asked does not lead), bytes: what the leader sees, as JSON,
 //!         bytes a second that it may fetch (0: the asked does not lead)
@@ -95,7 +95,7 @@ impl Beat {
             load.filling_bytes,
         ];
         numbers.into_iter().for_each(|number| put_varint(out, number));
-        let flags = [load.serves, load.is_stalled, load.is_broken, load.log_is_full, load.is_full];
+        let flags = [load.serves, load.is_stalled, load.is_broken, load.log_is_full, load.is_full, load.is_damaged];
         out.push(flags.into_iter().rev().fold(0, |byte, flag| byte << 1 | u8::from(flag)));
     }
 
@@ -125,7 +125,7 @@ impl Beat {
             decoder.varint("beat: bytes to copy")?,
         ];
         let flags = decoder.u8("beat: flags")?;
-        if flags > 31 {
+        if flags > 63 {
             return Err(DecodeError { what: "beat: flags" });
         }
         let load = Load {
@@ -137,6 +137,7 @@ impl Beat {
             is_broken: flags & 4 > 0,
             log_is_full: flags & 8 > 0,
             is_full: flags & 16 > 0,
+            is_damaged: flags & 32 > 0,
             filled_rows,
             filled_bytes,
             filling_bytes,
@@ -329,15 +330,17 @@ async fn ask(shared: &Shared, address: String, message: Bytes) -> Result<Heard> 
 
 fn load(shared: &Shared) -> Load {
     let (filled_rows, filled_bytes, filling_bytes) = shared.copied.numbers();
+    let is_damaged = shared.storage.damage().is_some();
     Load {
         applied: shared.storage.applied_version(),
         flushed: shared.storage.flushed_version(),
         log_applied: shared.log.view().applied.unwrap_or_default(),
         serves: shared.has_begun.load(Ordering::SeqCst),
         is_stalled: shared.storage.is_stalled(),
-        is_broken: shared.failure().is_some(),
+        is_broken: shared.failure().is_some() || is_damaged,
         log_is_full: shared.log.waits_for_space(),
         is_full: shared.storage_takes_nothing(),
+        is_damaged,
         filled_rows,
         filled_bytes,
         filling_bytes,
@@ -361,8 +364,11 @@ async fn take_heard(shared: &Arc<Shared>, heard: Heard) {
         Registration::Forgotten => {
             shared.begin_again(Again::AsNew(format!("process {here} was gone, or excluded, and forgotten")));
         }
-        // Not on a disk that has failed: that is for whoever starts the process again to decide. Its replica of the log votes on.
-        Registration::WithoutTag if shared.failure().is_some() => shared.stop_serving(),
+        // Not on a disk that has failed: that is for whoever starts the process again to decide. Its replica of the log votes on. One that only gave back what nobody wrote does
+        // what it is told, and checksums stand behind what it gives back.
+        Registration::WithoutTag if shared.failure().is_some() && shared.storage.damage().is_none() => {
+            shared.stop_serving();
+        }
         Registration::WithoutTag if !planted(Bug::DroppedTagServes) => {
             let message = Message::Join { instance: shared.identity.instance, peer: shared.here.clone() }.encode();
             let joined = shared.at_coordinator(|endpoint| endpoint.message(message.clone())).await;
@@ -398,6 +404,7 @@ pub(super) mod tests {
             is_broken: true,
             log_is_full: true,
             is_full: false,
+            is_damaged: false,
             filled_rows: 100,
             filled_bytes: 11,
             filling_bytes: 12,

@@ -2,7 +2,8 @@
 //!
 //! In this order: a move that cannot end is given up; a shard that lacks replicas, or has one that is to go, gets another team; one that is too large is split, or has too much
 //! load; two neighbours that are small and have long had little load become one; and the storage server with the most gives a shard to the one with the least. A team has replicas in different
-//! zones as far as there are zones, then those that have the shard already, then those with the least to hold.
+//! zones as far as there are zones, then those that have the shard already, then those with the least to hold. One that is not there at the moment is never all that is left of a team
+//! in which others are: it may never come back.
 //!
 //! # The score
 //! What a shard means to a storage server is one number, in thousandths of a full shard: its bytes as a part of those with which a shard is split, and its load
@@ -139,23 +140,30 @@ impl View<'_> {
         scores
     }
 
+    /// True if somebody of these is there now.
+    fn has_source(&self, present: &BTreeSet<Tag>) -> bool {
+        present.iter().any(|tag| self.servers.get(tag).is_some_and(|server| !server.is_slow))
+    }
+
     /// Those who should hold a shard that these hold.
     fn team_for(&self, present: &BTreeSet<Tag>, scores: &BTreeMap<Tag, u64>) -> BTreeSet<Tag> {
         let usable: Vec<Tag> = self.servers.keys().copied().filter(|&tag| self.is_usable(tag)).collect();
         let wanted = self.replicas.min(usable.len());
+        let has_source = self.has_source(present);
         let (mut team, mut zones) = (BTreeSet::new(), BTreeSet::new());
         while team.len() < wanted {
             let best = usable.iter().filter(|tag| !team.contains(*tag)).min_by_key(|tag| {
                 let server = &self.servers[tag];
                 let is_zone_taken = !server.zone.is_empty() && zones.contains(&server.zone);
-                let is_present = present.contains(tag);
-                (
-                    is_zone_taken,
-                    !is_present,
-                    server.is_slow && !is_present,
-                    scores.get(tag).copied().unwrap_or_default(),
-                    **tag,
-                )
+                let rank = match (present.contains(tag), server.is_slow) {
+                    (true, false) => 0,
+                    // A replica of which nobody knows whether it is there must not be the only one that is left.
+                    (true, true) if has_source && team.is_empty() => 3,
+                    (true, true) => 1,
+                    (false, false) => 2,
+                    (false, true) => 4,
+                };
+                (is_zone_taken, rank, scores.get(tag).copied().unwrap_or_default(), **tag)
             });
             let &best = best.expect("there are more usable ones than the team has");
             zones.insert(self.servers[&best].zone.clone());
@@ -218,8 +226,10 @@ pub(super) fn wanting<'a>(view: &View<'a>) -> Vec<Wanting<'a>> {
 fn is_possible(view: &View<'_>, present: &BTreeSet<Tag>, team: &BTreeSet<Tag>) -> bool {
     let is_new = |tag: &&Tag| !present.contains(tag);
     let has_source = present.iter().any(|tag| view.servers.contains_key(tag));
+    // Whoever is there must not go while of those who stay or come nobody is.
+    let is_kept = !view.has_source(present) || team.iter().any(|&tag| view.is_welcome(tag));
     // With a slow one it would be begun and given up, again and again.
-    has_source && team.iter().filter(is_new).all(|&tag| view.is_welcome(tag)) && !team.is_empty()
+    has_source && is_kept && team.iter().filter(is_new).all(|&tag| view.is_welcome(tag)) && !team.is_empty()
 }
 
 fn split(view: &View<'_>) -> Option<Step> {
@@ -509,6 +519,34 @@ mod tests {
         assert!(lives(&cluster), "{:?}", cluster.map());
         cluster.servers.values_mut().for_each(|server| server.is_excluded = true);
         assert_eq!(cluster.settle(), 0, "the last ones stay");
+    }
+
+    /// When replicas are to be fewer, or one is to go, the one that stays is there: one that is silent may be lost with what it has.
+    #[test]
+    fn the_last_replica_is_one_that_is_there() {
+        for silent in 0..2 {
+            let mut cluster = Cluster::new(10);
+            cluster.replicas = 2;
+            cluster.add(1, "");
+            cluster.settle();
+            cluster.servers.get_mut(&Tag(silent)).unwrap().is_slow = true;
+            let there = Tag(1 - silent);
+            cluster.replicas = 1;
+            let mut other = cluster.look(heal);
+            assert!(
+                matches!(&other, Some(Change::Move { team, .. }) if *team == BTreeSet::from([there])),
+                "{silent} is silent: {other:?}"
+            );
+            // If that one is to hold nothing, it goes only when another one has come.
+            cluster.servers.get_mut(&there).unwrap().is_excluded = true;
+            assert_eq!(cluster.look(heal), None, "nobody else is there");
+            cluster.add(2, "");
+            other = cluster.look(heal);
+            assert!(
+                matches!(&other, Some(Change::Move { team, .. }) if *team == BTreeSet::from([Tag(2)])),
+                "{silent} is silent: {other:?}"
+            );
+        }
     }
 
     /// A move to somebody who is gone, or does not get done, is given up; another one follows.

@@ -17,7 +17,7 @@
 use std::path::Path;
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_u32, put_u64};
-use ferrisdb_core::{Result, Version};
+use ferrisdb_core::{Code, Error, Result, Version};
 use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::fs::{FileSystem, OpenMode, read_exact_at};
 
@@ -73,7 +73,14 @@ impl Identity {
         let mut bytes = [0; LEN];
         read_exact_at(file.as_ref(), &mut bytes, 0).map_err(|error| failed("read", error))?;
         let damaged = |error: DecodeError| {
-            from_storage("cannot open the process", &StorageError::corruption(&path, 0, error.what))
+            let detail = format!(
+                "{} cannot be read: {}. It says which process of which cluster this is, and no other process's file will do. If the cluster has others, keep {} as it is and start \
+                 this process with an empty directory and --join HOST:PORT; otherwise restore a backup",
+                path.display(),
+                error.what,
+                dir.display()
+            );
+            Error::with(Code::IoError, detail)
         };
         Identity::decode(&bytes).map(Some).map_err(damaged)
     }

@@ -115,19 +115,52 @@ impl Known {
         if is_same { Noted::Progress } else { Noted::NewLife }
     }
 
+    /// Reads the file in `dir`. A damaged one is set aside, and `notices` is told: what it said of the peers comes again with their next beats.
+    pub(super) fn read_or_set_aside(fs: &dyn FileSystem, dir: &Path, notices: &Mutex<Vec<String>>) -> Result<Known> {
+        let (path, aside) = (dir.join(FILE), dir.join(format!("{FILE}.damaged")));
+        let failed = |op, error| from_storage("cannot open the process", &StorageError::io(op, &path, error));
+        let bytes = Known::read_bytes(fs, &path)?;
+        if bytes.as_deref().is_none_or(is_intact) {
+            return Known::decode_file(&path, bytes.as_deref());
+        }
+        fs.rename(&path, &aside).map_err(|error| failed("rename", error))?;
+        fs.sync_dir(dir).map_err(|error| failed("sync", error))?;
+        lock(notices).push(format!(
+            "{} is damaged, and was set aside as {}: what this process knew of how far its peers were it learns again from them. Do not restore another process's disk meanwhile, \
+             and look at this one",
+            path.display(),
+            aside.display()
+        ));
+        Ok(Known::default())
+    }
+
+    /// Of how many peers something is known.
+    pub(super) fn peers(&self) -> usize {
+        self.peers.len()
+    }
+
     /// Reads the file in `dir`; nothing is known if there is none.
     pub(super) fn read(fs: &dyn FileSystem, dir: &Path) -> Result<Known> {
         let path = dir.join(FILE);
-        let failed = |op, error| from_storage("cannot open the process", &StorageError::io(op, &path, error));
-        if !fs.exists(&path).map_err(|error| failed("look for", error))? {
-            return Ok(Known::default());
+        Known::decode_file(&path, Known::read_bytes(fs, &path)?.as_deref())
+    }
+
+    fn decode_file(path: &Path, bytes: Option<&[u8]>) -> Result<Known> {
+        let Some(bytes) = bytes else { return Ok(Known::default()) };
+        Known::decode(bytes)
+            .map_err(|error| from_storage("cannot open the process", &StorageError::corruption(path, 0, error.what)))
+    }
+
+    fn read_bytes(fs: &dyn FileSystem, path: &Path) -> Result<Option<Vec<u8>>> {
+        let failed = |op, error| from_storage("cannot open the process", &StorageError::io(op, path, error));
+        if !fs.exists(path).map_err(|error| failed("look for", error))? {
+            return Ok(None);
         }
-        let file = fs.open(&path, OpenMode::Read).map_err(|error| failed("open", error))?;
+        let file = fs.open(path, OpenMode::Read).map_err(|error| failed("open", error))?;
         let len = file.len().map_err(|error| failed("measure", error))?;
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(1 << 20)];
         read_exact_at(file.as_ref(), &mut bytes, 0).map_err(|error| failed("read", error))?;
-        Known::decode(&bytes)
-            .map_err(|error| from_storage("cannot open the process", &StorageError::corruption(&path, 0, error.what)))
+        Ok(Some(bytes))
     }
 
     /// Writes it down, durably.
@@ -155,12 +188,10 @@ impl Known {
     }
 
     fn decode(bytes: &[u8]) -> std::result::Result<Known, DecodeError> {
-        let body = bytes.len().checked_sub(4).ok_or(DecodeError { what: "peers: it is cut short" })?;
-        let (body, checksum) = bytes.split_at(body);
-        if checksum != crc_fast::crc32_iscsi(body).to_le_bytes() {
+        if !is_intact(bytes) {
             return Err(DecodeError { what: "peers: checksum" });
         }
-        let mut decoder = Decoder::new(body);
+        let mut decoder = Decoder::new(&bytes[..bytes.len() - 4]);
         if decoder.take(8, "peers: magic")? != MAGIC {
             return Err(DecodeError { what: "it is not a file of peers" });
         }
@@ -184,6 +215,12 @@ impl Known {
         decoder.finish("peers: bytes behind its end")?;
         Ok(known)
     }
+}
+
+/// The bytes of the file are what was written.
+fn is_intact(bytes: &[u8]) -> bool {
+    let body = bytes.len().saturating_sub(4);
+    bytes.len() >= 4 && bytes[body..] == crc_fast::crc32_iscsi(&bytes[..body]).to_le_bytes()
 }
 
 impl Highest {

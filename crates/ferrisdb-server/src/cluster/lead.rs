@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::{Bytes, Clock, Code, Error, Result, Runtime};
 use futures_util::future::select;
 
@@ -131,7 +132,8 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
         let worst = detector.as_ref().and_then(|detector| detector.worst(jobs.now(), counts));
         let is_spared = || detector.as_ref().is_some_and(|detector| detector.is_spared(jobs.now(), here));
         // What has failed waits for nothing: it is started again, or its tag is taken.
-        let is_exempt = || storage.failure().is_some() || storage.is_full() && storage.is_stalled() && is_spared();
+        let has_failed = || storage.failure().is_some() || storage.damage().is_some();
+        let is_exempt = || has_failed() || storage.is_full() && storage.is_stalled() && is_spared();
         let own = match is_exempt() {
             true => Lag { process: here, ..Lag::default() },
             false => own,
@@ -183,6 +185,7 @@ async fn control(shared: &Arc<Shared>, coordinator: &Coordinator) {
             advanced = shared.jobs.now();
         }
         if let Some(step) = step {
+            count(&step, shared.log.view().changing_to.is_some());
             let taking = std::pin::pin!(async {
                 match step {
                     Step::AddLearner(process, peer) => shared.log.add_learner(process, peer).await,
@@ -196,6 +199,18 @@ async fn control(shared: &Arc<Shared>, coordinator: &Coordinator) {
             drop(select(taking, shared.jobs.sleep(STEP)).await);
         }
         shared.jobs.sleep(CONTROL).await;
+    }
+}
+
+/// Counts what a step is, if it is a rare one.
+fn count(step: &Step, is_half_done: bool) {
+    match step {
+        Step::ChangeVoters(_) if is_half_done => reached(Rare::HalfDoneChange),
+        Step::ChangeVoters(_) => reached(Rare::VotersChanged),
+        Step::HandOver(_) => reached(Rare::HandOver),
+        Step::DropTag(_) => reached(Rare::TagDropped),
+        Step::Forget(_) => reached(Rare::ProcessForgotten),
+        Step::AddLearner(..) | Step::RemoveLearner(_) => {}
     }
 }
 

@@ -14,6 +14,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use ferrisdb_core::codec::DecodeError;
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, KeySelector, KeyValue, Result, Runtime, Version};
 use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, Rows, SplitPointsRequest, may_know_elsewhere};
 use ferrisdb_rpc::pace::Hedge;
@@ -184,6 +185,7 @@ impl Shared {
                 };
                 timer = self.timers.sleep(self.pace.patience());
                 if let Some(hedge) = self.pace.hedge() {
+                    reached(Rare::Hedged);
                     self.counters.hedges.fetch_add(1, Ordering::Relaxed);
                     running.push((begin(tag), Some(hedge)));
                     next += 1;
@@ -222,6 +224,8 @@ impl Shared {
         let until = self.jobs.now() + self.options.coordinator_wait;
         loop {
             let error = match attempt(self.shards()?).await {
+                // Storage has waited for the version already, as long as that may take. Whoever reads begins again with one that is here.
+                Err(error) if error.code() == Code::FutureVersion => return Err(error),
                 Err(error) if may_know_elsewhere(error.code()) => error,
                 result => return result,
             };

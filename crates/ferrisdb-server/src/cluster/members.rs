@@ -70,6 +70,8 @@ pub(super) struct Load {
     pub(super) is_stalled: bool,
     /// Its storage server has failed, and takes nothing until it is started again. (One whose replica of the log has failed says nothing.)
     pub(super) is_broken: bool,
+    /// That is, or it counts as such, because files of it are not what was written: it empties itself when its tag was taken.
+    pub(super) is_damaged: bool,
     /// Its replica of the log takes nothing until its disk has space.
     pub(super) log_is_full: bool,
     /// Its storage server takes nothing until its disk has space.

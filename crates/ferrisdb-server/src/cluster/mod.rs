@@ -17,6 +17,9 @@
 //! known      what peers said that they have        rejoin    to begin again as a new process
 //! orders     what somebody wants of the cluster    status    the status document
 //! route      questions to whoever can answer them; the endpoint
+//! damaged    what is done about files that are not what was written
+//! standing   how all this stands, for whoever checks it
+//! verify     a directory that nobody has open
 //! open       founding, joining and opening again, up to the running roles
 //! ```
 //!
@@ -40,6 +43,7 @@
 
 mod beat;
 mod control;
+mod damaged;
 mod distribute;
 mod fill;
 mod identity;
@@ -57,7 +61,9 @@ mod orders;
 mod rejoin;
 mod route;
 mod spread;
+mod standing;
 mod status;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -69,6 +75,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::{Bytes, Clock, Code, Error, Limits, Result, Runtime};
 use ferrisdb_rpc::Endpoint;
 use ferrisdb_rpc::pace::Pace;
@@ -98,13 +105,15 @@ use crate::shards::{SHARD_PREFIX, ShardMap};
 use crate::signal::{Latch, Replied, lock};
 use crate::storage::{StorageOptions, StorageServer};
 
-pub use crate::log::replicated::{Peer, ProcessId};
+pub use crate::log::replicated::{Peer, ProcessId, ReplicaReport};
 pub use lines::{Network, RpcNetwork, line_options};
 pub use members::MemberOptions;
 pub use messages::asks_to_join;
 #[cfg(test)]
 pub(crate) use messages::join_message;
 pub use orders::{Order, Ordered, REPLICATION_MAX, order};
+pub use standing::{LogStanding, ShardStanding, Standing};
+pub use verify::ProcessReport;
 
 /// How often a process looks again for what it waits for, where nothing wakes it.
 const LOOK: Duration = Duration::from_millis(20);
@@ -183,7 +192,8 @@ impl Default for ClusterOptions {
                 ..ReplicatedLogOptions::default()
             },
             storage: StorageOptions::default(),
-            coordinator: CoordinatorOptions::default(),
+            // The library sends a follower one message at a time: a second group would wait, and one of all that is queued by then is cheaper.
+            coordinator: CoordinatorOptions { groups_in_flight: 1, company: 0.25, ..CoordinatorOptions::default() },
             coordinator_wait: Duration::from_secs(5),
             members: MemberOptions::default(),
             shards: ShardOptions::default(),
@@ -287,6 +297,8 @@ struct Shared {
     ends: Latch,
     /// Why storage ended, if it did.
     failure: Mutex<Option<Error>>,
+    /// Somebody was told that files of storage are damaged.
+    is_damage_told: AtomicBool,
     /// What the storage server holds, and what comes to it.
     keeper: Arc<Keeper>,
     /// How much of which keys it reads and writes.
@@ -323,7 +335,8 @@ impl ClusterNode {
     ) -> Result<ClusterNode> {
         let lock: SharedLock = take_directory(doors.env.fs.as_ref(), dir)?;
         let jobs = JobRuntime::new(doors.env.clone());
-        let shared = Shared::open(&doors, &jobs, dir, &options, &here, beginning, &lock).await?;
+        let notices = Mutex::default();
+        let shared = Shared::open(&doors, &jobs, dir, &options, &here, beginning, &lock, &notices).await?;
         let life = Arc::new(Life {
             doors,
             jobs,
@@ -333,7 +346,7 @@ impl ClusterNode {
             now: RwLock::new(shared),
             is_stopped: AtomicBool::new(false),
             stop: Latch::default(),
-            notices: Mutex::default(),
+            notices,
         });
         let supervising = Box::pin(rejoin::supervise(Arc::clone(&life), Arc::clone(&lock)));
         let supervisor = spawn(&life.jobs, "supervise", supervising, Arc::clone(&lock));
@@ -405,7 +418,14 @@ impl ClusterNode {
 
     /// What happened to this process that whoever looks after it should know, since the last call: for its log.
     pub fn take_notices(&self) -> Vec<String> {
-        std::mem::take(&mut *lock(&self.life.notices))
+        let mut notices = std::mem::take(&mut *lock(&self.life.notices));
+        let shared = self.life.shared();
+        if let Some(damage) = shared.storage.damage()
+            && !shared.is_damage_told.swap(true, Ordering::SeqCst)
+        {
+            notices.push(status::damaged(&shared, &damage));
+        }
+        notices
     }
 
     /// Why it does not work any more, if that is so.
@@ -422,7 +442,8 @@ impl Life {
 
     /// Begins the next life, after the one before has ended.
     async fn begin(&self, beginning: Beginning, lock: &SharedLock) -> Result<()> {
-        let next = Shared::open(&self.doors, &self.jobs, &self.dir, &self.options, &self.here, beginning, lock).await?;
+        let Life { doors, jobs, dir, options, here, notices, .. } = self;
+        let next = Shared::open(doors, jobs, dir, options, here, beginning, lock, notices).await?;
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
     }
@@ -531,6 +552,7 @@ impl Shared {
         while self.log.is_leader() && self.jobs.now() < until {
             let view = self.log.view();
             let Some(&next) = view.voters.iter().find(|&&voter| voter != self.identity.process) else { return };
+            reached(Rare::HandedOverByItself);
             if self.log.transfer_leader(next).await.is_err() {
                 return;
             }

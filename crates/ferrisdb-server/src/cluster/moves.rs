@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::{Clock, Code, Error, Result, Runtime, Version};
 use ferrisdb_rpc::api::GetRangeRequest;
 use futures_util::future::{Either, join, select};
@@ -57,7 +58,10 @@ async fn fetch_all(shared: &Arc<Shared>) {
                 let due = begun + Duration::from_micros(bytes.saturating_mul(1_000_000) / rate);
                 shared.jobs.sleep(due.saturating_sub(shared.jobs.now())).await;
             }
-            Ok(None) => chunk_bytes = (chunk_bytes / 2).max(CHUNK_BYTES_MIN),
+            Ok(None) => {
+                reached(Rare::ChunkAgain);
+                chunk_bytes = (chunk_bytes / 2).max(CHUNK_BYTES_MIN);
+            }
             Err(error) => {
                 *lock(&shared.moving) = Some(error);
                 shared.jobs.sleep(AGAIN).await;

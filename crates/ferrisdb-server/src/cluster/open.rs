@@ -6,6 +6,8 @@
 //! is not there, or says   joins: asks the cluster for a number and a tag            `process` (nobody), whom it knows, `process`
 //! nobody                  founds: a log of one, which begins with a first state     the log, `process`
 //! ```
+//! One whose replica of the log, or whose storage server, is [damaged](super::damaged) so that it does not open joins too, once the cluster has forgotten what it was.
+//!
 //! From then on all are alike: storage is opened, thrown away first if it had not begun, and the roles run.
 //!
 //! # Invariants
@@ -18,10 +20,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Clock, Code, Error, Result, Runtime, Version};
+use ferrisdb_core::{Bytes, Clock, Code, Error, Result, Runtime, Version};
 use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::fs::FileSystem;
 
+use super::damaged::{Lost, Part};
 use super::fill::Copied;
 use super::identity::Identity;
 use super::known::{Known, Recorder};
@@ -31,8 +34,8 @@ use super::messages::{Joined, Message};
 use super::metadata::{Process, Storage};
 use super::route::Route;
 use super::{Beginning, ClusterOptions, Doors, LOOK, Peer, ProcessId, Shared, beat, fill, lead, moves};
-use crate::failure::from_storage;
-use crate::lifetime::{SharedLock, spawn};
+use crate::failure::{NotOpened, from_storage};
+use crate::lifetime::{SharedLock, ended, spawn};
 use crate::log::replicated::{ReplicatedLog, ReplicatedLogOptions, RunBy};
 use crate::log::{Applied, Entry, Log, State, Tag};
 use crate::runtime::JobRuntime;
@@ -47,7 +50,8 @@ use crate::storage::{StorageOptions, StorageRecovery, StorageServer};
 const FOUNDER: ProcessId = 1;
 
 impl Shared {
-    /// Opens the directory, or makes it what `beginning` says.
+    /// Opens the directory, or makes it what `beginning` says. `notices` is told what somebody should know.
+    #[expect(clippy::too_many_arguments, reason = "all of them are doors and identities")]
     pub(super) async fn open(
         doors: &Doors,
         jobs: &JobRuntime,
@@ -56,15 +60,24 @@ impl Shared {
         here: &Peer,
         beginning: Beginning,
         lock: &SharedLock,
+        notices: &Mutex<Vec<String>>,
     ) -> Result<Arc<Shared>> {
         let (fs, jobs, here) = (Arc::clone(&doors.env.fs), jobs.clone(), here.clone());
         let (mut tasks, opened) = (Vec::new(), Identity::read(fs.as_ref(), dir)?);
-        let mut known = Known::read(fs.as_ref(), dir)?;
-        let opener = Opener { doors, jobs: &jobs, dir, options, here: &here, lock };
+        let mut known = Known::read_or_set_aside(fs.as_ref(), dir, notices)?;
+        let opener = Opener { doors, jobs: &jobs, dir, options, here: &here, lock, notices };
+        let addresses = opener.whom_to_ask(&beginning, &known);
         let (identity, log, lines) = match opened {
-            Some(identity) if identity.process > 0 => opener.restart(identity, &mut tasks).await?,
+            Some(identity) if identity.process > 0 => match opener.restart(identity, &mut tasks).await {
+                Ok(opened) => opened,
+                Err(NotOpened::Failed(error)) => return Err(error),
+                Err(NotOpened::Damaged(damage)) => {
+                    let lost = Lost { part: Part::Log, damage };
+                    opener.begin_as_new(identity, &lost, &addresses, &mut known, &mut tasks).await?
+                }
+            },
             _ => match beginning {
-                Beginning::Join(addresses) => opener.join(opened, &addresses, &mut known, &mut tasks).await?,
+                Beginning::Join(_) => opener.join(opened, addresses.clone(), &mut known, &mut tasks).await?,
                 Beginning::Found => {
                     let cluster_id = doors.env.entropy.unique_bytes();
                     opener.found(cluster_id, State::new(&[Tag::FIRST]), &mut tasks).await?
@@ -72,9 +85,8 @@ impl Shared {
                 Beginning::GoOn { cluster_id, state } => opener.found(cluster_id, *state, &mut tasks).await?,
             },
         };
-        let found = log.position();
         let limits = options.coordinator.limits;
-        let opened = || {
+        let open_storage = |identity: &Identity| {
             if !identity.is_complete {
                 remove_files(fs.as_ref(), &dir.join("storage"))?;
             }
@@ -82,12 +94,25 @@ impl Shared {
             let storage_options = StorageOptions { value_bytes: limits.value_bytes, ..options.storage.clone() };
             StorageServer::open(jobs.clone(), &dir.join("storage"), storage_options)
         };
-        let (storage, recovery) = match opened() {
+        let (identity, log, lines, opened) = match open_storage(&identity) {
+            Err(NotOpened::Damaged(damage)) => {
+                log.close().await;
+                ended(std::mem::take(&mut tasks)).await;
+                let lost = Lost { part: Part::Storage, damage };
+                let (identity, log, lines) =
+                    opener.begin_as_new(identity, &lost, &addresses, &mut known, &mut tasks).await?;
+                let opened = open_storage(&identity);
+                (identity, log, lines, opened)
+            }
+            opened => (identity, log, lines, opened),
+        };
+        let found = log.position();
+        let (storage, recovery) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 // Its tasks would go on, and keep the directory.
                 log.close().await;
-                return Err(error);
+                return Err(error.into());
             }
         };
         let holding = match holding_in(&identity, &recovery, dir) {
@@ -130,6 +155,7 @@ impl Shared {
             again: Mutex::default(),
             ends: Latch::default(),
             failure: Mutex::default(),
+            is_damage_told: AtomicBool::new(false),
             keeper: Arc::new(Keeper::new(holding, recovery.flushed, identity.readable_from)),
             layout: Mutex::default(),
             moving: Mutex::default(),
@@ -157,19 +183,20 @@ impl Shared {
 }
 
 /// What opening needs on its way.
-struct Opener<'a> {
-    doors: &'a Doors,
+pub(super) struct Opener<'a> {
+    pub(super) doors: &'a Doors,
     jobs: &'a JobRuntime,
-    dir: &'a Path,
+    pub(super) dir: &'a Path,
     options: &'a ClusterOptions,
     here: &'a Peer,
     lock: &'a SharedLock,
+    pub(super) notices: &'a Mutex<Vec<String>>,
 }
 
-type Opened = (Identity, ReplicatedLog, Arc<Lines>);
+pub(super) type Opened = (Identity, ReplicatedLog, Arc<Lines>);
 
 impl Opener<'_> {
-    fn fs(&self) -> &dyn FileSystem {
+    pub(super) fn fs(&self) -> &dyn FileSystem {
         self.doors.env.fs.as_ref()
     }
 
@@ -178,7 +205,7 @@ impl Opener<'_> {
         identity: &Identity,
         lines: &Arc<Lines>,
         tasks: &mut Vec<Replied<()>>,
-    ) -> Result<ReplicatedLog> {
+    ) -> std::result::Result<ReplicatedLog, NotOpened> {
         let peers = LogLines { lines: Arc::clone(lines), runtime: Arc::clone(&self.doors.runtime) };
         // All replicas begin with the same empty state; what the cluster begins with is the log's first entry.
         let options = ReplicatedLogOptions {
@@ -210,7 +237,7 @@ impl Opener<'_> {
         Arc::new(Lines::new(Arc::clone(&self.doors.network), cluster_id))
     }
 
-    async fn restart(&self, before: Identity, tasks: &mut Vec<Replied<()>>) -> Result<Opened> {
+    async fn restart(&self, before: Identity, tasks: &mut Vec<Replied<()>>) -> std::result::Result<Opened, NotOpened> {
         let identity = Identity { generation: before.generation + 1, ..before };
         identity.write(self.fs(), self.dir)?;
         let lines = self.lines(Some(identity.cluster_id));
@@ -234,7 +261,7 @@ impl Opener<'_> {
         // Whoever died in the middle of founding begins again: the identity is written last.
         remove_files(self.fs(), &self.dir.join("raft"))?;
         let lines = self.lines(Some(cluster_id));
-        let log = self.open_log(&identity, &lines, tasks).await?;
+        let log = self.open_log(&identity, &lines, tasks).await.map_err(new_log)?;
         let founded = async {
             log.found(self.here.clone()).await?;
             let process = Process { instance, peer: self.here.clone(), tag };
@@ -259,18 +286,28 @@ impl Opener<'_> {
         }
     }
 
-    async fn join(
+    /// Whom to ask for the cluster: who joins again also knows whom it knew.
+    pub(super) fn whom_to_ask(&self, beginning: &Beginning, known: &Known) -> Vec<String> {
+        let mut addresses = match beginning {
+            Beginning::Join(addresses) => addresses.clone(),
+            Beginning::Found | Beginning::GoOn { .. } => Vec::new(),
+        };
+        for address in &known.addresses {
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        addresses.retain(|address| *address != self.here.address);
+        addresses
+    }
+
+    pub(super) async fn join(
         &self,
         before: Option<Identity>,
-        addresses: &[String],
+        addresses: Vec<String>,
         known: &mut Known,
         tasks: &mut Vec<Replied<()>>,
     ) -> Result<Opened> {
-        // Who joins again also knows whom it knew.
-        let mut addresses = addresses.to_vec();
-        addresses
-            .extend(known.addresses.iter().filter(|known| !addresses.contains(known)).cloned().collect::<Vec<_>>());
-        addresses.retain(|address| *address != self.here.address);
         if addresses.is_empty() {
             let detail = format!(
                 "{} is to join a cluster and has not joined yet: say whom to ask with --join HOST:PORT",
@@ -287,7 +324,15 @@ impl Opener<'_> {
                 nobody
             }
         };
-        let joined = self.ask_to_join(asking.instance, &addresses).await?;
+        let message = Message::Join { instance: asking.instance, peer: self.here.clone() }.encode();
+        let answer = self.ask_leader(None, message, &addresses).await.map_err(|error| {
+            let detail = format!(
+                "cannot join the cluster: {} (a process that can be joined is one that `ferrisdb serve` runs, and that this one reaches there)",
+                error.detail().unwrap_or_default()
+            );
+            Error::with(error.code(), detail)
+        })?;
+        let joined = Joined::decode(&answer)?;
         let identity = Identity {
             cluster_id: joined.cluster_id,
             process: joined.process,
@@ -300,15 +345,22 @@ impl Opener<'_> {
         remove_files(self.fs(), &self.dir.join("raft"))?;
         identity.write(self.fs(), self.dir)?;
         let lines = self.lines(Some(identity.cluster_id));
-        let log = self.open_log(&identity, &lines, tasks).await?;
+        let log = self.open_log(&identity, &lines, tasks).await.map_err(new_log)?;
         Ok((identity, log, lines))
     }
 
-    /// Asks every address in turn, for as long as questions wait for a coordinator. Who leads takes in; one that does not says, as to any client, where the others are.
-    async fn ask_to_join(&self, instance: [u8; 16], addresses: &[String]) -> Result<Joined> {
-        let lines = self.lines(None);
+    /// Asks every address in turn, for as long as questions wait for a coordinator. Who leads answers; one that does not says, as to any client, where the others are.
+    ///
+    /// # Errors
+    /// What each of them said at last.
+    pub(super) async fn ask_leader(
+        &self,
+        cluster_id: Option<[u8; 16]>,
+        message: Bytes,
+        addresses: &[String],
+    ) -> Result<Bytes> {
+        let lines = self.lines(cluster_id);
         let mut addresses = addresses.to_vec();
-        let message = Message::Join { instance, peer: self.here.clone() }.encode();
         let until = self.jobs.now() + self.options.coordinator_wait;
         loop {
             let (mut failed, mut others) = (Vec::new(), Vec::new());
@@ -321,7 +373,7 @@ impl Opener<'_> {
                     answer
                 };
                 match asked.await {
-                    Ok(answer) => return Joined::decode(&answer),
+                    Ok(answer) => return Ok(answer),
                     Err(error) => failed.push(format!("{address}: {error}")),
                 }
             }
@@ -335,11 +387,7 @@ impl Opener<'_> {
                 continue;
             }
             if self.jobs.now() >= until {
-                let detail = format!(
-                    "cannot join the cluster: {} (a process that can be joined is one that `ferrisdb serve` runs, and that this one reaches there)",
-                    failed.join("; ")
-                );
-                return Err(Error::with(Code::ConnectionFailed, detail));
+                return Err(Error::with(Code::ConnectionFailed, failed.join("; ")));
             }
             self.jobs.sleep(10 * LOOK).await;
         }
@@ -395,8 +443,16 @@ fn remove_one_process_database(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
     fs.sync_dir(dir).map_err(|error| failed("sync", error))
 }
 
+/// A log that was made a moment ago holds nothing that could be damaged; if the disk says otherwise, it is that which is broken.
+fn new_log(error: NotOpened) -> Error {
+    match error {
+        NotOpened::Failed(error) => error,
+        NotOpened::Damaged(damage) => Error::with(Code::IoError, format!("cannot open a new log: {damage}")),
+    }
+}
+
 /// Removes all files in a directory that is made if it is not there.
-fn remove_files(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
+pub(super) fn remove_files(fs: &dyn FileSystem, dir: &Path) -> Result<()> {
     let failed = |op, path: &Path, error| from_storage("cannot begin anew", &StorageError::io(op, path, error));
     fs.create_dir_all(dir).map_err(|error| failed("create", dir, error))?;
     for name in fs.list(dir).map_err(|error| failed("list", dir, error))? {

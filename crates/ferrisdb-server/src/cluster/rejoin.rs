@@ -2,7 +2,7 @@
 //!
 //! | what happened | who says so | what it does |
 //! | --- | --- | --- |
-//! | It lost its tag: it was gone for long, or excluded and is taken back. | the log, and the leader | Keeps number, log and vote; empties its storage, and is given shards for the new tag. |
+//! | It lost its tag: it was gone for long, or excluded and is taken back, or files of its storage server were damaged. | the log, and the leader | Keeps number, log and vote; empties its storage, and is given shards for the new tag. |
 //! | It was forgotten, or its disk went back. | the leader, or any voter | Empties everything and joins as a new process. |
 //!
 //! # Invariants
@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use ferrisdb_core::Runtime;
+use ferrisdb_core::rare::{Rare, reached};
 
 use super::identity::Identity;
 use super::messages::Message;
@@ -46,12 +47,21 @@ pub(super) async fn supervise(life: Arc<Life>, directory: SharedLock) {
         let (Some(_), Some(again)) = (stopped, again) else { return };
         let before = shared.identity;
         let addresses = shared.recorder.addresses();
+        let damage = shared.storage.damage();
         life.notice(match &again {
+            Again::WithTag(tag) if let Some(damage) = damage => format!(
+                "process {} had damaged files: {}. Its data was given up; it keeps its number and copies everything anew, with tag {}",
+                before.process, damage.first, tag.0
+            ),
             Again::WithTag(tag) => format!(
                 "process {} was gone for too long, or excluded: its data was given up; it keeps its number and copies everything anew, with tag {}",
                 before.process, tag.0
             ),
             Again::AsNew(why) => format!("{why}. Its directory is emptied, and it joins the cluster as a new process"),
+        });
+        reached(match &again {
+            Again::WithTag(_) => Rare::RejoinedWithTag,
+            Again::AsNew(_) => Rare::RejoinedAsNew,
         });
         shared.close().await.ok();
         // What peers said in the last seconds holds in the next life too. Unwritten, it is a little less.

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use ferrisdb_core::key::key_after;
 use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Clock, Code, Error, KeyRange, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
@@ -127,12 +128,13 @@ impl Direct {
         ask: impl FnOnce(&StorageServer) -> Answer<T>,
         is_held: impl FnOnce(&Holding, &T) -> bool + Send + 'static,
     ) -> Answer<T> {
-        self.storage_counted(ask, is_held, |_, _| ())
+        self.storage_counted(Version::MAX, ask, is_held, |_, _| ())
     }
 
-    /// The same, and `count` notes what that was.
+    /// The same at a version, and `count` notes what that was.
     fn storage_counted<T: Send + Unpin + 'static>(
         &self,
+        version: Version,
         ask: impl FnOnce(&StorageServer) -> Answer<T>,
         is_held: impl FnOnce(&Holding, &T) -> bool + Send + 'static,
         count: impl FnOnce(&Load, &T) + Send + 'static,
@@ -144,6 +146,14 @@ impl Direct {
                 Ok(answer)
             }
             Ok(_) => Err(shared.not_held()),
+            // Too old for this storage server, which began later: others may have it, under a lease.
+            Err(error)
+                if error.code() == Code::TransactionTooOld
+                    && version.get() < shared.readable_from.load(Ordering::SeqCst)
+                    && !planted(Bug::BeganLaterSaysTooOld) =>
+            {
+                Err(shared.not_held())
+            }
             Err(error) => Err(error),
         };
         match ask(&self.shared.storage).try_now() {
@@ -155,6 +165,7 @@ impl Direct {
 
 impl Shared {
     fn not_held(&self) -> Error {
+        reached(Rare::WrongShard);
         let detail = format!("process {} does not hold these keys at that version", self.identity.process);
         Error::with(Code::WrongShardServer, detail)
     }
@@ -179,6 +190,7 @@ impl Endpoint for Direct {
         let (key, version) = (request.key.clone(), request.version);
         let of = key.clone();
         self.storage_counted(
+            version,
             |storage| storage.get(request),
             move |held, _| held.has(&key, version),
             move |load, value| load.read(&of, of.len() + value.as_ref().map_or(0, Bytes::len)),
@@ -199,7 +211,7 @@ impl Endpoint for Direct {
             held.covers(&range, version)
         };
         let count = |load: &Load, found: &Bytes| load.read(found, found.len());
-        self.storage_counted(|storage| storage.get_key(request), is_held, count)
+        self.storage_counted(version, |storage| storage.get_key(request), is_held, count)
     }
 
     fn get_range(&self, request: GetRangeRequest) -> Answer<Rows> {
@@ -217,7 +229,7 @@ impl Endpoint for Direct {
             let first = answer.rows.iter().map(|row| &row.key).min().unwrap_or(&begin);
             load.read(first, answer.rows.iter().map(|row| row.key.len() + row.value.len()).sum());
         };
-        self.storage_counted(|storage| storage.get_range(request), is_held, count)
+        self.storage_counted(version, |storage| storage.get_range(request), is_held, count)
     }
 
     fn commit(&self, request: CommitRequest) -> Answer<Committed> {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::{Bytes, Clock, KeyRange, Result, Runtime, Version};
 use ferrisdb_rpc::api::SplitPointsRequest;
 use futures_util::future::{Either, select};
@@ -120,11 +121,15 @@ async fn step(shared: &Arc<Shared>, coordinator: &Coordinator, seen: &mut Seen) 
     *lock(shared.leading.outlook()) = outlook(&view);
     match next_step(&view) {
         None => {}
-        Some(Step::Change(change)) => coordinator.change_shards(change).await.map(drop)?,
+        Some(Step::Change(change)) => {
+            count(&change, &map);
+            coordinator.change_shards(change).await.map(drop)?;
+        }
         Some(Step::Split(range, part_bytes)) => {
             // Looked at again only after a while: there may be no place to cut it yet.
             seen.sizes.insert(range.begin.clone(), (None, now));
             if let Some(at) = cut(shared, &range, part_bytes).await? {
+                reached(Rare::Split);
                 coordinator.change_shards(Change::Split { at }).await?;
             }
         }
@@ -132,10 +137,23 @@ async fn step(shared: &Arc<Shared>, coordinator: &Coordinator, seen: &mut Seen) 
             // What each part has is to be seen.
             seen.loads.remove(&begin);
             seen.calm.remove(&begin);
+            reached(Rare::Split);
             coordinator.change_shards(Change::Split { at }).await?;
         }
     }
     Ok(())
+}
+
+/// Counts a change of the map, if it is a rare one.
+fn count(change: &Change, map: &ShardMap) {
+    match change {
+        Change::Cancel { .. } => reached(Rare::MoveGivenUp),
+        Change::Merge { .. } => reached(Rare::Merge),
+        Change::Move { begin, team, .. } if map.at(begin).is_some_and(|shard| shard.team().is_superset(team)) => {
+            reached(Rare::Shrunk);
+        }
+        _ => {}
+    }
 }
 
 /// What there is to do yet.

@@ -17,6 +17,7 @@ use crate::coordinator::rate::Reason;
 use crate::log::{Log, State, Tag};
 use crate::shards::ShardMap;
 use crate::signal::lock;
+use crate::storage::Damage;
 
 /// What the leader sees of everybody.
 pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
@@ -41,6 +42,7 @@ pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
                 "heard_seconds_ago": detector.silent(now, process).map(|silent| silent.as_secs_f64()),
                 "serves": load.map(|load| load.serves),
                 "is_broken": load.map(|load| load.is_broken),
+                "is_damaged": load.map(|load| load.is_damaged),
                 "disk_is_full": load.map(|load| load.log_is_full || load.is_full),
                 "lag_versions": load.filter(|load| load.serves).map(|load| last.get().saturating_sub(load.applied.get())),
                 "lag_bytes": load.filter(|load| load.serves).map(|_| detector.backlog_bytes(process)),
@@ -257,6 +259,39 @@ fn broken(has_tag: bool, gone_after: std::time::Duration) -> String {
     )
 }
 
+/// What it means that files of the storage server of this process are damaged, and what to do.
+pub(super) fn damaged(shared: &Shared, damage: &Damage) -> String {
+    let (number, tag) = (shared.identity.process, shared.identity.tag);
+    let held_alone = shared.shards().map_or(0, |map| map.only_in(&BTreeSet::from([tag])).len());
+    let then = match held_alone {
+        0 => format!(
+            "After {:?} its data is given up, if others that are well have all of it, and it copies everything anew by itself: nothing need be done, but look at the disk.",
+            shared.options.members.gone_after
+        ),
+        shards => format!(
+            "Nobody else has {shards} of its shards, so it keeps what it has: export what can be read, and restore the rest from a backup. More processes, and `ferrisdb cluster \
+             configure replication=3`, keep this from happening."
+        ),
+    };
+    format!(
+        "Files of the storage server of this process, {number}, are damaged: {}. Met {} time(s) so far. What cannot be read here is answered by others that have it. {then}",
+        damage.first, damage.met
+    )
+}
+
+/// What it means for another one.
+fn damaged_there(number: &str, has_tag: bool, gone_after: std::time::Duration) -> String {
+    let then = match has_tag {
+        true => format!(
+            "after {gone_after:?} its data is given up, if others that are well have all of it, and it copies everything anew"
+        ),
+        false => "its data was given up, and it copies everything anew".to_owned(),
+    };
+    format!(
+        "Files of the storage server of process {number} are damaged, its own status and log say which: one replica fewer can be relied on. By itself {then}; look at its disk."
+    )
+}
+
 /// What is wrong, and what to do.
 fn messages(
     shared: &Shared,
@@ -278,6 +313,9 @@ fn messages(
                 false => failure.to_owned(),
             },
         );
+    }
+    if let Some(damage) = shared.storage.damage() {
+        say("storage_damaged", damaged(shared, &damage));
     }
     if lock(&shared.again).is_some() {
         say(
@@ -342,6 +380,9 @@ fn messages(
             Some("gone") => say("gone", format!("Process {number} is gone. Started again, it copies everything anew.")),
             // It has said so itself, above.
             _ if process["is_broken"] == true && *number == shared.identity.process.to_string() => {}
+            _ if process["is_damaged"] == true => {
+                say("storage_damaged", damaged_there(number, number.parse().is_ok_and(has_tag), gone_after));
+            }
             _ if process["is_broken"] == true => {
                 let has_tag = number.parse().is_ok_and(has_tag);
                 let what = broken(has_tag, gone_after);

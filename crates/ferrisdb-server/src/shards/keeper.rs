@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use ferrisdb_core::key::printable;
 use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeyValue, Mutation, Result, Version};
 
 use super::change::Moment;
@@ -227,7 +228,7 @@ impl Keeper {
                 let range = assignment.range;
                 if planted(Bug::ClearPutOff) {
                     put_off.push((range.clone(), version));
-                } else {
+                } else if !planted(Bug::LostIsKept) {
                     out.push(Mutation::clear_range(range.begin.clone(), range.end.clone()));
                 }
                 lost.push(range);
@@ -274,6 +275,7 @@ impl Keeper {
             }
         }
         if fetching.kept_bytes > KEPT_BYTES_MAX {
+            reached(Rare::ChunkAgain);
             state.fetching = None;
         }
     }

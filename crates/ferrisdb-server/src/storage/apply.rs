@@ -82,7 +82,7 @@ impl Shared {
         }
         let mut fold = Fold::default();
         for mutation in &batch.mutations {
-            fold.add(mutation, &self.engine, self.options.value_bytes)?;
+            fold.add(mutation, |key| self.value_before(key), self.options.value_bytes)?;
         }
         let mut write = WriteBatch::with_capacity(batch.mutations.iter().map(|mutation| mutation.bytes() + 16).sum());
         let kept = self.apply_state().changed(&batch);
@@ -113,6 +113,15 @@ impl Shared {
         }
         self.waiters.advance(batch.version);
         Ok(())
+    }
+
+    /// What a key has before the batch that is being applied: nobody else writes, so that is the newest visible version.
+    fn value_before(&self, key: &Bytes) -> Result<Option<Bytes>> {
+        let value = self.engine.get(key).map_err(|error| {
+            self.news.note(&error);
+            engine_error(&error)
+        })?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     /// Writes the batch, as soon as the engine takes it.
@@ -215,7 +224,13 @@ struct Fold {
 }
 
 impl Fold {
-    fn add(&mut self, mutation: &Mutation, engine: &Engine, value_bytes: usize) -> Result<()> {
+    /// `stored` says what a key has in the engine, where that is needed.
+    fn add(
+        &mut self,
+        mutation: &Mutation,
+        stored: impl Fn(&Bytes) -> Result<Option<Bytes>>,
+        value_bytes: usize,
+    ) -> Result<()> {
         let Mutation { kind, key, value } = mutation;
         match kind {
             MutationKind::Set => self.set(key, Some(value.clone())),
@@ -226,7 +241,7 @@ impl Fold {
                 return Err(Error::with(Code::InternalError, detail));
             }
             kind => {
-                let existing = self.get(key, engine)?;
+                let existing = self.get(key, stored)?;
                 let result = apply_operation(*kind, existing.as_ref(), value, value_bytes);
                 if result != existing {
                     self.set(key, result);
@@ -274,16 +289,14 @@ impl Fold {
     }
 
     /// The value after the mutations so far.
-    fn get(&self, key: &Bytes, engine: &Engine) -> Result<Option<Bytes>> {
+    fn get(&self, key: &Bytes, stored: impl Fn(&Bytes) -> Result<Option<Bytes>>) -> Result<Option<Bytes>> {
         if let Some(value) = self.points.get(key) {
             return Ok(value.clone());
         }
         if self.is_cleared(key) {
             return Ok(None);
         }
-        // Nobody else writes: the newest visible version is the one before this batch.
-        let value = engine.get(key).map_err(|error| engine_error(&error))?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        stored(key)
     }
 
     /// In the engine's canonical order, so that it needs no sorting there.

@@ -3,6 +3,8 @@
 use ferrisdb_core::{Code, Error};
 use ferrisdb_storage::Error as EngineError;
 
+use crate::failure::NotOpened;
+
 /// What every wait ends with when the role is closed.
 pub(super) fn closed() -> Error {
     Error::with(Code::ConnectionFailed, "the storage server was closed")
@@ -30,11 +32,14 @@ pub(super) fn engine_error(error: &EngineError) -> Error {
 }
 
 /// The error of opening.
-pub(super) fn engine_error_at_open(error: &EngineError) -> Error {
+pub(super) fn engine_error_at_open(error: &EngineError) -> NotOpened {
+    if let Some(damage) = error.damage() {
+        return NotOpened::Damaged(damage);
+    }
     let code = match error {
         EngineError::InvalidOption { .. } => Code::InvalidOptionValue,
         EngineError::Locked { .. } => Code::FileNotWritable,
         _ => Code::IoError,
     };
-    Error::with(code, error.to_string())
+    NotOpened::Failed(Error::with(code, error.to_string()))
 }

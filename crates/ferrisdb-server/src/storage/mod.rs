@@ -47,6 +47,7 @@ use ferrisdb_rpc::api::{GetKeyRequest, GetRangeRequest, GetRequest, Rows, SplitP
 use ferrisdb_storage::{Engine, Error as EngineError, Listener, Options, Retention};
 
 use crate::JobRuntime;
+use crate::failure::NotOpened;
 use apply::ApplyState;
 use failure::{engine_error, engine_error_at_open};
 use pool::ReadPool;
@@ -140,6 +141,15 @@ pub struct StorageLag {
     pub queued_reads: usize,
 }
 
+/// What of a storage server's files is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// What was met first: the file, where in it, and what did not hold.
+    pub first: String,
+    /// How often reads and compactions have met damage.
+    pub met: u64,
+}
+
 /// A storage server. Cheap to clone; all clones are the same one. When the last is dropped without a [`close`](StorageServer::close), the
 /// engine ends without a last flush.
 #[derive(Clone)]
@@ -170,8 +180,12 @@ impl StorageServer {
     /// Opens the storage server in `dir`, or creates it. Blocks for as long as the engine's manifest takes to read.
     ///
     /// # Errors
-    /// `io_error` with what the engine said; `invalid_option_value` for an option of the engine that is out of range.
-    pub fn open(runtime: JobRuntime, dir: &Path, options: StorageOptions) -> Result<(StorageServer, StorageRecovery)> {
+    /// Damage apart from the rest; `io_error` with what the engine said; `invalid_option_value` for an option of the engine that is out of range.
+    pub fn open(
+        runtime: JobRuntime,
+        dir: &Path,
+        options: StorageOptions,
+    ) -> std::result::Result<(StorageServer, StorageRecovery), NotOpened> {
         let env = runtime.env().clone();
         let news = Arc::new(EngineNews::new(options.engine.event_listener.clone()));
         let mut engine_options = options.engine.clone();
@@ -272,6 +286,11 @@ impl StorageServer {
     /// Why the role takes no more batches, if it does not.
     pub fn failure(&self) -> Option<Error> {
         self.shared.news.failure()
+    }
+
+    /// What of its files is damaged, as far as reads and compactions of this life have met it. What is not goes on to be answered.
+    pub fn damage(&self) -> Option<Damage> {
+        self.shared.news.damage()
     }
 
     /// How far it is behind. May wait for an fsync of the engine's manifest.
@@ -438,14 +457,22 @@ impl Shared {
                     Shared::ask(&shared, query).await
                 })
             }
-            error => Answer::now(Err(engine_error(error))),
+            error => {
+                shared.news.note(error);
+                Answer::now(Err(engine_error(error)))
+            }
         }
     }
 
     /// Lets a job of the pool answer.
     fn ask_pool<Q: Query>(shared: &Arc<Shared>, mut query: Q) -> Answer<Q::Output> {
-        let engine = shared.engine.clone();
-        let read = move || query.run(&engine, read::Mode::Disk).map_err(|error| engine_error(&error));
+        let (engine, news) = (shared.engine.clone(), Arc::clone(&shared.news));
+        let read = move || {
+            query.run(&engine, read::Mode::Disk).map_err(|error| {
+                news.note(&error);
+                engine_error(&error)
+            })
+        };
         match ReadPool::ask(&shared.pool, &shared.runtime, read) {
             Ok(answer) => Answer::later(answer),
             Err(error) => Answer::now(Err(error)),

@@ -10,7 +10,9 @@ use std::task::{Context, Poll, Waker};
 
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Code, Error, Result, Version};
-use ferrisdb_storage::{Event, EventListener, Listener};
+use ferrisdb_storage::{Error as EngineError, Event, EventListener, Listener};
+
+use super::Damage;
 
 /// The future's output, or `None` if the timeout was ready first.
 pub(super) async fn first<T>(future: impl Future<Output = T>, mut timeout: BoxFuture<()>) -> Option<T> {
@@ -136,6 +138,8 @@ pub(super) struct EngineNews {
 struct NewsState {
     /// Why the engine takes no more writes.
     failure: Option<Error>,
+    /// What of the engine is not what was written, as far as somebody has met it.
+    damage: Option<Damage>,
     closed: Option<Error>,
     next: u64,
     wakers: BTreeMap<u64, Waker>,
@@ -169,6 +173,16 @@ impl EngineNews {
 
     pub(super) fn failure(&self) -> Option<Error> {
         self.state().failure.clone()
+    }
+
+    /// Takes note of damage, if an error says that there is some.
+    pub(super) fn note(&self, error: &EngineError) {
+        let Some(what) = error.damage() else { return };
+        self.state().damage.get_or_insert(Damage { first: what, met: 0 }).met += 1;
+    }
+
+    pub(super) fn damage(&self) -> Option<Damage> {
+        self.state().damage.clone()
     }
 
     /// Called once if the engine fails, or has failed already.
@@ -231,6 +245,7 @@ impl EventListener for EngineNews {
             Event::BackgroundError { error, is_retried: true } if error.is_no_space() => {
                 self.is_full.store(true, Ordering::Relaxed);
             }
+            Event::BackgroundError { error, .. } => self.note(error),
             Event::Poisoned { reason } => {
                 let detail = format!("the storage engine takes no more writes since an earlier failure: {reason}");
                 self.fail(Error::with(Code::IoError, detail));

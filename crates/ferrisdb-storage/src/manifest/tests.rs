@@ -334,18 +334,18 @@ fn what_a_directory_holds() {
     // CURRENT empty; naming a manifest that is not there; naming that of another engine.
     let (disk, path) = small_engine();
     disk.put(&dir.join("CURRENT"), b"");
-    expect!["corruption in /db/CURRENT at offset 0: CURRENT: the file is empty; restore this file from a replica or a backup"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
+    expect!["corruption in /db/CURRENT at offset 0: CURRENT: the file is empty; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
     let (disk, _) = small_engine();
     disk.delete(&path);
-    expect!["/db/MANIFEST-000001 is missing, but the manifest names it; restore it from a replica or a backup"]
+    expect!["/db/MANIFEST-000001 is missing, though it is needed; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status"]
         .assert_eq(&read(&disk, dir).unwrap_err().to_string());
     disk.put(&path, &bytes);
     disk.put(&dir.join("CURRENT"), &current::Current { manifest: 1, engine_id: EngineId([1; 16]) }.encode());
-    expect!["corruption in /db/MANIFEST-000001 at offset 20: manifest header: of another engine than CURRENT says; restore this file from a replica or a backup"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
+    expect!["corruption in /db/MANIFEST-000001 at offset 20: manifest header: of another engine than CURRENT says; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
     // A manifest under another one's name.
     disk.put(&dir.join("MANIFEST-000042"), &bytes);
     disk.put(&dir.join("CURRENT"), &current::Current { manifest: 42, engine_id: ID }.encode());
-    expect!["corruption in /db/MANIFEST-000042 at offset 12: manifest header: of another manifest; restore this file from a replica or a backup"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
+    expect!["corruption in /db/MANIFEST-000042 at offset 12: manifest header: of another manifest; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status"].assert_eq(&read(&disk, dir).unwrap_err().to_string());
 }
 
 /// Reading and looking change nothing on the disk.

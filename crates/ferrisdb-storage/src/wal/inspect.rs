@@ -1,13 +1,16 @@
 //! Looking into one segment file, for `inspect`: read-only, needs no other file, and goes on behind damage.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::format::{
-    FORMAT_VERSION, NoHeader, Place, RecordKind, SEGMENT_HEADER_LEN, SegmentHeader, WalPosition, framed_len,
+    FORMAT_VERSION, NoHeader, Place, RECORD_HEADER_LEN, RecordKind, SEGMENT_HEADER_LEN, SegmentHeader, WalPosition,
+    framed_len, segment_file_name,
 };
 use super::recover::read_segment_header;
 use super::scan::{Probe, SegmentScan};
+use super::{Wal, WalOptions};
 use crate::error::{Error, Result};
 use crate::fs::{FileSystem, OpenMode};
 
@@ -60,6 +63,33 @@ pub fn inspect_segment(fs: &dyn FileSystem, path: &Path) -> Result<SegmentInspec
     let place = Place { identity: header.identity, segment: header.number };
     let scan = SegmentScan::new(Arc::clone(&file), path.to_path_buf(), place);
     Ok(SegmentInspection { header, file_bytes, scan, offset: SEGMENT_HEADER_LEN, generation: 0, behind: None })
+}
+
+/// The records of a log that nobody has open of which the log itself proves that they were synced, each with its file and the bytes there that its checksums cover: a
+/// flipped bit in one of them is corruption, and never a torn tail. For whoever injects that.
+///
+/// # Errors
+/// As those of [`Wal::read_only`].
+pub fn synced_records(fs: &Arc<dyn FileSystem>, dir: &Path, identity: u64) -> Result<Vec<(PathBuf, Range<u64>)>> {
+    let options = WalOptions { identity, ..WalOptions::default() };
+    let (mut reader, recovery) = Wal::read_only(Arc::clone(fs), dir, &options)?;
+    let mut records = Vec::new();
+    while let Some(record) = reader.next()? {
+        let start = u64::from(record.position.offset());
+        let end = start + u64::from(RECORD_HEADER_LEN) + record.payload.len() as u64;
+        records.push((record.position, start..end));
+    }
+    let path = |position: WalPosition| dir.join(segment_file_name(position.segment()));
+    // The last segment has the highest mark, in its header or in one of its records.
+    let mut synced = recovery.known_synced;
+    if let Some(&(last, _)) = records.last() {
+        for record in inspect_segment(fs.as_ref(), &path(last))? {
+            let record = record?;
+            synced = if record.behind_gap { synced } else { synced.max(record.synced) };
+        }
+    }
+    let is_synced = |&(position, _): &(WalPosition, Range<u64>)| position < synced;
+    Ok(records.into_iter().filter(is_synced).map(|(position, bytes)| (path(position), bytes)).collect())
 }
 
 impl SegmentInspection {

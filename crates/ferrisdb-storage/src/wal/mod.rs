@@ -63,7 +63,7 @@ use std::task::Waker;
 
 pub(crate) use format::segment_file_name;
 pub use format::{RECORD_PAYLOAD_MAX, RecordKind, SegmentHeader, WalPosition};
-pub use inspect::{RecordInfo, SegmentInspection, inspect_segment};
+pub use inspect::{RecordInfo, SegmentInspection, inspect_segment, synced_records};
 pub use maintain::PrepareStep;
 pub use reader::{ReadUpTo, WalReader, WalRecord};
 pub use recover::{Recovery, TornTail};

@@ -28,6 +28,8 @@ use super::format::{
     parse_segment_file_name, segment_file_name,
 };
 use super::scan::{Found, Probe, SegmentScan};
+use ferrisdb_core::rare::{Rare, reached};
+
 use crate::error::{Error, Result};
 use crate::fs::{File, FileSystem, OpenMode, read_exact_at};
 use crate::planted::{Bug, planted};
@@ -292,6 +294,7 @@ impl Files {
             }
             let headers_discarded = live + later.headers;
             if header.is_some() || headers_discarded > 0 || index + 1 < numbers.len() {
+                reached(Rare::TornTail);
                 torn = Some(TornTail { file: scan.path().clone(), offset: walk.end, what, headers_discarded });
             }
             next_generation = here.generation.max(walk.generation).checked_add(1);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ferrisdb_core::Code;
 use ferrisdb_storage::fs::sim::CrashMode;
 
+use super::super::ShardOptions;
 use super::super::orders::Order;
 use super::SECOND;
 use super::world::World;
@@ -96,6 +97,25 @@ fn an_excluded_process_is_taken_back() {
     world.order(4, Order::Include(4), false).expect("it is excluded");
     world.until("it has everything", || world.is_complete(4));
     assert_eq!(world.process_of(4), 4);
+    world.check_quiet();
+}
+
+/// The number of replicas is changed under load, up and down, from one to as many as there can be: each shard's team follows, and commits go on all the time.
+#[test]
+fn teams_follow_what_is_configured() {
+    let world = World::of(67, 5);
+    world.set_shards(ShardOptions { split_load: 2_000, ..ShardOptions::default() });
+    world.grow_to(5);
+    for replicas in [1, 3, 5, 2] {
+        let before = world.committed();
+        world.order(1, Order::Replication(replicas), false).expect("there are processes enough");
+        world.until("each shard has so many replicas", || {
+            let shards = world.node(world.leader()).expect("it leads").shard_standings();
+            shards.iter().all(|shard| !shard.is_moving && shard.team.len() as u64 == replicas)
+        });
+        world.run(SECOND);
+        assert!(world.committed() > before, "with {replicas} replicas");
+    }
     world.check_quiet();
 }
 

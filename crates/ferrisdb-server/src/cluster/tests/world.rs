@@ -345,7 +345,7 @@ impl World {
     }
 
     /// Who runs a coordinator, or believes to.
-    fn leading(&self) -> Option<ProcessId> {
+    pub(super) fn leading(&self) -> Option<ProcessId> {
         let state = lock(&self.state);
         let nodes: Vec<_> =
             state.hosts.iter().filter_map(|(&number, host)| Some((number, host.node.clone()?))).collect();

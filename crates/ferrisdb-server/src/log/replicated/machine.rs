@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::{Bytes, Code, Error, Result, Version};
 use ferrisdb_rpc::api::CommitId;
 use futures_util::StreamExt;
@@ -132,6 +133,7 @@ impl Core {
                         if !matches!(entry, Entry::Pop(_)) {
                             all = Applied::Void;
                         }
+                        reached(Rare::VoidEntry);
                         self.voids.insert((id.index, at));
                         continue;
                     }
@@ -339,6 +341,7 @@ impl Machine {
         };
         let (first, last) = (popped.max(core.trailing.state.last()), state.last());
         if above < first || above > last {
+            reached(Rare::SubscriptionRefused);
             return refused(format!(
                 "the log cannot deliver from version {above} on: here it reaches from {first} to {last}"
             ));
@@ -357,6 +360,7 @@ impl Machine {
         let is_stored = self.shared.store.snapshot().is_some_and(|stored| stored.last == snapshot.last);
         let placed = Placed { last: snapshot.last, members: snapshot.members.clone(), state };
         if !is_stored {
+            reached(Rare::SnapshotInstalled);
             self.shared.store.save_snapshot(snapshot).await?;
         }
         let wakers = {
@@ -483,6 +487,7 @@ impl Stream {
                 (from, core.now.last.map_or(0, |last| last.index + 1))
             };
             let entries = shared.store.read(from, applied, READ_BYTES)?;
+            reached(Rare::ColdBatches);
             let core = lock(&shared.core);
             core.check_tag(self.tag)?;
             let is_there = entries.first().is_some_and(|entry| entry.log_id().index == from);

@@ -46,6 +46,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ferrisdb_core::planted::{Bug, planted};
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Runtime, Version};
 use ferrisdb_rpc::Answer;
@@ -55,7 +56,8 @@ use openraft::impls::ProgressResponder;
 use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
 
 pub use network::Peers;
-pub use store::LogStoreOptions;
+pub(crate) use store::verify as verify_replica;
+pub use store::{LogStoreOptions, ReplicaReport};
 pub use types::{Peer, Place, Position, ProcessId};
 
 use self::confirm::Confirmer;
@@ -67,6 +69,7 @@ use self::types::{Proposal, Types};
 use super::entry::{Entry, Pop, Tag};
 use super::state::{Applied, Known, State};
 use super::{Confirmed, Log, Recovered, Subscription};
+use crate::failure::NotOpened;
 use crate::runtime::JobRuntime;
 use crate::signal::{Bell, Latch, Reply, lock, reply};
 
@@ -223,7 +226,7 @@ impl ReplicatedLog {
     /// of the two is to run them.
     ///
     /// # Errors
-    /// What the disk says; options that do not fit together.
+    /// What the disk says, damage apart from the rest; options that do not fit together.
     #[expect(clippy::too_many_arguments, reason = "all of them are doors and identities")]
     pub async fn open(
         jobs: JobRuntime,
@@ -234,7 +237,7 @@ impl ReplicatedLog {
         process: ProcessId,
         peers: Arc<dyn Peers>,
         mut spawn: impl FnMut(RunBy, &str, BoxFuture<()>),
-    ) -> Result<ReplicatedLog> {
+    ) -> std::result::Result<ReplicatedLog, NotOpened> {
         let config = Arc::new(options.config()?);
         let store = LogStore::open(jobs, dir, options.store.clone(), cluster_id)?;
         // From here on it must be driven: the library writes before it answers.
@@ -592,6 +595,7 @@ impl ReplicatedLog {
                 reads.into_iter().for_each(|read| read.send(Ok(newest)));
                 continue;
             }
+            reached(Rare::ReadNotConfirmed);
             let confirmed = std::pin::pin!(shared.raft.ensure_linearizable(ReadPolicy::ReadIndex));
             let timeout = shared.runtime.sleep(shared.options.append_timeout);
             let confirmed = futures_util::future::select(confirmed, timeout);

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrisdb_core::codec::{DecodeError, Decoder, put_bytes, put_varint};
+use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Version};
 use openraft::alias::SnapshotOf;
@@ -337,7 +338,10 @@ async fn is_in_log(
     }
     let told = AppendEntriesRequest { vote, prev_log_id: last, entries: Vec::new(), leader_commit: last };
     Ok(match raft.append_entries(told).await? {
-        AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => Some(vote),
+        AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => {
+            reached(Rare::SnapshotNotNeeded);
+            Some(vote)
+        }
         AppendEntriesResponse::HigherVote(vote) => Some(vote),
         AppendEntriesResponse::Conflict => None,
     })

@@ -8,7 +8,7 @@
 //! append ─▶ WAL ─▶ in memory, readable ─▶ pending ──(one sync for all before it)──▶ told the library, in order
 //! ```
 //!
-//! `memory.rs` has the records and what they amount to, `library.rs` what the consensus library asks.
+//! `memory.rs` has the records and what they amount to, `library.rs` what the consensus library asks, `verify.rs` a look at a log that nobody has open.
 //!
 //! # Invariants
 //! - The library is told of durable records in the order of their appending, and of none that is not durable.
@@ -23,6 +23,7 @@
 
 mod library;
 mod memory;
+mod verify;
 
 use std::fmt;
 use std::io;
@@ -45,14 +46,18 @@ use super::super::appending::{Maintained, RingMaintenance};
 use super::types::{
     LogId, Position, RaftLogEntry, Vote, place, put_log_id, put_members, put_option, put_vote, take_entry,
 };
-use crate::failure::from_storage;
+use crate::failure::{NotOpened, from_storage};
 use crate::runtime::JobRuntime;
 use crate::signal::{Bell, lock, reply};
 
 pub(super) use self::memory::StoredSnapshot;
+pub use self::verify::ReplicaReport;
+pub(crate) use self::verify::verify;
 
 /// How long a full disk is left alone before an append is tried again.
 const SPACE_RETRY: Duration = Duration::from_millis(100);
+/// What is said of a log whose sync failed.
+const NOT_DURABLE: &str = "the log of the cluster cannot be made durable any more";
 /// A disk is full if so many attempts in a row found no space: a purge or a compaction that is under way gives some back sooner.
 const FULL_AFTER: u32 = 3;
 
@@ -111,37 +116,35 @@ impl LogStore {
         dir: &Path,
         options: LogStoreOptions,
         cluster_id: [u8; 16],
-    ) -> Result<LogStore> {
-        let identity = u64::from_le_bytes(cluster_id[..8].try_into().expect("eight of sixteen bytes"));
+    ) -> std::result::Result<LogStore, NotOpened> {
         let wal_options = WalOptions {
             segment_bytes: options.segment_bytes,
             reserve_bytes: (options.segment_bytes / 8).min(1 << 20),
-            identity,
+            identity: wal_identity(cluster_id),
             fill: true,
             ..WalOptions::default()
         };
         let fs = Arc::clone(&runtime.env().fs);
-        let failed = |error| from_storage("cannot open the log of the cluster", &error);
+        let failed = |error: StorageError| match error.damage() {
+            Some(damage) => NotOpened::Damaged(damage),
+            None => NotOpened::Failed(from_storage("cannot open the log of the cluster", &error)),
+        };
+        let damaged =
+            |position, what| NotOpened::Damaged(format!("corruption in {} at {position}: {what}", dir.display()));
         let (wal, recovery) = Wal::open(fs, dir, wal_options).map_err(failed)?;
         let mut memory = Memory::new();
         let mut reader = wal.subscribe(recovery.replay_from, ReadUpTo::Appended).map_err(failed)?;
         while let Some(record) = reader.next().map_err(failed)? {
             let payload = Bytes::copy_from_slice(record.payload);
             let position = record.position;
+            // Its checksum holds: it is what was written, by a newer build perhaps.
             memory
                 .replay(&payload, position, options.hot_bytes)
                 .map_err(|error| unreadable(dir, position, error.what))?;
         }
-        if let Some(last) = memory.snapshot.as_ref().and_then(|snapshot| snapshot.last) {
-            memory.purge_to(last);
-        } else if recovery.purged || memory.log.front().is_some_and(|slot| slot.id.index > 0) {
-            return Err(unreadable(dir, recovery.first, "no snapshot stands for what is no longer there"));
-        }
+        memory.begin(recovery.purged).map_err(|what| damaged(recovery.end, what))?;
         // What the WAL finds when it is opened it makes durable.
         memory.voted = memory.vote.map_or(0, |vote| vote.leader_id.term);
-        if memory.committed > memory.last() {
-            return Err(unreadable(dir, recovery.end, "the log ends before what it calls committed"));
-        }
         let shared = Shared {
             runtime,
             wal,
@@ -304,7 +307,7 @@ impl LogStore {
         if !is_durable(position)
             && let Err(error) = shared.wal.sync()
         {
-            self.fail(&from_storage("the log of the cluster cannot be made durable any more", &error));
+            self.fail(&from_storage(NOT_DURABLE, &error));
             return true;
         }
         let done: Vec<Done> = {
@@ -340,6 +343,11 @@ impl LogStore {
             let is_idle = match shared.wal.prepare_step() {
                 Ok(PrepareStep::Again) => false,
                 Ok(PrepareStep::Idle) => true,
+                Err(error @ StorageError::Poisoned { .. }) => {
+                    // Said now, not by the next append: that may be long to come.
+                    self.fail(&from_storage(NOT_DURABLE, &error));
+                    true
+                }
                 Err(_) => {
                     // A full disk, most likely. Appends prepare for themselves meanwhile, and say what is wrong.
                     shared.runtime.sleep(SPACE_RETRY * 10).await;
@@ -454,7 +462,10 @@ impl Waiting<'_> {
         let shared = &self.store.shared;
         self.store.check()?;
         if !error.is_no_space() {
-            let failure = from_storage("the log of the cluster takes no record", &error);
+            // A failed sync is seen by whoever appends next as soon as by the one that synced: both say the same of it.
+            let is_broken = matches!(error, StorageError::Poisoned { .. });
+            let failure =
+                from_storage(if is_broken { NOT_DURABLE } else { "the log of the cluster takes no record" }, &error);
             self.store.fail(&failure);
             return Err(failure);
         }
@@ -504,10 +515,14 @@ fn to_io(error: &Error) -> io::Error {
     io::Error::other(error.to_string())
 }
 
+/// What tells the files of one cluster's logs from those of another one's.
+fn wal_identity(cluster_id: [u8; 16]) -> u64 {
+    u64::from_le_bytes(cluster_id[..8].try_into().expect("eight of sixteen bytes"))
+}
+
 fn unreadable(dir: &Path, position: WalPosition, what: &str) -> Error {
     let detail = format!(
-        "the log of the cluster in {} cannot be read at {position}: {what}; take this process out of the cluster, empty its \
-         directory and let it join again",
+        "the log of the cluster in {} cannot be read at {position}: {what}; start this process again, with the newest FerrisDB that has run there",
         dir.display()
     );
     Error::with(Code::IoError, detail)

@@ -53,7 +53,7 @@ impl Machine {
     }
 
     fn open(&self, options: StorageOptions) -> Result<(StorageServer, StorageRecovery)> {
-        StorageServer::open(self.runtime.clone(), Path::new(DIR), options)
+        Ok(StorageServer::open(self.runtime.clone(), Path::new(DIR), options)?)
     }
 
     /// Runs jobs until the future is ready.

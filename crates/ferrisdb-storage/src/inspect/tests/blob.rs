@@ -55,7 +55,7 @@ fn a_blob_file() {
     check(
         inspected(&disk, blob, &swapped).lines().last().unwrap(),
         &expect![
-            "error: corruption in /db/000077.blob at offset 0: this is blob file 1, not 000077: the file was put in its place; restore this file from a replica or a backup"
+            "error: corruption in /db/000077.blob at offset 0: this is blob file 1, not 000077: the file was put in its place; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status"
         ],
     );
 
@@ -74,14 +74,14 @@ fn a_blob_file() {
               48 | 47 | lz4 | no | 4 | key0 | 0 | 70 | -
               142 | 23 | lz4 | yes | 4 | key2 | 0 | 400 | zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz
               165 | 47 | lz4 | yes | 4 | key3 | 0 | 70 | dkryfmtahovcjqxelszgnubipwdkryfmtahovcjqxelszgnubipwdkryfmtahovc
-            error: corruption in /db/000001.blob at offset 48: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+            error: corruption in /db/000001.blob at offset 48: cannot decode block: checksum (wrong bytes, or a block of another place); restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
         "#]],
     );
     disk.flip_bit(&path, 20, 1);
     check(
         inspected(&disk, blob, &path).lines().last().unwrap(),
         &expect![
-            "error: corruption in /db/000001.blob at offset 0: blob file header: checksum; restore this file from a replica or a backup"
+            "error: corruption in /db/000001.blob at offset 0: blob file header: checksum; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status"
         ],
     );
 }

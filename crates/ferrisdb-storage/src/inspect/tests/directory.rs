@@ -73,7 +73,7 @@ fn a_damaged_directory() {
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
             levels (level, tables, file_bytes, entries, smallest, largest)
               0 | 2 | 1962 | 14 | key00 | key11
-            error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1622; restore this file from a replica or a backup
+            error: corruption in /db/000001.sst at offset 100: the file has 100 bytes, but the manifest says 1622; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
         "#]],
     );
     disk.flip_bit("/db/CURRENT", 20, 0);
@@ -88,7 +88,7 @@ fn a_damaged_directory() {
               MANIFEST-000001 | manifest | - | 2560 | - | - | - | -
               OPTIONS | options | live | 10 | - | - | - | -
               wal/0000000001.wal | WAL segment | live | 16384 | - | - | - | -
-            error: corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
+            error: corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
         "#]],
     );
     check(

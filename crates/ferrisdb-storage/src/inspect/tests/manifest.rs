@@ -77,7 +77,7 @@ fn a_damaged_manifest() {
             tables (level, table, file_bytes, entries, tombstones, range_tombstones, smallest_version, largest_version, smallest, largest, largest_exclusive)
               0 | 2 | 340 | 2 | 1 | 1 | 13 | 13 | key01 | key08 | yes
               0 | 1 | 1622 | 12 | 0 | 0 | 0 | 0 | key00 | key11 | no
-            error: corruption in /db/MANIFEST-000001 at offset 2048: manifest sector checksum; restore this file from a replica or a backup
+            error: corruption in /db/MANIFEST-000001 at offset 2048: manifest sector checksum; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
         "#]],
     );
     disk.flip_bit(&path, 30, 0);
@@ -86,7 +86,7 @@ fn a_damaged_manifest() {
         &expect![[r#"
             file: /db/MANIFEST-000001
             file_bytes: 2560
-            error: corruption in /db/MANIFEST-000001 at offset 0: manifest header: checksum; restore this file from a replica or a backup
+            error: corruption in /db/MANIFEST-000001 at offset 0: manifest header: checksum; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
         "#]],
     );
 }

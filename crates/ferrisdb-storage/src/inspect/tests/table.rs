@@ -137,7 +137,7 @@ fn a_damaged_table() {
               0 | key04 | 0 | value | 100 | 4444444444444444444444444444444444444444444444444444444444444444
               1094 | key10 | 0 | value | 100 | ::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::::
               1094 | key11 | 0 | value | 100 | ;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;;
-            error: corruption in /db/000001.sst at offset 547: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+            error: corruption in /db/000001.sst at offset 547: cannot decode block: checksum (wrong bytes, or a block of another place); restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
         "#]],
     );
     let index_offset = crate::table::TableReader::footer(&disk, path).unwrap().parts[1].1.offset;
@@ -156,7 +156,7 @@ fn a_damaged_table() {
               filter | 1362 | 74
               range tombstones | 0 | 0
               properties | 1436 | 74
-            error: corruption in /db/000001.sst at offset 1329: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+            error: corruption in /db/000001.sst at offset 1329: cannot decode block: checksum (wrong bytes, or a block of another place); restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
         "#]],
     );
     disk.flip_bit(path, disk.read_raw(path).unwrap().len() as u64 - 60, 0);
@@ -165,7 +165,7 @@ fn a_damaged_table() {
         &expect![[r#"
             file: /db/000001.sst
             file_bytes: 1622
-            error: corruption in /db/000001.sst at offset 1510: footer: checksum; restore this file from a replica or a backup
+            error: corruption in /db/000001.sst at offset 1510: footer: checksum; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
         "#]],
     );
 
@@ -176,7 +176,7 @@ fn a_damaged_table() {
     check(
         text.lines().last().unwrap(),
         &expect![
-            "error: corruption in /db/000077.sst at offset 1622: this is table 1, not table 000077: the file was put in its place; restore this file from a replica or a backup"
+            "error: corruption in /db/000077.sst at offset 1622: this is table 1, not table 000077: the file was put in its place; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status"
         ],
     );
 }

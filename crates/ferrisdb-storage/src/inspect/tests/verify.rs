@@ -44,7 +44,7 @@ fn every_damaged_file_is_named() {
             wal_torn: -
             problems_found: 1
             problems (problem)
-              L0: corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
+              L0: corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
             leftovers (file)
         "#]],
     );
@@ -64,9 +64,9 @@ fn every_damaged_file_is_named() {
             wal_torn: -
             problems_found: 3
             problems (problem)
-              corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-              /db/000002.sst is missing, but the manifest names it; restore it from a replica or a backup
-              corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
+              corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
+              /db/000002.sst is missing, though it is needed; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
+              corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
             leftovers (file)
         "#]],
     );
@@ -85,9 +85,9 @@ fn every_damaged_file_is_named() {
             wal_torn: -
             problems_found: 3
             problems (problem)
-              corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore this file from a replica or a backup
-              corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore this file from a replica or a backup
-              corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore this file from a replica or a backup
+              corruption in /db/CURRENT at offset 0: CURRENT: checksum; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
+              corruption in /db/000001.sst at offset 0: cannot decode block: checksum (wrong bytes, or a block of another place); restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
+              corruption in /db/wal/0000000001.wal at offset 200: record payload checksum, though the WAL was synced beyond it; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
             leftovers (file)
         "#]],
     );

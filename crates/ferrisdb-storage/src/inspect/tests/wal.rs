@@ -121,7 +121,7 @@ fn a_damaged_wal_segment() {
           1808 | 15 | delete range | a\x00 | b | - | -
           1808 | 15 | delete | key20 | - | - | -
           1848 | 16 | put | long | - | 1000 | xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
-        error: corruption in /db/wal/0000000001.wal at offset 200: a record is damaged or missing here, though the WAL was synced up to 1:2888; restore this file from a replica or a backup
+        error: corruption in /db/wal/0000000001.wal at offset 200: a record is damaged or missing here, though the WAL was synced up to 1:2888; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
     "#]],
     );
     disk.flip_bit(&path, 20, 0);
@@ -130,7 +130,7 @@ fn a_damaged_wal_segment() {
         &expect![[r#"
         file: /db/wal/0000000001.wal
         file_bytes: 16384
-        error: corruption in /db/wal/0000000001.wal at offset 0: segment header checksum, or an unused segment; restore this file from a replica or a backup
+        error: corruption in /db/wal/0000000001.wal at offset 0: segment header checksum, or an unused segment; restore the database from a backup; in a cluster the other processes replace what one has lost, see its status
     "#]],
     );
 }

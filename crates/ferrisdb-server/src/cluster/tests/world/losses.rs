@@ -142,6 +142,11 @@ impl World {
         self.start(host);
     }
 
+    /// What was wrong so far, which was meant to be.
+    pub(in super::super) fn take_failures(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.truth).failures)
+    }
+
     /// The process that a host has now.
     pub(in super::super) fn process_of(&self, host: ProcessId) -> ProcessId {
         self.node(host).expect("it runs").process()

@@ -172,6 +172,22 @@ impl Memory {
         self.purged = self.purged.max(Some(last));
     }
 
+    /// All records were taken in: what is left is the log above the newest snapshot. `is_purged`: the WAL no longer has its beginning.
+    ///
+    /// # Errors
+    /// What of the log should be there and is not.
+    pub(super) fn begin(&mut self, is_purged: bool) -> Result<(), &'static str> {
+        if let Some(last) = self.snapshot.as_ref().and_then(|snapshot| snapshot.last) {
+            self.purge_to(last);
+        } else if is_purged || self.log.front().is_some_and(|slot| slot.id.index > 0) {
+            return Err("no snapshot stands for what is no longer there");
+        }
+        if self.committed > self.last() {
+            return Err("the log ends before what it calls committed");
+        }
+        Ok(())
+    }
+
     /// From where on the WAL is needed.
     pub(super) fn needed_from(&self) -> WalPosition {
         self.log.front().map_or(self.snapshot_at, |slot| slot.position.min(self.snapshot_at))

@@ -278,7 +278,7 @@ impl World {
                     let on = runtime.clone();
                     runtime.spawn("follow", Box::pin(async move { world.follow(process, log, on).await }));
                 }
-                Err(error) => lock(&world.truth).fail(format!("process {process} does not open: {error}")),
+                Err(error) => lock(&world.truth).fail(format!("process {process} does not open: {error:?}")),
             }
         };
         runtime.spawn("boot", Box::pin(task));
