@@ -455,7 +455,9 @@ mod tests {
                             .await
                     };
                     set(b"1").await.unwrap();
-                    disk.inject(Injection::new(&[OpKind::Sync], Verdict::Fail(DiskError::Io)).path("/db/log").once());
+                    // The file that is in use: the next one is being prepared meanwhile.
+                    let in_use = "/db/log/0000000001.wal";
+                    disk.inject(Injection::new(&[OpKind::Sync], Verdict::Fail(DiskError::Io)).path(in_use).once());
                     set(b"2").await.unwrap_err();
                     let refused = set(b"3").await.unwrap_err();
                     assert!(refused.to_string().contains("the log cannot be made durable any more"), "{refused}");

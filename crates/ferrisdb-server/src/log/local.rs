@@ -59,6 +59,8 @@ use crate::signal::{Bell, Reply, lock, reply};
 const INDEX_BYTES: u64 = 64 << 10;
 /// How long the preparation of a segment that failed waits before it is tried again.
 const PREPARE_RETRY: Duration = Duration::from_secs(1);
+/// What is said of a log whose sync failed.
+const NOT_DURABLE: &str = "the log cannot be made durable any more";
 
 /// How a local log is laid out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -367,7 +369,7 @@ impl LocalLog {
             match shared.wal.sync() {
                 Ok(_) => lock(&shared.core).counters.syncs += 1,
                 Err(error) => {
-                    self.fail(from_storage("the log cannot be made durable any more", &error));
+                    self.fail(from_storage(NOT_DURABLE, &error));
                     return (true, None);
                 }
             }
@@ -418,7 +420,11 @@ impl LocalLog {
             let is_idle = match shared.wal.prepare_step() {
                 Ok(PrepareStep::Again) => false,
                 Ok(PrepareStep::Idle) => true,
-                Err(_) if self.failure().is_some() => true,
+                Err(error @ StorageError::Poisoned { .. }) => {
+                    // Said now, not by the next commit: that may be long to come.
+                    self.fail(from_storage(NOT_DURABLE, &error));
+                    true
+                }
                 Err(_) => {
                     // A full disk, most likely. Appends prepare for themselves meanwhile, and say what is wrong.
                     shared.runtime.sleep(PREPARE_RETRY).await;
@@ -473,14 +479,16 @@ impl LocalLog {
         let space = space_for(entries.iter());
         let mut positions = Vec::with_capacity(entries.len());
         if let Err(error) = append_records(&shared.wal, &buffer, &ends, space, &mut positions) {
-            let failure = from_storage("the log takes no commit", &error);
+            // A failed sync is seen by whoever appends next as soon as by the one that synced: both say the same of it.
+            let is_broken = matches!(error, StorageError::Poisoned { .. });
+            let failure = from_storage(if is_broken { NOT_DURABLE } else { "the log takes no commit" }, &error);
             let mut core = lock(&shared.core);
             for (tag, version) in pops {
                 let popped = core.pops.entry(tag).or_default();
                 *popped = version.max(*popped);
             }
             drop(core);
-            if matches!(error, StorageError::Poisoned { .. }) {
+            if is_broken {
                 drop(buffer);
                 self.fail(failure.clone());
             }

@@ -4,7 +4,7 @@ use std::task::{Context, Poll, Wake};
 use ferrisdb_core::ManualClock;
 use ferrisdb_storage::env::SeededEntropy;
 use ferrisdb_storage::env::steps::StepSpawner;
-use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
+use ferrisdb_storage::fs::sim::{CrashMode, DiskError, Injection, OpKind, SimFileSystem, Verdict};
 
 use super::*;
 use crate::log::{Batch, EpochStart};
@@ -28,6 +28,12 @@ fn open(disk: &SimFileSystem) -> LocalLog {
         .expect("it opens")
 }
 
+const OWNER: [u8; 16] = [1; 16];
+
+fn first_epoch() -> Entry {
+    Entry::EpochStart(EpochStart { epoch: 1, owner: OWNER, process: 0, first_version: Version::from_u64(100) })
+}
+
 fn poll<T>(future: &mut BoxFuture<T>) -> Poll<T> {
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -38,8 +44,8 @@ fn poll<T>(future: &mut BoxFuture<T>) -> Poll<T> {
 fn who_appends_alone_needs_no_task() {
     let disk = SimFileSystem::new();
     let log = open(&disk);
-    let (owner, v) = ([1; 16], Version::from_u64);
-    let start = Entry::EpochStart(EpochStart { epoch: 1, owner, process: 0, first_version: v(100) });
+    let (owner, v) = (OWNER, Version::from_u64);
+    let start = first_epoch();
     let batch = |previous, version| {
         Entry::Batch(Batch {
             epoch: 1,
@@ -75,4 +81,32 @@ fn who_appends_alone_needs_no_task() {
     assert!(log.sync_step());
     assert_eq!(poll(&mut third), Poll::Ready(Ok(Applied::Counted)));
     assert!(!log.sync_step());
+}
+
+/// After a failed sync everybody is told the same, whoever came first: the one that synced, one that appends before that has said so, or who prepares the
+/// next file; and at once, not with the next commit.
+#[test]
+fn a_failed_sync_has_one_reason_whoever_tells_it() {
+    for first in ["sync", "append", "prepare"] {
+        let disk = SimFileSystem::new();
+        let log = open(&disk);
+        let mut waits = log.append(vec![first_epoch()]).expect("it is appended");
+        disk.inject(Injection::new(&[OpKind::Sync], Verdict::Fail(DiskError::Io)).path("/log").once());
+        match first {
+            "sync" => assert!(log.sync_step()),
+            "append" => drop(log.shared.wal.sync().expect_err("the disk refuses")),
+            _ => {
+                let mut preparing: BoxFuture<()> = Box::pin(log.clone().maintain_until_closed());
+                assert!(poll(&mut preparing).is_pending());
+                assert!(log.failure().is_some(), "it is told at once");
+            }
+        }
+        let refused = log.append(vec![first_epoch()]).err().expect("the log is broken");
+        let Poll::Ready(Err(told)) = poll(&mut waits) else { panic!("who waited is told") };
+        for error in [Some(refused), Some(told), log.failure()] {
+            let error = error.expect("it has failed").to_string();
+            assert!(error.contains(NOT_DURABLE), "{first}: {error}");
+            assert!(error.contains("Input/output error"), "{first}: it names the cause: {error}");
+        }
+    }
 }
