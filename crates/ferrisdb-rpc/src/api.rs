@@ -10,6 +10,7 @@
 //! questions may be asked again after any of them; for a commit see [`Endpoint::commit`].
 
 use std::sync::Arc;
+use std::task::Waker;
 
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Limits, Mutation, Version, Versionstamp};
 
@@ -274,11 +275,38 @@ pub struct Description {
     pub connection_string: String,
 }
 
+/// Those who are to be woken once the caller has passed its answer on: when this is dropped, or told to, so that nobody is forgotten whatever becomes of the caller.
+#[derive(Debug, Default)]
+pub struct Afterwards(Vec<Waker>);
+
+impl Afterwards {
+    /// Nobody.
+    pub const fn new() -> Afterwards {
+        Afterwards(Vec::new())
+    }
+
+    /// One more.
+    pub fn push(&mut self, waker: Waker) {
+        self.0.push(waker);
+    }
+
+    /// Wakes them now.
+    pub fn wake(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
+    }
+}
+
+impl Drop for Afterwards {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
 /// Something that answers a client's questions: a database in the same process, a connection to a server, or a router over many.
 ///
 /// # Concurrency
-/// Everything may be called from any thread at once. No call blocks: what needs a wait is [`Answer::Later`], whose wakers may be
-/// called from any thread.
+/// Everything may be called from any thread at once. No call blocks, but for [`commit_alone`](Self::commit_alone): what needs a wait is [`Answer::Later`],
+/// whose wakers may be called from any thread.
 pub trait Endpoint: Send + Sync + 'static {
     /// What database this is. Known from the moment of connecting.
     fn description(&self) -> Description;
@@ -307,6 +335,15 @@ pub trait Endpoint: Send + Sync + 'static {
     /// `commit_unknown_result`: it may have happened or may yet; [`resolve`](Self::resolve) tells. Every other error: it
     /// did not happen and will not.
     fn commit(&self, request: CommitRequest) -> Answer<Committed>;
+
+    /// The same, for a caller whose thread has nothing else to do until the answer comes, and may block for about half a millisecond: what would be done on another
+    /// thread may be done on the caller's, and two hand-overs between threads are spared. Who is in less of a hurry than the caller is left in `afterwards`.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    fn commit_alone(&self, request: CommitRequest, _afterwards: &mut Afterwards) -> Answer<Committed> {
+        self.commit(request)
+    }
 
     /// The outcome of an earlier commit: `Some`, or `None` if it did not happen, and from now on will not.
     ///

@@ -11,6 +11,7 @@
 //! many were left out.
 
 mod attended;
+mod lone;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -29,6 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use self::attended::{Attended, End};
+use self::lone::Lone;
 use crate::api::Endpoint;
 use crate::frame::Inbox;
 use crate::hello::{Refusal, Visitor, greet_client, refusing_hello};
@@ -80,6 +82,7 @@ pub struct Server {
     is_short_of_memory: AtomicBool,
     per_address: Mutex<BTreeMap<IpAddr, usize>>,
     log_gate: Mutex<LogGate>,
+    lone: Lone,
 }
 
 impl fmt::Debug for Server {
@@ -199,6 +202,7 @@ impl Server {
             is_short_of_memory: AtomicBool::new(false),
             per_address: Mutex::default(),
             log_gate: Mutex::default(),
+            lone: Lone::default(),
             options,
         })
     }

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,8 +38,22 @@ struct Puppet {
     dropped: Arc<AtomicUsize>,
     /// Who waits for a `hold` to be answered.
     held: Mutex<Vec<oneshot::Sender<()>>>,
+    /// Commits of callers that have nothing else to do.
+    alone: AtomicUsize,
+    /// Those of them that have passed their answer on.
+    afterwards: Arc<Woken>,
     /// It belongs to another cluster.
     is_elsewhere: bool,
+}
+
+/// Counts its wakes.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// Counts its drop.
@@ -145,6 +159,12 @@ impl Endpoint for Puppet {
             Some(_) => Answer::now(Ok(committed)),
             None => Answer::now(Ok(Committed::Conflict { ranges: vec![0, 300] })),
         }
+    }
+
+    fn commit_alone(&self, request: CommitRequest, afterwards: &mut Afterwards) -> Answer<Committed> {
+        self.alone.fetch_add(1, Ordering::SeqCst);
+        afterwards.push(Waker::from(Arc::clone(&self.afterwards)));
+        self.commit(request)
     }
 
     fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use ferrisdb_core::{Bytes, Code, Error, Result, Version};
-use ferrisdb_rpc::api::{BeginRequest, Description, Priority};
+use ferrisdb_rpc::api::{Afterwards, BeginRequest, CommitRequest, Committed, Description, Priority};
 use ferrisdb_rpc::{Answer, Endpoint, pass_on};
 
 use crate::cluster::{ClusterNode, ClusterOptions, Doors, Peer, asks_to_join};
@@ -298,6 +298,13 @@ impl Endpoint for Whole {
             Stage::Cluster(cluster) => self.of(cluster).get_here(key, version),
             Stage::Turning | Stage::Failed(_) => None,
         }
+    }
+
+    fn commit_alone(&self, request: CommitRequest, afterwards: &mut Afterwards) -> Answer<Committed> {
+        if let Stage::Node(node) = &*self.inner.stage() {
+            return node.commit_alone(request, afterwards);
+        }
+        self.commit(request)
     }
 
     pass_on! { |self, question| self.ask(question) =>

@@ -33,8 +33,8 @@ use ferrisdb_core::codec::{Decoder, put_u32};
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, Limits, Result, Runtime, Version};
 use ferrisdb_rpc::api::{
-    BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest, Lease,
-    LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
+    Afterwards, BeginRequest, Begun, CommitRequest, Committed, Description, GetKeyRequest, GetRangeRequest, GetRequest,
+    Lease, LeaseRequest, Locations, LocationsRequest, ResolveRequest, Rows, SplitPointsRequest, WatchRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::env::Entropy;
@@ -485,6 +485,11 @@ impl Endpoint for Node {
     fn commit(&self, request: CommitRequest) -> Answer<Committed> {
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         self.coordinator.commit(request)
+    }
+
+    fn commit_alone(&self, request: CommitRequest, afterwards: &mut Afterwards) -> Answer<Committed> {
+        self.counters.commits.fetch_add(1, Ordering::Relaxed);
+        self.coordinator.commit_alone(request, afterwards)
     }
 
     fn resolve(&self, request: ResolveRequest) -> Answer<Option<Committed>> {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock, Weak};
 
 use ferrisdb::alone::Alone;
-use ferrisdb::api::{Description, Locations, LocationsRequest};
+use ferrisdb::api::{Afterwards, CommitRequest, Committed, Description, Locations, LocationsRequest};
 use ferrisdb::{Answer, Bytes, Endpoint};
 use ferrisdb_rpc::stats::{LATENCY_CLASSES, Method, Rejection};
 use ferrisdb_rpc::{Server, pass_on};
@@ -115,6 +115,10 @@ impl Endpoint for Served {
 
     pass_on! { |self| self.endpoint =>
         begin, get, get_key, get_range, commit, resolve, watch, lease, estimated_size, split_points, message
+    }
+
+    fn commit_alone(&self, request: CommitRequest, afterwards: &mut Afterwards) -> Answer<Committed> {
+        self.endpoint.commit_alone(request, afterwards)
     }
 
     fn addresses_for_key(&self, key: Bytes) -> Answer<Vec<String>> {

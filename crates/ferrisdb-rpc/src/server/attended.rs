@@ -28,7 +28,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{Control, Server, lock};
 use crate::answer::Answer;
-use crate::api::Endpoint;
+use crate::api::{Afterwards, Endpoint};
 use crate::frame::{Inbox, MESSAGE_BYTES_MAX, Outbox, ProtocolError, Writer, decode};
 use crate::hello::Visitor;
 use crate::later::{Later, Pending};
@@ -69,6 +69,12 @@ enum Room {
 /// A connection that has been greeted.
 pub(super) struct Attended<S> {
     server: Arc<Server>,
+    /// Its number among the server's.
+    number: u64,
+    /// The question that is being put is a lone client's: see [`Lone`](super::lone::Lone).
+    is_alone: bool,
+    /// Who is to be woken once the answers are written.
+    afterwards: Afterwards,
     /// What answers: another one for peers than for clients.
     endpoint: Arc<dyn Endpoint>,
     is_peer: bool,
@@ -135,6 +141,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
         };
         let for_peers = if is_peer || asks_one { server.endpoint.for_peers() } else { None };
         Attended {
+            number: server.lone.connection(),
+            is_alone: false,
+            afterwards: Afterwards::new(),
             endpoint: for_peers.unwrap_or_else(|| Arc::clone(&server.endpoint)),
             is_peer,
             request_bytes_max,
@@ -219,6 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
                 has_moved = true;
             }
             has_moved |= self.write(context, now)?;
+            self.afterwards.wake();
             if self.is_done() {
                 return Ok(Poll::Ready(()));
             }
@@ -335,6 +345,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             self.frame_began = None;
             let bytes = frame.len();
             let request: proto::Request = decode(frame)?;
+            let is_one = taken == 1 && self.inbox.buffered().is_empty() && self.later.len() == self.later.watches();
+            self.is_alone = if is_one { self.server.lone.asks_one(self.number) } else { false };
+            if !is_one {
+                self.server.lone.asks_many();
+            }
             match request.question {
                 Some(Question::Part(part)) => {
                     match self.inbox.announced(&part, self.request_bytes_max)? {
@@ -412,7 +427,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Attended<S> {
             Question::GetRange(get) => {
                 self.put(at, Method::GetRange, wire::get_range_in(get), |q| endpoint.get_range(q))
             }
-            Question::Commit(commit) => self.put(at, Method::Commit, wire::commit_in(commit), |q| endpoint.commit(q)),
+            Question::Commit(commit) => {
+                let is_alone = self.is_alone;
+                let mut afterwards = std::mem::take(&mut self.afterwards);
+                self.put(at, Method::Commit, wire::commit_in(commit), |q| match is_alone {
+                    true => endpoint.commit_alone(q, &mut afterwards),
+                    false => endpoint.commit(q),
+                });
+                self.afterwards = afterwards;
+            }
             Question::Resolve(resolve) => {
                 self.put(at, Method::Resolve, wire::resolve_in(resolve), |q| endpoint.resolve(q));
             }

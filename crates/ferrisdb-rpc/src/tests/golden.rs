@@ -102,7 +102,7 @@ pub(super) fn answers() -> Vec<(&'static str, Body)> {
 pub(super) fn framed<E: Envelope>(message: &E) -> Vec<u8> {
     let (mut outbox, mut writer, mut bytes) = (Outbox::default(), Writer::default(), Vec::new());
     outbox.put(message);
-    let mut context = Context::from_waker(std::task::Waker::noop());
+    let mut context = Context::from_waker(Waker::noop());
     while !outbox.is_empty() {
         writer.take_from::<E>(&mut outbox);
         assert!(writer.poll_write(&mut bytes, &mut context, &mut 0).is_ready());
@@ -141,7 +141,7 @@ fn long_messages_go_in_pieces() {
         let mut inbox = Inbox::new();
         let mut stream = bytes.as_slice();
         let mut found = None;
-        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut context = Context::from_waker(Waker::noop());
         while let Poll::Ready(Ok(1..)) = inbox.poll_read(&mut stream, &mut context) {
             while let Some(frame) = inbox.next_frame(MESSAGE_BYTES_MAX).unwrap() {
                 let mut reply: proto::Reply = crate::frame::decode(frame).unwrap();
@@ -170,7 +170,7 @@ fn a_damaged_frame_is_noticed() {
         bytes.resize(bytes.len() + (1 << 17), 0);
         let mut inbox = Inbox::new();
         let mut stream = bytes.as_slice();
-        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut context = Context::from_waker(Waker::noop());
         let result = loop {
             assert!(matches!(inbox.poll_read(&mut stream, &mut context), Poll::Ready(Ok(1..))), "bit {bit}");
             match inbox.next_frame(MESSAGE_BYTES_MAX) {

@@ -293,7 +293,7 @@ fn mutilated_frames_do_no_harm() {
         let bytes = mutilate(&mut random, &frames);
         let mut inbox = Inbox::new();
         let mut stream = bytes.as_slice();
-        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut context = Context::from_waker(Waker::noop());
         assert!(inbox.poll_read(&mut stream, &mut context).is_ready());
         if let Ok(Some(frame)) = inbox.next_frame(MESSAGE_BYTES_MAX) {
             drop(decode::<proto::Request>(frame.clone()).map(|_| ()));

@@ -224,3 +224,49 @@ fn a_server_that_stops_waits_so_long_and_no_longer() {
         assert_eq!(began.elapsed().as_secs(), 10);
     });
 }
+
+/// Who has a server for himself, and asks one thing at a time, has his commits made by the thread that reads them; but not with anybody else there, nor with a
+/// second question under way. Whoever was left for afterwards is woken.
+#[test]
+fn the_commits_of_a_lone_client_are_asked_for_as_such() {
+    run(async {
+        let stage = Stage::open(ServeOptions::default());
+        let (one, other) = (stage.connect().await, stage.connect().await);
+        let alone = || stage.puppet.alone.load(Ordering::SeqCst);
+        let in_a_row = async |count: usize| {
+            let before = alone();
+            for _ in 0..count {
+                one.commit(commit("a")).await.unwrap();
+            }
+            alone() - before
+        };
+        let first = in_a_row(100).await;
+        assert!((50..90).contains(&first), "after a while: {first} of 100");
+        assert_eq!(in_a_row(10).await, 10);
+        assert_eq!(stage.puppet.afterwards.0.load(Ordering::SeqCst), alone());
+
+        // Somebody else asks one thing now and then.
+        for _ in 0..10 {
+            other.get(get("k")).await.unwrap();
+            assert_eq!(in_a_row(5).await, 0);
+        }
+        // A question is under way all the while.
+        let held = tokio::spawn(one.get(get("hold")));
+        while stage.puppet.held() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(in_a_row(100).await, 0);
+        stage.puppet.release();
+        held.await.unwrap().unwrap();
+        assert!(in_a_row(100).await > 50);
+        // Two at once.
+        let before = alone();
+        for _ in 0..50 {
+            let (first, second) = (one.commit(commit("a")), one.commit(commit("b")));
+            first.await.unwrap();
+            second.await.unwrap();
+        }
+        assert_eq!(alone(), before);
+        assert_eq!(in_a_row(5).await, 0, "it begins anew");
+    });
+}

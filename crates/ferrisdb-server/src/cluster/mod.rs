@@ -193,7 +193,12 @@ impl Default for ClusterOptions {
             },
             storage: StorageOptions::default(),
             // The library sends a follower one message at a time: a second group would wait, and one of all that is queued by then is cheaper.
-            coordinator: CoordinatorOptions { groups_in_flight: 1, company: 0.25, ..CoordinatorOptions::default() },
+            coordinator: CoordinatorOptions {
+                groups_in_flight: 1,
+                company: 0.25,
+                alone_at_most: Duration::ZERO,
+                ..CoordinatorOptions::default()
+            },
             coordinator_wait: Duration::from_secs(5),
             members: MemberOptions::default(),
             shards: ShardOptions::default(),

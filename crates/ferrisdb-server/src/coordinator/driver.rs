@@ -32,7 +32,7 @@ use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::rare::{Rare, reached};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Clock, Code, Error, Result, Runtime, Version};
-use ferrisdb_rpc::api::{CommitId, Committed};
+use ferrisdb_rpc::api::{Afterwards, CommitId, Committed};
 
 use super::batcher::{Batcher, Decision, Response};
 use super::company::Company;
@@ -60,6 +60,8 @@ pub(super) struct Driver {
     wants_batch: bool,
     /// The log's subscriber, to be woken when the answers are given.
     subscriber: Option<Waker>,
+    /// How long a group takes that is synced here: of the last ones, the newest counting most. `None`: none was yet.
+    alone_takes: Option<Duration>,
 }
 
 /// A group that waits for the disk.
@@ -70,6 +72,8 @@ struct InFlight {
     ids: Vec<CommitId>,
     transactions: u64,
     since: Duration,
+    /// Synced here, not by the log's task.
+    is_alone: bool,
 }
 
 /// An item whose request the batcher has: somebody still waits for its answer.
@@ -91,6 +95,7 @@ impl Driver {
             timer: None,
             wants_batch: false,
             subscriber: None,
+            alone_takes: None,
         }
     }
 
@@ -121,6 +126,20 @@ impl Driver {
                 continue;
             }
             return Poll::Pending;
+        }
+    }
+
+    /// True if nothing waits for the disk, nor for company.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.wait.is_none()
+    }
+
+    /// Makes one group of what is queued, and answers it if it is durable by then: for somebody else than the driver's task, which is to be woken if anything is left.
+    pub(super) fn work_once(&mut self, afterwards: &mut Afterwards) {
+        self.append_group();
+        self.finish_durable(&mut Context::from_waker(Waker::noop()));
+        if let Some(subscriber) = self.subscriber.take() {
+            afterwards.push(subscriber);
         }
     }
 
@@ -194,6 +213,10 @@ impl Driver {
         let shared = &self.shared;
         let now = shared.runtime.now();
         let others = self.requests_in_flight() + lock(&shared.queue).items.len();
+        if group.is_alone {
+            self.note_alone(now.saturating_sub(group.since));
+        }
+        let shared = &self.shared;
         self.company.answered(now.saturating_sub(group.since), group.answers.len(), others);
         if let Some(version) = group.version {
             shared.batch_at_nanos.store(nanos(now), Ordering::Relaxed);
@@ -211,6 +234,14 @@ impl Driver {
             item.answer.send(Ok(response));
         }
         shared.release(requests, bytes);
+    }
+
+    /// A group that was synced here took so long.
+    fn note_alone(&mut self, took: Duration) {
+        let takes = self.alone_takes.map_or(took, |before| (before * 7 + took) / 8);
+        self.alone_takes = Some(takes);
+        let options = &self.shared.options;
+        self.shared.is_quick.store(takes < options.alone_at_most, Ordering::Relaxed);
     }
 
     /// Nobody knows what became of this group: nor of the later ones, which build on it.
@@ -282,7 +313,8 @@ impl Driver {
                 shared.appended_bytes.fetch_add(group.bytes, Ordering::Relaxed);
                 let ids = Batcher::take_ids(&mut group);
                 let (version, transactions) = (group.version, group.transactions);
-                let in_flight = InFlight { appended, version, answers: Vec::new(), ids, transactions, since: now };
+                let in_flight =
+                    InFlight { appended, version, answers: Vec::new(), ids, transactions, since: now, is_alone };
                 self.in_flight.push_back(in_flight);
                 self.answer(rest, decisions, version, None);
             }

@@ -13,7 +13,7 @@
 //! - the *begin gate* lets those begin who wait for their turn, while their rate is limited (`gate.rs`);
 //! - the *time keeper* writes down which version there was at which time of day (`time_keeper.rs`).
 //!
-//! This file has the handle, and the bounded queue between whoever asks and the driver.
+//! A caller that may block can take the place of the driver's task (`alone.rs`). This file has the handle, and the bounded queue between whoever asks and the driver.
 //!
 //! # Invariants
 //! - Commits are answered in the order of their versions, once they are durable and counted.
@@ -22,6 +22,7 @@
 //! - After a group whose end is unknown nothing more is appended in this epoch.
 //! - Queues are bounded in requests and bytes.
 
+mod alone;
 pub mod batcher;
 mod company;
 mod driver;
@@ -34,7 +35,8 @@ mod time_keeper;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::task::Context;
 use std::time::Duration;
 
 use ferrisdb_core::runtime::BoxFuture;
@@ -63,6 +65,9 @@ pub struct CoordinatorOptions {
     /// How much of the time that a group takes the next one may wait for those who were answered with it, from 0, not at all, to 1. Worth it where a group is dear: in a
     /// cluster. Default: 0.
     pub company: f64,
+    /// While a sync takes no longer than this, a caller that may block for as long makes its commit durable on its own thread: see [`Coordinator::commit_alone`]. Default:
+    /// 500 µs. Zero: never.
+    pub alone_at_most: Duration,
     /// Transactions of one group, at most 65,535. Default: 4,096.
     pub group_transactions: usize,
     /// Bytes of one group's transactions; a single one may have more. Default: 4 MiB.
@@ -83,6 +88,7 @@ impl Default for CoordinatorOptions {
             limits: Limits::DEFAULT,
             groups_in_flight: 4,
             company: 0.0,
+            alone_at_most: Duration::from_micros(500),
             group_transactions: 4096,
             group_bytes: 4 << 20,
             queue_requests: 100_000,
@@ -108,6 +114,10 @@ struct Shared {
     counters: Arc<Counters>,
     queue: Mutex<Queue>,
     bell: Bell,
+    /// The driver belongs to its task; others may have it work for them meanwhile.
+    driver: OnceLock<Weak<Mutex<Driver>>>,
+    /// Syncs are so short at the moment that others may.
+    is_quick: AtomicBool,
     /// When the last batch became durable.
     batch_at_nanos: AtomicU64,
     /// Bytes of mutations appended in this epoch.
@@ -199,6 +209,8 @@ impl Coordinator {
             counters,
             queue: Mutex::default(),
             bell: Bell::default(),
+            driver: OnceLock::new(),
+            is_quick: AtomicBool::new(false),
             batch_at_nanos: AtomicU64::new(nanos(now)),
             appended_bytes: AtomicU64::new(0),
             window_bytes: AtomicU64::new(0),
@@ -228,8 +240,11 @@ impl Coordinator {
     pub fn spawn(&self, mut starting: Starting, mut spawn: impl FnMut(&str, BoxFuture<()>)) {
         let shared = &self.shared;
         starting.batcher.epoch_began(&shared.log.recover(), shared.options.leases.clone(), shared.runtime.now());
-        let mut driver = Driver::new(Arc::clone(shared), starting.batcher);
-        spawn("coordinator", Box::pin(std::future::poll_fn(move |context| driver.poll(context))));
+        let driver = Arc::new(Mutex::new(Driver::new(Arc::clone(shared), starting.batcher)));
+        shared.driver.set(Arc::downgrade(&driver)).expect("it is spawned once");
+        // If it panicked on another's thread, it does so here: then it is dropped, and everybody is told.
+        let drive = move |context: &mut Context<'_>| driver.lock().expect("it has not panicked").poll(context);
+        spawn("coordinator", Box::pin(std::future::poll_fn(drive)));
         let shared = Arc::clone(&self.shared);
         spawn("begin-gate", Box::pin(async move { shared.run_gate().await }));
         spawn("time-keeper", Box::pin(time_keeper::run(self.clone())));

@@ -85,7 +85,12 @@ fn live(machine: &Machine, promise: &Mutex<Promise>, groups: &[usize], with_leas
             };
             let filler = "f".repeat(200 + number % 7 * 90);
             let request = Transaction::at(read_version).add(&key(number), 1).set("filler", &filler);
-            answers.push((number, node.commit(request.id(CLIENT, number as u64 + 1, 1).build())));
+            let request = request.id(CLIENT, number as u64 + 1, 1).build();
+            // Who comes alone has its commit made durable by its own thread, every other time.
+            let is_alone = group == 1 && round % 2 == 0;
+            let answer =
+                if is_alone { node.commit_alone(request, &mut Afterwards::new()) } else { node.commit(request) };
+            answers.push((number, answer));
         }
         for (number, answer) in answers {
             let Committed::At { version, .. } = machine.wait(answer).expect("it commits") else {

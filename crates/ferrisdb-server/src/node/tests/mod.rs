@@ -1,5 +1,6 @@
 //! Tests of a whole node on a simulated disk, with all jobs on one thread in an order that a seed decides; and some on real threads.
 
+mod alone;
 mod closing;
 mod commits;
 mod crashes;
@@ -12,7 +13,8 @@ use std::time::Duration;
 
 use ferrisdb_core::{Bytes, Clock, Code, KeyRange, ManualClock, Mutation, MutationKind, Result, Version};
 use ferrisdb_rpc::api::{
-    BeginRequest, CommitId, CommitRequest, Committed, GetRequest, Lease, LeaseRequest, Priority, ResolveRequest,
+    Afterwards, BeginRequest, CommitId, CommitRequest, Committed, GetRequest, Lease, LeaseRequest, Priority,
+    ResolveRequest,
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::Env;
