@@ -8,7 +8,6 @@
 //! - The task is not rung for while somebody else holds the driver; it is afterwards, if anything is left for it, whatever became of the caller.
 //! - A driver that panicked on another's thread panics on its own too: it is dropped, and everybody who waits is told.
 
-use std::future::Future;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
