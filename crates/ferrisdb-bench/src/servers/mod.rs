@@ -204,6 +204,8 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
                 {
                     continue;
                 }
+                let others = servers.iter().filter(|other| !Arc::ptr_eq(&other.process, &peer.process));
+                settle(others.map(|other| &*other.process)).await?;
                 eprintln!("{workload}: {}", peer.name);
                 let (clients, processes) = (peer.clients(), [&*peer.process]);
                 let done = drive(&clients, &processes, work, in_flight, settings, u64::from(run));
@@ -219,6 +221,26 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
         }
     }
     Ok(rows)
+}
+
+/// Waits until these have done what they still had to do after their turn (checkpoints, rewrites of their logs), and the disk has what they wrote: it is not the next one's to
+/// bear. Ends after a few seconds in any case.
+async fn settle(others: impl Iterator<Item = &Process>) -> Result<()> {
+    const LOOK_EVERY: Duration = Duration::from_millis(100);
+    let others: Vec<&Process> = others.collect();
+    let of_all = || others.iter().map(|process| process.cpu()).sum::<Result<Duration>>();
+    let mut before = of_all()?;
+    for _ in 0..50 {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now = of_all()?;
+        // Two ticks of the system's clock: an idle server's own.
+        if now - before <= Duration::from_millis(20) {
+            break;
+        }
+        before = now;
+    }
+    rustix::fs::sync();
+    Ok(())
 }
 
 /// The measurement with the median rate.
