@@ -148,6 +148,8 @@ planted_bugs! {
     ReadNotConfirmed = "read-not-confirmed",
     /// A voter confirms read versions of whoever asks, whomever it has voted for.
     AnyVoteConfirms = "any-vote-confirms",
+    /// A follower that hears nobody stands for election without having asked whether anybody would vote for it.
+    PreVoteOff = "pre-vote-off",
     /// A replica of the log forgets at a restart that it has cut off what another leader replaced.
     CutForgotten = "cut-forgotten",
     /// A locked database takes the commits of everybody.

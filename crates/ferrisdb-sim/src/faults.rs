@@ -164,6 +164,8 @@ pub struct Chaos {
     clients: Vec<String>,
     /// Each kind as often as it is likely.
     urn: Vec<(Kind, &'static str)>,
+    /// Only some kinds happen: whoever wants that wants to see what they do where most can go wrong.
+    is_focused: bool,
     /// Milliseconds between two faults, at most.
     pause_max: u64,
     latency_max: Duration,
@@ -190,9 +192,11 @@ pub struct Chaos {
 }
 
 impl Chaos {
-    /// For these hosts. `latency_max` and `speed` are what the network and the disks are like when nothing is wrong with them.
+    /// For these hosts. `latency_max` and `speed` are what the network and the disks are like when nothing is wrong with them. If `only` names kinds, nothing else happens, and
+    /// to whoever leads more often than to others.
     pub fn new(
         seed: u64,
+        only: &[String],
         servers: Vec<String>,
         clients: Vec<String>,
         latency_max: Duration,
@@ -204,6 +208,11 @@ impl Chaos {
         while urn.is_empty() {
             for kind in Kind::ALL {
                 let weight = [0, 1, 1, 4][usize::try_from(random.below(4)).expect("below four")];
+                let weight = match only.iter().any(|name| name == kind.1) {
+                    true => weight.max(1),
+                    false if only.is_empty() => weight,
+                    false => 0,
+                };
                 urn.extend(std::iter::repeat_n(*kind, weight));
             }
         }
@@ -213,6 +222,7 @@ impl Chaos {
             servers,
             clients,
             urn,
+            is_focused: !only.is_empty(),
             pause_max,
             latency_max,
             speed,
@@ -333,7 +343,7 @@ impl Chaos {
 
     fn befall(&mut self, world: &mut World, kind: Kind) -> bool {
         let now = world.now();
-        let server = self.one_of(&self.servers.clone());
+        let server = self.victim();
         let client = self.one_of(&self.clients.clone());
         let lasts = Duration::from_millis(200 + self.random.below(4_000));
         match kind {
@@ -631,6 +641,16 @@ impl Chaos {
             }
             Cure::Rate(host) => world.host(&host).clock().set_rate(RATE_RIGHT),
             Cure::Busy(host) => world.host(&host).set_busy(false),
+        }
+    }
+
+    /// Any server, or who leads.
+    fn victim(&mut self) -> String {
+        let leads = |host: &&String| self.members.standing(host).is_some_and(|standing| standing.leads);
+        let leading = self.servers.iter().find(leads).cloned();
+        match leading {
+            Some(leading) if self.is_focused && !self.random.one_in(3) => leading,
+            _ => self.one_of(&self.servers.clone()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The simulator: seeds pass, a seed decides everything, and seeds differ.
 //!
 //! `FERRISDB_SIM_SEED` and `FERRISDB_SIM_SEEDS` choose other seeds, `FERRISDB_SIM_WORKLOADS` other workloads (with commas), `FERRISDB_SIM_PROCESSES` how many
-//! processes the database has. Each seed runs in a process of
+//! processes the database has, `FERRISDB_SIM_FAULTS` the only kinds of faults (with commas). Each seed runs in a process of
 //! its own, which is this test program.
 
 #![expect(clippy::print_stdout, reason = "figures of a run, and what a child process says")]
@@ -14,6 +14,7 @@ use ferrisdb_sim::seeds::{SeedsOptions, end_if_it_hangs, run_in_process, run_see
 const SEED: &str = "FERRISDB_SIM_ONE_SEED";
 const WORKLOADS: &str = "FERRISDB_SIM_WORKLOADS";
 const PROCESSES: &str = "FERRISDB_SIM_PROCESSES";
+const FAULTS: &str = "FERRISDB_SIM_FAULTS";
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
@@ -23,16 +24,20 @@ fn workloads() -> String {
     std::env::var(WORKLOADS).unwrap_or_default()
 }
 
+fn names(list: &str) -> Vec<String> {
+    list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
 /// The process of one seed.
 #[test]
 #[ignore = "a part of the others"]
 fn one_seed() {
     end_if_it_hangs().expect("a thread");
     let seed = number(SEED, 1);
-    let workloads = workloads().split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let (workloads, faults) = (names(&workloads()), names(&std::env::var(FAULTS).unwrap_or_default()));
     let is_traced = std::env::var("FERRISDB_SIM_TRACE").is_ok();
     let processes = std::env::var(PROCESSES).ok().map(|text| text.parse().expect("a number"));
-    let outcome = run(&RunOptions { seed, workloads, processes, is_traced });
+    let outcome = run(&RunOptions { seed, workloads, processes, faults, is_traced });
     println!("\n{}", told(&outcome));
 }
 

@@ -58,6 +58,7 @@ const OWNER: &str = "log::state::tests::only_the_current_owner_in_order_counts";
 const VOTE: &str = "log::replicated::tests::store::a_vote_outlives_a_power_cut";
 const SHOWN: &str = "shards::tests::a_loss_is_shown_before_it_is_applied";
 const CONFIRM: &str = "log::replicated::tests::a_voter_confirms_only_whom_it_has_voted_for";
+const PRE_VOTE: &str = "log::replicated::tests::a_follower_that_comes_back_deposes_nobody";
 const SILENT: &str = "log::state::tests::silent_clients_are_forgotten_by_work_and_not_by_jumps";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
@@ -108,6 +109,7 @@ const TABLE: &[(&str, Catcher)] = &[
     ("replica-skips-sync", Group(LOG, 100)),
     ("read-not-confirmed", Group(LOG, 100)),
     ("any-vote-confirms", Group(CONFIRM, 10)),
+    ("pre-vote-off", Group(PRE_VOTE, 10)),
     ("cut-forgotten", Group(LOG, 100)),
     ("snapshot-too-new", Group(LOG, 100)),
     ("pop-before-flush", Group(CLUSTER, 100)),

@@ -3,10 +3,15 @@
 //! Who holds what this process knows from its replica of the log, which may be behind, or ahead of the version that is read. Neither can make an answer wrong: the
 //! one who is asked refuses what it does not hold. Then the map is looked at again, up to a bound of time.
 //!
+//! # When nobody has a version any more
+//! Whoever is asked and does not answer may come back, so that never decides. The map does, if it names nobody who is not gone for good, and if it is of the version that is asked for or a later
+//! one: from there on a version only loses holders. An earlier map may name nobody because it has heard of nobody yet, as that of a process which has just joined.
+//!
 //! # Invariants
 //! - An answer is of one version, whoever has which part of it.
 //! - A part of a range that says that there is more has at least one row, and the parts come in order: nothing is between two of them.
 
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -54,14 +59,49 @@ impl Drop for Asked {
     }
 }
 
-fn nobody_has(version: Version) -> Error {
-    Error::with(Code::TransactionTooOld, format!("no storage server has version {version} of these keys any more"))
+/// What a replica of the log knows at one moment.
+struct Seen {
+    layout: Layout,
+    /// Up to which version it has come.
+    last: Version,
+}
+
+impl Seen {
+    fn map(&self) -> &ShardMap {
+        &self.layout.shards
+    }
+
+    /// Those who have a shard at `version`. Who has lost its tag has nothing, and never will again.
+    fn readable_at(&self, shard: &Shard, version: Version) -> Vec<Tag> {
+        shard.readable_at(version).filter(|&tag| !self.layout.registry.is_dropped(tag)).collect()
+    }
+
+    /// What is to be said of a version that the map names nobody for.
+    fn nobody_has(&self, version: Version) -> Error {
+        if self.last < version {
+            let last = self.last;
+            let detail = format!(
+                "this process has come to version {last} of the log, and does not know yet who has version {version} of these keys"
+            );
+            return Error::with(Code::ProcessBehind, detail);
+        }
+        Error::with(Code::TransactionTooOld, format!("no storage server has version {version} of these keys any more"))
+    }
 }
 
 impl Shared {
     /// The metadata, as this process's replica of the log has it. Read anew when it has changed.
     pub(super) fn layout(&self) -> Result<Layout> {
-        let metadata = self.log.with_state(|state| Arc::clone(state.metadata()));
+        Ok(self.seen()?.layout)
+    }
+
+    fn seen(&self) -> Result<Seen> {
+        // At one moment: a map that is older than what it is said to be would take away what somebody has.
+        let (last, metadata) = self.log.with_state(|state| (state.last(), Arc::clone(state.metadata())));
+        Ok(Seen { layout: self.layout_of(metadata)?, last })
+    }
+
+    fn layout_of(&self, metadata: Arc<BTreeMap<Bytes, Bytes>>) -> Result<Layout> {
         if let Some(layout) = &*lock(&self.layout)
             && Arc::ptr_eq(&layout.metadata, &metadata)
         {
@@ -102,8 +142,8 @@ impl Shared {
 
     /// Those who have a shard at `version`, in the order in which they are asked: this process as `own` says, then who is less busy and faster. Each process begins with another one if that is
     /// the same, so that all of them have something to do.
-    fn holders(&self, shard: &Shard, version: Version, own: Own) -> Vec<Tag> {
-        let mut tags: Vec<Tag> = shard.readable_at(version).collect();
+    fn holders(&self, seen: &Seen, shard: &Shard, version: Version, own: Own) -> Vec<Tag> {
+        let mut tags = seen.readable_at(shard, version);
         tags.sort_unstable();
         tags.dedup();
         let first = self.identity.process % (tags.len().max(1) as u64);
@@ -139,12 +179,13 @@ impl Shared {
     /// Asks those who have a shard at `version`: one after the other if they cannot answer, and the next one beside them if they are slow. The first answer wins.
     async fn ask_holders<T: Unpin>(
         self: &Arc<Shared>,
+        seen: &Seen,
         shard: &Shard,
         version: Version,
         own: Own,
         ask: impl Fn(&dyn Endpoint) -> Answer<T>,
     ) -> Result<T> {
-        let tags = self.holders(shard, version, own);
+        let tags = self.holders(seen, shard, version, own);
         let ask = &ask;
         let begin = |tag| Box::pin(async move { self.ask_holder(tag, ask).await });
         let (mut running, mut next, mut last) = (Vec::new(), 0, None);
@@ -195,35 +236,36 @@ impl Shared {
                 }
             }
         });
-        won.await.unwrap_or_else(|last| Err(last.unwrap_or_else(|| nobody_has(version))))
+        won.await.unwrap_or_else(|last| Err(last.unwrap_or_else(|| seen.nobody_has(version))))
     }
 
     /// Asks those who have a shard at `version` one after the other, and waits for an answer however long it takes.
     async fn wait_for_holders<T: Unpin>(
         self: &Arc<Shared>,
+        seen: &Seen,
         shard: &Shard,
         version: Version,
         ask: impl Fn(&dyn Endpoint) -> Answer<T>,
     ) -> Result<T> {
         let mut last = None;
-        for tag in self.holders(shard, version, Own::First) {
+        for tag in self.holders(seen, shard, version, Own::First) {
             let asking = async { ask(self.to_storage(tag).await?.as_ref()).await };
             match asking.await {
                 Err(error) if may_know_elsewhere(error.code()) => last = Some(error),
                 result => return result,
             }
         }
-        Err(last.unwrap_or_else(|| nobody_has(version)))
+        Err(last.unwrap_or_else(|| seen.nobody_has(version)))
     }
 
     /// Tries again for as long as questions wait for a coordinator: the map may be behind, or nobody there for the moment.
     async fn until_found<T, F: Future<Output = Result<T>>>(
         self: &Arc<Shared>,
-        attempt: impl Fn(Arc<ShardMap>) -> F,
+        attempt: impl Fn(Seen) -> F,
     ) -> Result<T> {
         let until = self.jobs.now() + self.options.coordinator_wait;
         loop {
-            let error = match attempt(self.shards()?).await {
+            let error = match attempt(self.seen()?).await {
                 // Storage has waited for the version already, as long as that may take. Whoever reads begins again with one that is here.
                 Err(error) if error.code() == Code::FutureVersion => return Err(error),
                 Err(error) if may_know_elsewhere(error.code()) => error,
@@ -249,7 +291,9 @@ impl Shared {
         ask: impl Fn(&dyn Endpoint) -> Answer<T>,
     ) -> Result<T> {
         let (key, ask) = (&key, &ask);
-        self.until_found(|map| async move { self.ask_holders(map.of_key(key).1, version, own, ask).await }).await
+        let attempt =
+            |seen: Seen| async move { self.ask_holders(&seen, seen.map().of_key(key).1, version, own, ask).await };
+        self.until_found(attempt).await
     }
 
     /// Has somebody answer who holds `key` now, however long that takes.
@@ -260,7 +304,7 @@ impl Shared {
     ) -> Result<T> {
         let (key, ask) = (&key, &ask);
         let attempt =
-            |map: Arc<ShardMap>| async move { self.wait_for_holders(map.of_key(key).1, Version::MAX, ask).await };
+            |seen: Seen| async move { self.wait_for_holders(&seen, seen.map().of_key(key).1, Version::MAX, ask).await };
         self.until_found(attempt).await
     }
 
@@ -276,7 +320,8 @@ impl Shared {
             let (limit_left, bytes_left) = (limit.saturating_sub(count(&rows)), bytes_max - bytes);
             let (piece, part) = {
                 let rest = &rest;
-                self.until_found(|map| async move {
+                self.until_found(|seen| async move {
+                    let map = seen.map();
                     let (of, shard) = if reverse { map.below(&rest.end) } else { map.of_key(&rest.begin) };
                     let piece = part_in(rest, &of);
                     let request = GetRangeRequest {
@@ -286,8 +331,8 @@ impl Shared {
                         target_bytes: u32::try_from(bytes_left).unwrap_or(u32::MAX),
                         reverse,
                     };
-                    let rows =
-                        self.ask_holders(shard, version, own, |endpoint| endpoint.get_range(request.clone())).await?;
+                    let ask = |endpoint: &dyn Endpoint| endpoint.get_range(request.clone());
+                    let rows = self.ask_holders(&seen, shard, version, own, ask).await?;
                     Ok((piece, rows))
                 })
                 .await?
@@ -315,9 +360,9 @@ impl Shared {
         let (is_forward, steps) = (offset > 0, offset.unsigned_abs());
         let key = key.min(request.end.clone());
         let at_once = {
-            let (map, request) = (self.shards()?, request.clone());
-            let (_, shard) = if is_forward { map.of_key(&key) } else { map.below(&key) };
-            self.ask_holders(shard, request.version, own, |endpoint| endpoint.get_key(request.clone())).await
+            let (seen, request) = (self.seen()?, request.clone());
+            let (_, shard) = if is_forward { seen.map().of_key(&key) } else { seen.map().below(&key) };
+            self.ask_holders(&seen, shard, request.version, own, |endpoint| endpoint.get_key(request.clone())).await
         };
         match at_once {
             Err(error) if may_know_elsewhere(error.code()) => {}
@@ -349,11 +394,11 @@ impl Shared {
         while !rest.is_empty() {
             let at = &rest;
             let (piece, part) = self
-                .until_found(|map| async move {
-                    let (of, shard) = map.of_key(&at.begin);
+                .until_found(|seen| async move {
+                    let (of, shard) = seen.map().of_key(&at.begin);
                     let piece = part_in(at, &of);
                     let ask = |endpoint: &dyn Endpoint| endpoint.estimated_size(piece.clone());
-                    let bytes = self.ask_holders(shard, Version::MAX, Own::First, ask).await?;
+                    let bytes = self.ask_holders(&seen, shard, Version::MAX, Own::First, ask).await?;
                     Ok((piece, bytes))
                 })
                 .await?;
@@ -371,12 +416,12 @@ impl Shared {
         while !rest.is_empty() {
             let at = &rest;
             let (piece, part) = self
-                .until_found(|map| async move {
-                    let (of, shard) = map.of_key(&at.begin);
+                .until_found(|seen| async move {
+                    let (of, shard) = seen.map().of_key(&at.begin);
                     let range = part_in(at, &of);
                     let request = SplitPointsRequest { range: range.clone(), part_bytes, limit: 0 };
                     let ask = |endpoint: &dyn Endpoint| endpoint.split_points(request.clone());
-                    let points = self.ask_holders(shard, Version::MAX, Own::First, ask).await?;
+                    let points = self.ask_holders(&seen, shard, Version::MAX, Own::First, ask).await?;
                     Ok((range, points))
                 })
                 .await?;
@@ -409,4 +454,43 @@ fn thin(points: Vec<Bytes>, parts: usize) -> Vec<Bytes> {
         return points;
     }
     (1..parts).map(|part| points[part * all / parts - 1].clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shards::Holder;
+
+    fn version(number: u64) -> Version {
+        Version::from_u64(number)
+    }
+
+    /// A version that the map names nobody for is gone if the map is of that version or a later one; a map of before may not have heard of who has it. Who can only not be reached is named, and who
+    /// has lost its tag is not.
+    #[test]
+    fn the_map_decides_when_nobody_has_a_version_any_more() {
+        let said = |shard: &Shard, last: u64, dropped: bool| {
+            let mut registry = Registry { used: (2, Tag(1)), ..Registry::default() };
+            if !dropped {
+                let storage = super::super::metadata::Storage { process: 1, is_complete: true };
+                registry.storage.insert(Tag(1), storage);
+            }
+            let shards = Arc::new(ShardMap::of_one(shard.clone()));
+            let layout = Layout { metadata: Arc::default(), registry: Arc::new(registry), shards };
+            let seen = Seen { layout, last: version(last) };
+            let readable = seen.readable_at(seen.map().of_key(b"k").1, version(10));
+            (readable, seen.nobody_has(version(10)).code())
+        };
+        let nobody = Shard::default();
+        assert_eq!(said(&nobody, 9, false), (vec![], Code::ProcessBehind));
+        assert_eq!(said(&nobody, 10, false), (vec![], Code::TransactionTooOld));
+        let held = |from, until: Option<u64>| Shard {
+            holders: vec![Holder { tag: Tag(1), from: version(from), until: until.map(version) }],
+            moving: None,
+        };
+        assert_eq!(said(&held(11, None), 20, false), (vec![], Code::TransactionTooOld), "it began later");
+        assert_eq!(said(&held(5, Some(10)), 20, false), (vec![], Code::TransactionTooOld), "it had ended before");
+        assert_eq!(said(&held(5, Some(11)), 20, false).0, [Tag(1)], "it ended later, and keeps what it had");
+        assert_eq!(said(&held(5, Some(11)), 20, true), (vec![], Code::TransactionTooOld), "it is gone for good");
+    }
 }

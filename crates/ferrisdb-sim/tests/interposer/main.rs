@@ -32,7 +32,8 @@ fn one_process() {
         "thread" => drop(std::thread::Builder::new().spawn(|| {})),
         number => {
             let seed = number.parse().expect("a seed");
-            let options = RunOptions { seed, workloads: Vec::new(), processes: None, is_traced: false };
+            let options =
+                RunOptions { seed, workloads: Vec::new(), processes: None, faults: Vec::new(), is_traced: false };
             assert_eq!(run(&options).failures, Vec::<String>::new());
         }
     });

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use ferrisdb_client::{Database, SnapshotOptions, Transaction};
 use ferrisdb_core::{Code, KeyRange};
-use ferrisdb_rpc::api::{BeginRequest, Priority};
+use ferrisdb_rpc::api::{BeginRequest, GetRequest, Priority};
 use ferrisdb_storage::fs::sim::CrashMode;
 
 use super::orders::Order;
@@ -151,6 +151,36 @@ fn a_snapshot_is_readable_through_those_that_began_later() {
         let read = world.finish(read);
         assert!(read.is_ok(), "through process {process}: {read:?}");
     }
+    drop(snapshot);
+    world.check_quiet();
+}
+
+/// A process that has just joined knows nothing of the log yet, and so of nobody who has a version. It says that it is behind, and not that a leased version is gone; once it knows who has it,
+/// it answers. (A database that was alone, is joined, and goes down before the others have heard more than that they are taken in, looks like that to their clients.)
+#[test]
+fn who_has_just_joined_does_not_say_that_a_leased_version_is_gone() {
+    let world = world::World::new(96);
+    world.grow_to(1);
+    let snapshot = world.ask(|db| async move { db.snapshot(SnapshotOptions::default()).await }).expect("it is taken");
+    let version = snapshot.version();
+    // Beyond what is readable without the lease.
+    world.run(10 * SECOND);
+    world.start(2);
+    while world.node(2).is_none() {
+        world.run(Duration::from_millis(1));
+    }
+    world.cut(1, 2, true);
+    let process = world.node(2).expect("it lives");
+    let read = || process.endpoint().get(GetRequest { key: "account/1".into(), version });
+    let refused = world.finish(read()).expect_err("nobody who has it can be reached");
+    let last = process.life.shared().log.with_state(|state| state.last());
+    assert!(last < version, "it has not heard of the version: {last}, {version}");
+    assert_eq!(refused.code(), Code::ProcessBehind, "{refused}");
+    world.cut(1, 2, false);
+    let read = world.finish(read());
+    assert!(read.is_ok(), "{read:?}");
+    world.start(3);
+    world.until_whole(3);
     drop(snapshot);
     world.check_quiet();
 }

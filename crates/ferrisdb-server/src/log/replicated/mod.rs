@@ -123,7 +123,7 @@ impl ReplicatedLogOptions {
             install_snapshot_timeout: millis(self.append_timeout),
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: u64::MAX,
-            enable_pre_vote: Some(true),
+            enable_pre_vote: Some(!planted(Bug::PreVoteOff)),
             enable_leader_restore: Some(false),
             // A follower that lost entries without anybody's having known is sent them again; the library's other choice is that the leader panics.
             allow_log_reversion: Some(true),

@@ -111,6 +111,41 @@ fn a_pop_whose_proposal_is_lost_arrives() {
     assert_ne!(world.view(leader).leader, Some(leader), "another leads");
 }
 
+/// A follower that is cut off stands for election again and again, and nobody hears it. It asks first whether anybody would vote for it (pre-vote), so that its term does not rise: when it comes back,
+/// the leader still leads, in the same term and the same epoch. Commits go on before, meanwhile and afterwards.
+#[test]
+fn a_follower_that_comes_back_deposes_nobody() {
+    let (first, count) = seeds();
+    for seed in first..first + count {
+        let world = world::World::new(seed, 3);
+        (1..=3).for_each(|process| world.start(process));
+        world.found(3);
+        world.run(Duration::from_secs(3));
+        let leader = world.view(1).leader.expect("there is one");
+        let (term, epochs) = (world.view(leader).term, world.epochs());
+        for follower in (1..=3).filter(|&process| process != leader) {
+            let what = format!("seed {seed}: process {follower} of {leader}");
+            let commits_go_on = |when: &str| {
+                let before = world.acknowledged();
+                world.run(Duration::from_secs(1));
+                assert!(world.acknowledged() > before, "{what}: no commit within a second {when} the cut");
+            };
+            world.cut_off(follower);
+            // Ten times what a follower waits at most.
+            (0..40).for_each(|_| commits_go_on("during"));
+            assert_eq!(world.view(follower).term, term, "{what}: it asks first");
+            world.heal();
+            (0..10).for_each(|_| commits_go_on("after"));
+            for process in 1..=3 {
+                let view = world.view(process);
+                assert_eq!((view.leader, view.term), (Some(leader), term), "{what}, as {process} sees it");
+            }
+            assert_eq!(world.epochs(), epochs, "{what}");
+        }
+        eprintln!("seed {seed}: {} commits", world.acknowledged());
+    }
+}
+
 /// Read versions are confirmed by voters that stand by the leader, and by no others: after another was elected nobody says yes to the one before, who may not have heard of it.
 #[test]
 fn a_voter_confirms_only_whom_it_has_voted_for() {

@@ -347,6 +347,11 @@ impl World {
         lock(&self.truth).acknowledged.len()
     }
 
+    /// How many epochs have begun.
+    pub(super) fn epochs(&self) -> usize {
+        lock(&self.truth).owners.len()
+    }
+
     /// Ends a process where it stands; its disk keeps what `mode` says.
     pub(super) fn kill(&self, process: ProcessId, mode: CrashMode) {
         let mut state = lock(&self.state);
