@@ -629,6 +629,12 @@ impl FileSystem for SimFileSystem {
         self.begin_simple(OpKind::AvailableSpace, &path)?;
         Ok(self.state().free_bytes())
     }
+
+    fn total_space(&self, path: &Path) -> io::Result<u64> {
+        let path = normal(path);
+        self.begin_simple(OpKind::AvailableSpace, &path)?;
+        Ok(self.state().capacity)
+    }
 }
 
 /// A handle of a simulated file.

@@ -7,6 +7,7 @@ mod company;
 mod damaged;
 mod full_disk;
 mod membership;
+mod rate;
 mod reads;
 mod slow;
 mod world;
