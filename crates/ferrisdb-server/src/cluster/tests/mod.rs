@@ -10,6 +10,7 @@ mod membership;
 mod rate;
 mod reads;
 mod slow;
+mod throttle;
 mod world;
 
 use std::time::Duration;
