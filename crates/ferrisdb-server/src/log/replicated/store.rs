@@ -213,10 +213,11 @@ impl LogStore {
         let wal = shared.wal.state();
         // Segments that wait to be used, and what is left of the current one.
         let prepared = wal.disk_bytes.saturating_sub(wal.log_bytes);
-        // A disk that does not say is not known to be full.
+        // A disk that does not say is not known to be full; some file systems say that they have nothing at all.
         let fs = &shared.runtime.env().fs;
-        let free = fs.available_space(&shared.dir).unwrap_or(u64::MAX);
-        let disk_bytes = fs.total_space(&shared.dir).unwrap_or(u64::MAX);
+        let disk_bytes = fs.total_space(&shared.dir).ok().filter(|&bytes| bytes > 0);
+        let free = disk_bytes.and_then(|_| fs.available_space(&shared.dir).ok()).unwrap_or(u64::MAX);
+        let disk_bytes = disk_bytes.unwrap_or(u64::MAX);
         let free_bytes = free.saturating_add(prepared);
         let is_low = free_bytes < SEGMENTS_MIN * u64::from(shared.options.segment_bytes);
         LogExtent { bytes: wal.log_bytes, free_bytes, disk_bytes, is_low }
