@@ -269,10 +269,13 @@ fn give(
             let client = Client::connect(&servers, line_options(None)).await?;
             order(&client, wanted, arguments.dry_run).await.map_err(refused)
         })?;
-        if ordered.changes && !arguments.dry_run && !arguments.no_wait {
+        // Whoever excludes means to stop the process when this ends, also if it is not the first to say so.
+        let is_awaited = ordered.changes || matches!(wanted, Order::Exclude(_));
+        let is_done = is_awaited && !arguments.dry_run && !arguments.no_wait;
+        if is_done {
             wait(connected, awaited)?;
         }
-        tell(&ordered, arguments, awaited, out)
+        tell(&ordered, arguments, is_done.then(|| awaited.done()), out)
     })
 }
 
@@ -323,10 +326,9 @@ fn wait(connected: &Connected, awaited: Awaited) -> Result<(), Failure> {
     }
 }
 
-fn tell(ordered: &Ordered, arguments: &OrderArguments, awaited: Awaited, out: impl Write) -> Result<(), Failure> {
-    let is_done = ordered.changes && !arguments.dry_run && !arguments.no_wait;
-    let says = if is_done { awaited.done() } else { ordered.says.clone() };
-    let result = match (ordered.changes, arguments.dry_run, is_done) {
+/// `done`: how it is now, if that was waited for.
+fn tell(ordered: &Ordered, arguments: &OrderArguments, done: Option<String>, out: impl Write) -> Result<(), Failure> {
+    let result = match (ordered.changes, arguments.dry_run, done.is_some()) {
         (false, ..) => "nothing to do",
         (true, true, _) => "would be done",
         (true, false, true) => "done",
@@ -334,7 +336,7 @@ fn tell(ordered: &Ordered, arguments: &OrderArguments, awaited: Awaited, out: im
     };
     let mut printer = Printer::new(arguments.output.output, out);
     printer.field("result", result.into())?;
-    printer.field("what", says.as_str().into())?;
+    printer.field("what", done.as_ref().unwrap_or(&ordered.says).as_str().into())?;
     Ok(printer.finish(None)?)
 }
 

@@ -21,6 +21,7 @@ mod links;
 mod lives;
 pub mod log;
 pub mod node;
+mod notice;
 pub mod resolver;
 pub mod runtime;
 pub mod shards;

@@ -1,7 +1,7 @@
 //! Processes that live and die in a simulated world of a test: their jobs are steps of one spawner.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
@@ -19,6 +19,8 @@ pub(crate) struct Life {
     process: u64,
     is_alive: AtomicBool,
     is_paused: AtomicBool,
+    /// For so many microseconds the disk is busy with each step of those who write tables, beside what is random.
+    tables_take: AtomicU64,
     random: Mutex<SplitMix64>,
 }
 
@@ -28,6 +30,7 @@ impl Life {
             process,
             is_alive: AtomicBool::new(true),
             is_paused: AtomicBool::new(false),
+            tables_take: AtomicU64::new(0),
             random: Mutex::new(SplitMix64::new(seed)),
         })
     }
@@ -35,6 +38,11 @@ impl Life {
     /// It stands still, or goes on.
     pub(crate) fn pause(&self, is_paused: bool) {
         self.is_paused.store(is_paused, Ordering::SeqCst);
+    }
+
+    /// Its disk is slow: each step of a flush or a compaction takes so long. The log is on a disk of its own.
+    pub(crate) fn slow_tables(&self, step: Duration) {
+        self.tables_take.store(u64::try_from(step.as_micros()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     /// True while it stands still.
@@ -65,6 +73,8 @@ struct LifeJob {
     job: Option<Box<dyn Job>>,
     /// A disk takes its time: what is appended meanwhile is not synced yet.
     is_slow: bool,
+    /// It writes tables.
+    writes_tables: bool,
     has_waited: bool,
 }
 
@@ -76,6 +86,11 @@ impl Job for LifeJob {
         }
         if self.life.is_paused.load(Ordering::SeqCst) {
             return Step::WaitFor(10 * MILLISECOND);
+        }
+        let takes = self.life.tables_take.load(Ordering::SeqCst);
+        if self.writes_tables && takes > 0 && !self.has_waited {
+            self.has_waited = true;
+            return Step::WaitFor(Duration::from_micros(takes));
         }
         if self.is_slow && !self.has_waited {
             let mut random = lock(&self.life.random);
@@ -93,7 +108,9 @@ impl Job for LifeJob {
 impl Spawner for LifeSpawner {
     fn spawn(&self, name: &str, job: Box<dyn Job>) -> Waker {
         let is_slow = name == "raft-log" || name == "flush";
-        let job = LifeJob { life: Arc::clone(&self.life), job: Some(job), is_slow, has_waited: false };
+        let writes_tables = name == "flush" || name.starts_with("compact");
+        let life = Arc::clone(&self.life);
+        let job = LifeJob { life, job: Some(job), is_slow, writes_tables, has_waited: false };
         self.steps.spawn(name, Box::new(job))
     }
 

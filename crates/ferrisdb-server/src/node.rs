@@ -51,6 +51,7 @@ use crate::feed::{Feed, Progress, pop_flushed};
 use crate::lifetime::{SharedLock, block_on, ended, spawn, take_directory, write_file};
 use crate::log::verify::Stored;
 use crate::log::{Applied, LocalLog, LocalLogOptions, Log, LogReport, Tag};
+use crate::notice::Notice;
 use crate::runtime::JobRuntime;
 use crate::signal::{Latch, Replied, lock};
 use crate::storage::{StorageOptions, StorageServer};
@@ -143,16 +144,22 @@ impl Node {
         let counters = Arc::new(Counters::default());
         let applied = Arc::new(Progress::default());
         let low = options.coordinator.rate.backlog_low_bytes;
-        let lag = {
+        let queues = {
             let (applied, storage) = (Arc::clone(&applied), storage.clone());
             Box::new(move |appended: u64| {
                 let backlog_bytes = appended.saturating_sub(applied.bytes.load(Ordering::Relaxed));
                 // The engine's statistics take locks: not on the way of every commit.
-                Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.lag().is_stalled, process: 0 }
+                // What the log keeps is that and what is in storage's memory, which is bounded.
+                Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.lag().is_stalled, process: 0 }.into()
             })
         };
-        let (coordinator, starting) =
-            Coordinator::new(runtime.clone(), Arc::new(log.clone()), options.coordinator, Arc::clone(&counters), lag);
+        let (coordinator, starting) = Coordinator::new(
+            runtime.clone(),
+            Arc::new(log.clone()),
+            options.coordinator,
+            Arc::clone(&counters),
+            queues,
+        );
         let started = coordinator.start(&starting)?;
         while log.sync_step() {}
         let mut feed = Feed {
@@ -371,10 +378,10 @@ impl Node {
         };
         let mut messages: Vec<_> = failure
             .iter()
-            .map(|failure| json!({"name": "broken", "description": format!("{BROKEN_REMEDY} The reason: {failure}")}))
+            .map(|failure| Notice::Broken.document(format!("{BROKEN_REMEDY} The reason: {failure}")))
             .collect();
         let damaged = self.damaged();
-        messages.extend(damaged.iter().map(|damaged| json!({"name": "storage_damaged", "description": damaged})));
+        messages.extend(damaged.map(|damaged| Notice::StorageDamaged.document(damaged)));
         let id: String = self.cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
         let document = json!({
             "client": {

@@ -117,6 +117,11 @@ pub(crate) fn reply<T>(lost: Code) -> (Reply<T>, Replied<T>) {
 }
 
 impl<T> Reply<T> {
+    /// True if nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.slot.as_ref().is_none_or(|slot| Arc::strong_count(slot) == 1)
+    }
+
     /// Answers.
     pub(crate) fn send(mut self, result: Result<T>) {
         self.put(result);

@@ -49,6 +49,40 @@ fn get(address: &str, key: &str) -> String {
     ok(&["get", key, "--connect", address]).trim_end().to_owned()
 }
 
+/// What is so already is said to be so, by every order, meant or not, with exit code 0; and who excludes once more hears of it only when the process may be stopped.
+#[test]
+fn an_order_that_changes_nothing_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Server::start(&directory.path().join("1"), &["--cluster"]);
+    let second = Server::start(&directory.path().join("2"), &["--join", &first.address]);
+    until("two of them are a cluster", || is_whole(&first.address, 2, 1));
+    let order = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        let more = ["--output", "json", "--connect", &first.address];
+        let told: Value = serde_json::from_str(&ok(&[&["cluster"], &words[..], &more].concat())).unwrap();
+        format!("{}: {}", told["result"].as_str().unwrap(), told["what"].as_str().unwrap())
+    };
+    let nothing = [
+        ("configure replication=3", "replication is 3 already"),
+        ("include 2", "process 2 is not excluded"),
+        ("transfer 1", "process 1 leads already"),
+    ];
+    for (words, says) in nothing {
+        assert_eq!(order(words), format!("nothing to do: {says}"));
+        assert_eq!(order(&format!("{words} --dry-run")), format!("nothing to do: {says}"));
+    }
+    assert!(order("exclude 2 --dry-run").starts_with("would be done: "));
+    assert!(order("exclude 2").starts_with("done: process 2 holds nothing any more"));
+    assert!(order("exclude 2").starts_with("nothing to do: process 2 holds nothing any more: stop it for good"));
+    for more in ["--dry-run", "--no-wait"] {
+        let again = order(&format!("exclude 2 {more}"));
+        assert_eq!(again, "nothing to do: process 2 is excluded already, and holds nothing any more");
+    }
+    assert!(order("configure replication=2").starts_with("done: "));
+    assert_eq!(order("configure replication=2"), "nothing to do: replication is 2 already");
+    drop(second);
+}
+
 /// Any process reads and writes for the whole; the one that leads is killed, the others go on; it comes back and has what it missed.
 #[test]
 fn three_processes_are_one_database() {

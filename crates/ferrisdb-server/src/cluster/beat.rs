@@ -8,8 +8,8 @@
 //! ```text
 //! beat    process, instance (16 bytes), tag, generation, u64 life,
 //!         found: voted term, last: term, index; now: voted term, held: term, index,
-//!         load: applied, flushed version, applied entry, copied rows, bytes, of bytes,
-//!               u8 flags: 1 serves, 2 stalled, 4 broken, 8 log waits for space, 16 storage does, 32 storage is damaged
+//!         load: applied, flushed version, applied entry, copied rows, bytes, of bytes, bytes of the log, bytes free for it, bytes of its disk,
+//!               u8 flags: 1 serves, 2 stalled, 4 broken, 8 log waits for space, 16 storage does, 32 storage is damaged, 64 log has little space
 //! answer  process that answers, u8 0 welcome, 1 went back then bytes: what it lacks,
 //!         u8 what it is to the cluster (0 the asked does not lead), bytes: what the leader sees, as JSON,
 //!         bytes a second that it may fetch (0: the asked does not lead)
@@ -93,9 +93,20 @@ impl Beat {
             load.filled_rows,
             load.filled_bytes,
             load.filling_bytes,
+            load.log_bytes,
+            load.free_bytes,
+            load.disk_bytes,
         ];
         numbers.into_iter().for_each(|number| put_varint(out, number));
-        let flags = [load.serves, load.is_stalled, load.is_broken, load.log_is_full, load.is_full, load.is_damaged];
+        let flags = [
+            load.serves,
+            load.is_stalled,
+            load.is_broken,
+            load.log_is_full,
+            load.is_full,
+            load.is_damaged,
+            load.log_is_low,
+        ];
         out.push(flags.into_iter().rev().fold(0, |byte, flag| byte << 1 | u8::from(flag)));
     }
 
@@ -118,14 +129,17 @@ impl Beat {
             Version::new(number).ok_or(DecodeError { what: "beat: version" })
         };
         let (applied, flushed) = (version()?, version()?);
-        let [log_applied, filled_rows, filled_bytes, filling_bytes] = [
+        let [log_applied, filled_rows, filled_bytes, filling_bytes, log_bytes, free_bytes, disk_bytes] = [
             decoder.varint("beat: applied entry")?,
             decoder.varint("beat: copied rows")?,
             decoder.varint("beat: copied bytes")?,
             decoder.varint("beat: bytes to copy")?,
+            decoder.varint("beat: bytes of the log")?,
+            decoder.varint("beat: free bytes")?,
+            decoder.varint("beat: bytes of a disk")?,
         ];
         let flags = decoder.u8("beat: flags")?;
-        if flags > 63 {
+        if flags > 127 {
             return Err(DecodeError { what: "beat: flags" });
         }
         let load = Load {
@@ -138,9 +152,13 @@ impl Beat {
             log_is_full: flags & 8 > 0,
             is_full: flags & 16 > 0,
             is_damaged: flags & 32 > 0,
+            log_is_low: flags & 64 > 0,
             filled_rows,
             filled_bytes,
             filling_bytes,
+            log_bytes,
+            free_bytes,
+            disk_bytes,
         };
         Ok(Beat { instance, tag, said: Said { process, generation, life, found, now }, load })
     }
@@ -331,6 +349,7 @@ async fn ask(shared: &Shared, address: String, message: Bytes) -> Result<Heard> 
 fn load(shared: &Shared) -> Load {
     let (filled_rows, filled_bytes, filling_bytes) = shared.copied.numbers();
     let is_damaged = shared.storage.damage().is_some();
+    let extent = shared.log.extent();
     Load {
         applied: shared.storage.applied_version(),
         flushed: shared.storage.flushed_version(),
@@ -339,11 +358,15 @@ fn load(shared: &Shared) -> Load {
         is_stalled: shared.storage.is_stalled(),
         is_broken: shared.failure().is_some() || is_damaged,
         log_is_full: shared.log.waits_for_space(),
+        log_is_low: extent.is_low,
         is_full: shared.storage_takes_nothing(),
         is_damaged,
         filled_rows,
         filled_bytes,
         filling_bytes,
+        log_bytes: extent.bytes,
+        free_bytes: extent.free_bytes,
+        disk_bytes: extent.disk_bytes,
     }
 }
 
@@ -405,9 +428,13 @@ pub(super) mod tests {
             log_is_full: true,
             is_full: false,
             is_damaged: false,
+            log_is_low: false,
             filled_rows: 100,
             filled_bytes: 11,
             filling_bytes: 12,
+            log_bytes: 13,
+            free_bytes: 14,
+            disk_bytes: 15,
         };
         Beat { instance: [3; 16], tag: Tag(3), said, load }
     }

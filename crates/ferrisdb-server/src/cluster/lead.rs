@@ -17,7 +17,7 @@ use super::metadata::{Process, Storage};
 use super::spread::Outlook;
 use super::{LOOK, Shared, loads, orders, spread};
 use crate::coordinator::Coordinator;
-use crate::coordinator::rate::Lag;
+use crate::coordinator::rate::{Lag, Queues};
 use crate::lifetime::{SharedLock, ended, spawn};
 use crate::log::replicated::{Peer, ProcessId};
 use crate::log::{Applied, Log, State, Tag};
@@ -120,10 +120,10 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
     let applied_before = shared.progress.bytes.load(Ordering::Relaxed);
     let (progress, storage) = (Arc::clone(&shared.progress), shared.storage.clone());
     let low = shared.options.coordinator.rate.backlog_low_bytes;
-    *lock(&shared.leading.detector) = Some(Detector::new(shared.options.members.clone()));
+    *lock(&shared.leading.detector) = Some(Detector::new(shared.options.members.clone(), shared.identity.process));
     let (detector, jobs, here) = (Arc::clone(&shared.leading.detector), shared.jobs.clone(), shared.identity.process);
     let excluded = Arc::clone(&shared.leading.excluded);
-    let lag = Box::new(move |appended: u64| {
+    let queues = Box::new(move |appended: u64| {
         let applied = progress.bytes.load(Ordering::Relaxed).saturating_sub(applied_before);
         let backlog_bytes = appended.saturating_sub(applied);
         let own = Lag { backlog_bytes, is_stalled: backlog_bytes > low && storage.is_stalled(), process: here };
@@ -138,14 +138,16 @@ async fn lead_one_epoch(shared: &Arc<Shared>, directory: &SharedLock) -> Result<
             true => Lag { process: here, ..Lag::default() },
             false => own,
         };
-        worst.filter(|worst| worst.backlog_bytes > own.backlog_bytes).unwrap_or(own)
+        let storage = worst.filter(|worst| worst.backlog_bytes > own.backlog_bytes).unwrap_or(own);
+        let log = detector.as_ref().map(|detector| detector.log_queue(jobs.now())).unwrap_or_default();
+        Queues { storage, log }
     });
     let (coordinator, starting) = Coordinator::new(
         shared.jobs.clone(),
         Arc::new(shared.log.clone()),
         shared.options.coordinator.clone(),
         Arc::clone(&shared.counters),
-        lag,
+        queues,
     );
     let starting = starting.at(shared.identity.process);
     if coordinator.start(&starting)?.await? == Applied::Void {
@@ -229,13 +231,27 @@ fn next_step(shared: &Shared, coordinator: &Coordinator) -> Option<Step> {
     lock(&shared.leading.excluded).clone_from(&registry.excluded);
     let next = shared.leading.with_detector(|detector| {
         detector.observe(now, registry.processes.keys().copied());
+        detector.set_voters(group.voters.clone());
         detector.mark(shared.log.last_known(), coordinator.appended_bytes());
+        coordinator.hold_commits(without_space(&detector.low_on_space(now)));
         let health = |process| detector.health(now, process);
         let here = shared.identity.process;
         let past = shared.log.with_state(State::past);
         Situation { registry: &registry, group: &group, map: &map, past, here, health: &health }.next_step()
     });
     next.flatten()
+}
+
+/// Why nothing may be committed, if so many of the log's voters are low on space that no majority is left.
+fn without_space(low: &[ProcessId]) -> Option<Error> {
+    let numbers: Vec<String> = low.iter().map(ToString::to_string).collect();
+    (!low.is_empty()).then(|| {
+        let detail = format!(
+            "nothing is committed: the disks of the log's voters {} are full, and no majority is without them; free space there, and it goes on by itself",
+            numbers.join(", ")
+        );
+        Error::with(Code::CommitProxyMemoryLimitExceeded, detail)
+    })
 }
 
 /// Takes a tag or a number from a process, if that is still the next step once nobody else changes anything.

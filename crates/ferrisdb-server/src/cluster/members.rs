@@ -3,14 +3,17 @@
 //! Each process says once a second that it is there, and how it is. Silent for a while, it is **suspected**: it may be slow, so nothing is taken from it, but nothing is
 //! built on it either. Silent for long, it is **gone**. Deterministic: time is a parameter, of one process's monotonic clock. A detector lives as long as an epoch and begins with everybody just
 //! heard of, so that a new leader gives everybody the whole time.
+//!
+//! Whoever stands still hears nobody, and that is not the others' silence: a process that was stopped, or had no processor, for a minute must not find the whole cluster gone when it goes on. So
+//! time counts only as far as the process has heard its own beat, which comes as the others' do.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ferrisdb_core::Version;
 
 use super::control::Health;
-use crate::coordinator::rate::Lag;
+use crate::coordinator::rate::{Lag, LogQueue};
 use crate::log::replicated::ProcessId;
 
 /// Marks of how much had been appended at which version; about ten minutes at one in 200 ms.
@@ -74,8 +77,16 @@ pub(super) struct Load {
     pub(super) is_damaged: bool,
     /// Its replica of the log takes nothing until its disk has space.
     pub(super) log_is_full: bool,
+    /// Its replica of the log has space for little more than what may be under way.
+    pub(super) log_is_low: bool,
     /// Its storage server takes nothing until its disk has space.
     pub(super) is_full: bool,
+    /// Bytes of the log that its replica keeps.
+    pub(super) log_bytes: u64,
+    /// Bytes that there is space for on the disk of its replica of the log.
+    pub(super) free_bytes: u64,
+    /// Bytes that this disk has in all.
+    pub(super) disk_bytes: u64,
     /// Fetched in this life, of shards that came to it.
     pub(super) filled_rows: u64,
     pub(super) filled_bytes: u64,
@@ -98,13 +109,18 @@ struct Heard {
 pub(super) struct Detector {
     options: MemberOptions,
     heard: BTreeMap<ProcessId, Heard>,
+    voters: BTreeSet<ProcessId>,
+    /// Whose detector it is, and when its own beat came last.
+    here: ProcessId,
+    awake: Option<Duration>,
     /// Ascending: up to this version so many bytes had been appended.
     marks: VecDeque<(Version, u64)>,
 }
 
 impl Detector {
-    pub(super) fn new(options: MemberOptions) -> Detector {
-        Detector { options, heard: BTreeMap::new(), marks: VecDeque::new() }
+    pub(super) fn new(options: MemberOptions, here: ProcessId) -> Detector {
+        let (heard, voters, marks) = (BTreeMap::new(), BTreeSet::new(), VecDeque::new());
+        Detector { options, heard, voters, here, awake: None, marks }
     }
 
     /// These are the processes there are. One that is new counts as heard of now.
@@ -113,6 +129,11 @@ impl Detector {
         for process in processes {
             self.heard.entry(process).or_insert(Heard { at: now, load: None, backlog_bytes: 0, broken_since: None });
         }
+    }
+
+    /// These have a vote in the log.
+    pub(super) fn set_voters(&mut self, voters: BTreeSet<ProcessId>) {
+        self.voters = voters;
     }
 
     /// Up to `version` so many bytes had been appended in this epoch.
@@ -127,6 +148,9 @@ impl Detector {
 
     /// A process says how it is; so much had been appended when it did.
     pub(super) fn heard(&mut self, now: Duration, process: ProcessId, load: Load, appended: u64) {
+        if process == self.here {
+            self.wake(now);
+        }
         let backlog_bytes = appended.saturating_sub(self.appended_at(load.applied));
         // For the log it is as good as silent: nobody waits for it longer than for one that is.
         let before = self.heard.get(&process);
@@ -134,6 +158,21 @@ impl Detector {
         let since = before.and_then(|before| before.broken_since).unwrap_or(now);
         let broken_since = load.is_broken.then_some(since);
         self.heard.insert(process, Heard { at, load: Some(load), backlog_bytes, broken_since });
+    }
+
+    /// Takes note of the own beat. If it comes late, the others' silence meanwhile does not count.
+    fn wake(&mut self, now: Duration) {
+        let slept = now.saturating_sub(self.present(now));
+        for heard in self.heard.values_mut() {
+            heard.at = (heard.at + slept).min(now);
+            heard.broken_since = heard.broken_since.map(|since| (since + slept).min(now));
+        }
+        self.awake = Some(now);
+    }
+
+    /// Up to when others can have been heard, if anybody was: `now`, or a while after the own beat came last.
+    fn present(&self, now: Duration) -> Duration {
+        self.awake.map_or(now, |awake| now.min(awake + self.options.suspected_after))
     }
 
     /// About how much had been appended at `version`: in between two marks, its share.
@@ -155,7 +194,7 @@ impl Detector {
     /// How a process is; one that was never heard of is gone.
     pub(super) fn standing(&self, now: Duration, process: ProcessId) -> Standing {
         let Some(heard) = self.heard.get(&process) else { return Standing::Gone };
-        match now.saturating_sub(heard.at) {
+        match self.present(now).saturating_sub(heard.at) {
             silent if silent > self.options.gone_after => Standing::Gone,
             silent if silent > self.options.suspected_after => Standing::Suspected,
             _ => Standing::Up,
@@ -170,7 +209,7 @@ impl Detector {
     /// Its storage server failed so long ago that it counts as gone, though its process is there.
     pub(super) fn has_lost_storage(&self, now: Duration, process: ProcessId) -> bool {
         let since = self.heard.get(&process).and_then(|heard| heard.broken_since);
-        since.is_some_and(|since| now.saturating_sub(since) > self.options.gone_after)
+        since.is_some_and(|since| self.present(now).saturating_sub(since) > self.options.gone_after)
     }
 
     /// It can be given shards: it was heard lately, and does not say that its storage server has failed.
@@ -233,11 +272,45 @@ impl Detector {
         });
         lags.max_by_key(|lag| lag.backlog_bytes)
     }
+
+    /// If so few of the voters that are up have space for more of the log that they are no majority: those that have not. Of one that has said nothing yet nothing bad is known.
+    pub(super) fn low_on_space(&self, now: Duration) -> Vec<ProcessId> {
+        let is_low = |process: &ProcessId| self.load(*process).is_some_and(|load| load.log_is_low || load.log_is_full);
+        let low: Vec<ProcessId> = self.voters.iter().copied().filter(is_low).collect();
+        let is_there =
+            |process: &ProcessId| self.heard.get(process).is_none_or(|_| self.standing(now, *process) == Standing::Up);
+        let roomy = self.voters.iter().filter(|process| is_there(process) && !is_low(process)).count();
+        if roomy > self.voters.len() / 2 { Vec::new() } else { low }
+    }
+
+    /// How the log is with the majority of its voters that is best off, of those that are up. Nothing is known of it before a majority has said how it is, and without one nothing is
+    /// committed.
+    pub(super) fn log_queue(&self, now: Duration) -> LogQueue {
+        let is_up = |process: &ProcessId| self.standing(now, *process) == Standing::Up;
+        let loads = self.voters.iter().filter(|process| is_up(process));
+        let loads: Vec<(ProcessId, Load)> = loads.filter_map(|&process| Some((process, self.load(process)?))).collect();
+        // The last one of a majority, once they are in order.
+        let last = self.voters.len() / 2;
+        let mut bytes: Vec<u64> = loads.iter().map(|(_, load)| load.log_bytes).collect();
+        let mut free: Vec<_> =
+            loads.iter().map(|&(process, load)| (load.free_bytes, process, load.disk_bytes)).collect();
+        bytes.sort_unstable();
+        free.sort_unstable_by_key(|&(free, ..)| std::cmp::Reverse(free));
+        match (bytes.get(last), free.get(last)) {
+            (Some(&bytes), Some(&(free_bytes, fullest, disk_bytes))) => {
+                LogQueue { bytes, free_bytes, disk_bytes, fullest }
+            }
+            _ => LogQueue::default(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whose detector it is: one that has not heard itself, unless a test says so.
+    const HERE: ProcessId = 9;
 
     fn second(second: u64) -> Duration {
         Duration::from_secs(second)
@@ -249,7 +322,7 @@ mod tests {
 
     #[test]
     fn silence_is_suspected_first() {
-        let mut detector = Detector::new(MemberOptions::default());
+        let mut detector = Detector::new(MemberOptions::default(), HERE);
         detector.observe(second(10), [1, 2].into_iter());
         assert_eq!(detector.standing(second(13), 1), Standing::Up, "a new leader gives everybody the whole time");
         assert_eq!(detector.standing(second(14), 1), Standing::Suspected);
@@ -266,7 +339,7 @@ mod tests {
     /// Storage that has failed counts as gone after the time of one that is silent, from when it was first said on; started again it is well.
     #[test]
     fn failed_storage_is_gone_after_a_while() {
-        let mut detector = Detector::new(MemberOptions::default());
+        let mut detector = Detector::new(MemberOptions::default(), HERE);
         let broken = Load { is_broken: true, ..serving(1) };
         for at in 10..=71 {
             detector.heard(second(at), 1, if at < 11 { serving(1) } else { broken }, 0);
@@ -283,7 +356,7 @@ mod tests {
     /// Who is behind is told by bytes; who is silent, not begun or broken limits nobody.
     #[test]
     fn the_furthest_behind_limits() {
-        let mut detector = Detector::new(MemberOptions::default());
+        let mut detector = Detector::new(MemberOptions::default(), HERE);
         for (version, appended) in [(100, 0), (200, 1000), (300, 5000)] {
             detector.mark(Version::from_u64(version), appended);
         }
@@ -302,7 +375,7 @@ mod tests {
     /// Whose log waits for space is as silent as it was, and one whose storage server does limits nobody, unless it has company.
     #[test]
     fn a_full_disk_is_no_silence_and_no_limit() {
-        let mut detector = Detector::new(MemberOptions::default());
+        let mut detector = Detector::new(MemberOptions::default(), HERE);
         detector.mark(Version::from_u64(100), 0);
         let full = |applied| Load { is_full: true, ..serving(applied) };
         detector.heard(second(1), 1, serving(100), 5000);
@@ -318,5 +391,76 @@ mod tests {
         assert_eq!(worst(&detector), None);
         detector.heard(second(70), 4, full(50), 5000);
         assert!(worst(&detector).is_some(), "two of them");
+    }
+
+    /// The log is as it is with the majority that is best off: one voter alone, or one that is silent, limits nobody.
+    #[test]
+    fn the_log_is_as_a_majority_has_it() {
+        let mut detector = Detector::new(MemberOptions::default(), HERE);
+        let load = |log_bytes, free_bytes| Load { log_bytes, free_bytes, ..serving(1) };
+        let told = |detector: &Detector, at| {
+            let LogQueue { bytes, free_bytes, fullest, .. } = detector.log_queue(second(at));
+            (bytes, free_bytes, fullest)
+        };
+        let unknown = (0, u64::MAX, 0);
+        detector.set_voters([1, 2, 3].into());
+        detector.heard(second(1), 1, load(10, 500), 0);
+        assert_eq!(told(&detector, 1), unknown, "one of three is no majority");
+        detector.heard(second(1), 4, load(99, 1), 0);
+        assert_eq!(told(&detector, 1), unknown, "it has no vote");
+        detector.heard(second(1), 2, load(30, 400), 0);
+        assert_eq!(told(&detector, 1), (30, 400, 2));
+        detector.heard(second(1), 3, load(20, 5), 0);
+        assert_eq!(told(&detector, 1), (20, 400, 2), "the third is full, and two are not");
+        detector.heard(second(9), 2, load(30, 400), 0);
+        detector.heard(second(9), 3, load(20, 5), 0);
+        assert_eq!(told(&detector, 9), (30, 5, 3), "the first is silent");
+    }
+
+    /// Who stood still for two minutes finds nobody gone, neither before its own beat comes again nor after; then silence counts as ever.
+    #[test]
+    fn an_own_standstill_is_nobodys_silence() {
+        let mut detector = Detector::new(MemberOptions::default(), HERE);
+        for at in 1..=10 {
+            detector.heard(second(at), HERE, serving(1), 0);
+            detector.heard(second(at), 1, serving(1), 0);
+            if at <= 8 {
+                detector.heard(second(at), 2, serving(1), 0);
+            }
+        }
+        let standings = |detector: &Detector, at| [1, 2].map(|process| detector.standing(second(at), process));
+        assert_eq!(standings(&detector, 10), [Standing::Up; 2]);
+        // It goes on after 120 s, and looks before any beat came.
+        assert_eq!(standings(&detector, 130), [Standing::Up, Standing::Suspected]);
+        detector.heard(second(130), HERE, serving(1), 0);
+        assert_eq!(standings(&detector, 130), [Standing::Up, Standing::Suspected]);
+        for at in 131..=187 {
+            detector.heard(second(at), HERE, serving(1), 0);
+            assert_ne!(detector.standing(second(at), 1), Standing::Gone, "{at}");
+        }
+        (188..=195).for_each(|at| detector.heard(second(at), HERE, serving(1), 0));
+        assert_eq!(standings(&detector, 195), [Standing::Gone; 2]);
+    }
+
+    /// Commits have to stop when so few voters have space that they are no majority, and somebody else's space would make one.
+    #[test]
+    fn who_is_low_is_named_when_no_majority_is_left() {
+        let mut detector = Detector::new(MemberOptions::default(), HERE);
+        let low = Load { log_is_low: true, ..serving(1) };
+        detector.set_voters([1, 2, 3].into());
+        assert!(detector.low_on_space(second(1)).is_empty(), "nothing is known");
+        detector.heard(second(1), 1, serving(1), 0);
+        detector.heard(second(1), 2, low, 0);
+        detector.heard(second(1), 3, serving(1), 0);
+        assert!(detector.low_on_space(second(1)).is_empty(), "two have space");
+        detector.heard(second(2), 3, Load { log_is_full: true, ..serving(1) }, 0);
+        assert_eq!(detector.low_on_space(second(2)), [2, 3]);
+        detector.heard(second(3), 3, serving(1), 0);
+        assert!(detector.low_on_space(second(3)).is_empty());
+        detector.heard(second(9), 1, serving(1), 0);
+        detector.heard(second(9), 2, low, 0);
+        assert_eq!(detector.low_on_space(second(9)), [2], "the third is silent, so the second is needed");
+        detector.heard(second(10), 2, serving(1), 0);
+        assert!(detector.low_on_space(second(10)).is_empty(), "it is for the network to be mended, not for disks");
     }
 }

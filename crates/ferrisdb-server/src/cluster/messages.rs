@@ -288,7 +288,7 @@ mod tests {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let found: Vec<_> = examples().iter().map(|message| hex(&message.encode())).collect();
         let join = format!("010210{}03683a3100", "03".repeat(16));
-        let beat = format!("010402{}0309050000000000000001020304050607080a640b0c0d", "03".repeat(16));
+        let beat = format!("010402{}0309050000000000000001020304050607080a640b0c0d0e0f0d", "03".repeat(16));
         let left = format!("01050210{}", "03".repeat(16));
         assert_eq!(
             found,

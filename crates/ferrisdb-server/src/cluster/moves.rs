@@ -49,18 +49,20 @@ async fn fetch_all(shared: &Arc<Shared>) {
             }
         }
         let begun = shared.jobs.now();
-        match fetch_chunk(shared, &fetch, chunk_bytes).await {
-            Ok(Some(bytes)) => {
-                *lock(&shared.moving) = None;
-                chunk_bytes = CHUNK_BYTES;
-                // So that clients have the rest of disk and network.
-                let rate = shared.fetch_rate.load(Ordering::Relaxed).max(1);
+        let rate = shared.fetch_rate.load(Ordering::Relaxed).max(1);
+        let asked = chunk_bytes.min(chunk_bytes_at(rate));
+        match fetch_chunk(shared, &fetch, asked).await {
+            Ok(Fetched { bytes, has_come_in }) => {
+                if has_come_in {
+                    *lock(&shared.moving) = None;
+                    chunk_bytes = CHUNK_BYTES;
+                } else {
+                    reached(Rare::ChunkAgain);
+                    chunk_bytes = (asked / 2).max(CHUNK_BYTES_MIN);
+                }
+                // So that clients have the rest of disk and network. What was given up has cost as much.
                 let due = begun + Duration::from_micros(bytes.saturating_mul(1_000_000) / rate);
                 shared.jobs.sleep(due.saturating_sub(shared.jobs.now())).await;
-            }
-            Ok(None) => {
-                reached(Rare::ChunkAgain);
-                chunk_bytes = (chunk_bytes / 2).max(CHUNK_BYTES_MIN);
             }
             Err(error) => {
                 *lock(&shared.moving) = Some(error);
@@ -70,8 +72,20 @@ async fn fetch_all(shared: &Arc<Shared>) {
     }
 }
 
-/// Fetches a chunk and waits until it has come in: its bytes, or `None` if it was given up.
-async fn fetch_chunk(shared: &Arc<Shared>, fetch: &Fetch, bytes_max: u32) -> Result<Option<u64>> {
+/// A chunk at so many bytes a second takes half a second, unless that makes it very small: what is fetched at once is fetched at the disk's and the network's speed.
+fn chunk_bytes_at(rate: u64) -> u32 {
+    u32::try_from(rate / 2).unwrap_or(CHUNK_BYTES).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES)
+}
+
+/// What was fetched.
+struct Fetched {
+    bytes: u64,
+    /// It is in the storage server; otherwise it was given up.
+    has_come_in: bool,
+}
+
+/// Fetches a chunk and waits until it has come in, or was given up.
+async fn fetch_chunk(shared: &Arc<Shared>, fetch: &Fetch, bytes_max: u32) -> Result<Fetched> {
     let request = GetRangeRequest {
         range: fetch.range.clone(),
         version: fetch.since,
@@ -90,7 +104,7 @@ async fn fetch_chunk(shared: &Arc<Shared>, fetch: &Fetch, bytes_max: u32) -> Res
         _ => fetch.range.end.clone(),
     };
     if !shared.keeper.is_fetching(fetch) {
-        return Ok(None);
+        return Ok(Fetched { bytes, has_come_in: false });
     }
     shared.keeper.put_chunk(fetch, rows.rows, end);
     while shared.keeper.is_fetching(fetch) {
@@ -101,7 +115,7 @@ async fn fetch_chunk(shared: &Arc<Shared>, fetch: &Fetch, bytes_max: u32) -> Res
         }
     }
     shared.copied.add(count, bytes);
-    Ok(Some(bytes))
+    Ok(Fetched { bytes, has_come_in: true })
 }
 
 /// Says of what has arrived that it is there, once that is durable, until the metadata knows.

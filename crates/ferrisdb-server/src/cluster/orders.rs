@@ -185,7 +185,10 @@ fn check(situation: &Situation<'_>, order: Order) -> std::result::Result<Allowed
         Order::Exclude(process) => {
             known(process)?;
             if registry.excluded.contains(&process) {
-                return Ok(Allowed::Nothing(format!("process {process} is excluded already")));
+                let holds = registry.storage_of(process).is_some() || group.voters.contains(&process);
+                let then =
+                    if holds { "still gives up what it has: do not stop it yet" } else { "holds nothing any more" };
+                return Ok(Allowed::Nothing(format!("process {process} is excluded already, and {then}")));
             }
             check_exclusion(situation, process)?;
             let says = format!(
@@ -204,7 +207,7 @@ fn check(situation: &Situation<'_>, order: Order) -> std::result::Result<Allowed
         Order::Replication(copies) if copies == 0 || copies > REPLICATION_MAX => {
             Err(format!("replication={copies}: there can be 1 to {REPLICATION_MAX} copies"))
         }
-        Order::Replication(copies) if registry.replication == Some(copies) => {
+        Order::Replication(copies) if registry.replicas() as u64 == copies => {
             Ok(Allowed::Nothing(format!("replication is {copies} already")))
         }
         Order::Replication(copies) => {
@@ -348,9 +351,13 @@ pub(super) mod tests {
 
     #[test]
     fn orders_are_checked() {
-        assert!(told(3, 3, &[], &[3], Order::Exclude(3)).starts_with("nothing"));
+        let again = told(4, 3, &[], &[3], Order::Exclude(3));
+        assert_eq!(again, "nothing: process 3 is excluded already, and still gives up what it has: do not stop it yet");
         assert!(told(3, 3, &[], &[3], Order::Include(3)).starts_with("yes"));
-        assert!(told(3, 3, &[], &[], Order::Include(3)).starts_with("nothing"));
+        assert_eq!(told(3, 3, &[], &[], Order::Include(3)), "nothing: process 3 is not excluded");
+        // Three is what it is as long as nobody has said anything.
+        assert_eq!(told(3, 3, &[], &[], Order::Replication(3)), "nothing: replication is 3 already");
+        assert_eq!(told(1, 1, &[], &[], Order::Replication(3)), "nothing: replication is 3 already");
         assert!(told(3, 3, &[], &[], Order::Replication(2)).starts_with("yes"));
         assert!(told(3, 3, &[], &[], Order::Replication(5)).contains("start more"));
         assert!(told(3, 3, &[], &[], Order::Replication(6)).starts_with("no"));
@@ -360,7 +367,7 @@ pub(super) mod tests {
         assert!(told(3, 3, &[2], &[], Order::Transfer(Some(2))).starts_with("no"));
         assert!(told(4, 3, &[], &[], Order::Transfer(Some(4))).contains("has no vote"));
         assert!(told(1, 1, &[], &[], Order::Transfer(None)).starts_with("no"));
-        assert!(told(3, 3, &[], &[], Order::Transfer(Some(1))).starts_with("nothing"));
+        assert_eq!(told(3, 3, &[], &[], Order::Transfer(Some(1))), "nothing: process 1 leads already");
     }
 
     #[test]

@@ -13,8 +13,10 @@ use super::beat::VIEW_OLD;
 use super::control::Step;
 use super::metadata::Registry;
 use super::{Shared, spread};
-use crate::coordinator::rate::Reason;
+use crate::coordinator::rate::{Lag, LogQueue, Reason};
+use crate::log::replicated::ProcessId;
 use crate::log::{Log, State, Tag};
+use crate::notice::Notice;
 use crate::shards::ShardMap;
 use crate::signal::lock;
 use crate::storage::Damage;
@@ -57,18 +59,11 @@ pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
         };
         registry.processes.keys().copied().map(of).collect()
     });
-    let lag = statistics.lag;
-    let description = match statistics.reason {
-        Reason::Nothing => statistics.reason.message().to_owned(),
-        reason => format!(
-            "{} It is process {}, which has {} MB to apply.",
-            reason.message(),
-            lag.process,
-            lag.backlog_bytes / 1_000_000
-        ),
-    };
+    let (lag, log) = (statistics.lag, statistics.log);
+    let (limiting, description) = limited_by(statistics.reason, &lag, &log, kept_for(shared, registry));
     let document = json!({
         "processes": processes.unwrap_or_default(),
+        "commits_held": coordinator.held().map(|error| error.detail().unwrap_or_default().to_owned()),
         "controller": shared.leading.step().map(|step| doing(&step)),
         "moves": {
             "shards_moving": outlook.moving,
@@ -85,16 +80,46 @@ pub(super) fn view(shared: &Arc<Shared>, registry: &Registry) -> String {
             "performance_limited_by": {
                 "name": statistics.reason.name(),
                 "description": description,
-                "process": (statistics.reason != Reason::Nothing).then_some(lag.process),
+                "process": limiting,
             },
             "begins_per_second": statistics.begins_per_second,
             "begins_waiting": statistics.begins_waiting,
             "queue_requests": statistics.queue_requests,
             "queue_bytes": statistics.queue_bytes,
             "worst_lag_bytes": lag.backlog_bytes,
+            "log_bytes": log.bytes,
+            "log_free_bytes": (log.free_bytes < u64::MAX).then_some(log.free_bytes),
         },
     });
     document.to_string()
+}
+
+/// The process for whose storage server the oldest of the log is kept.
+fn kept_for(shared: &Shared, registry: &Registry) -> Option<ProcessId> {
+    let least =
+        shared.log.with_state(|state| state.tags().iter().min_by_key(|(_, popped)| **popped).map(|(&tag, _)| tag));
+    registry.storage.get(&least?).map(|storage| storage.process)
+}
+
+/// Which process limits how many transactions begin, and why, in a sentence or two.
+fn limited_by(reason: Reason, lag: &Lag, log: &LogQueue, kept_for: Option<ProcessId>) -> (Option<ProcessId>, String) {
+    let (process, more) = match reason {
+        Reason::Nothing => (None, String::new()),
+        Reason::StorageLag | Reason::StorageStalled => {
+            let (process, megabytes) = (lag.process, lag.backlog_bytes / 1_000_000);
+            (Some(process), format!(" It is process {process}, which has {megabytes} MB to apply."))
+        }
+        Reason::LogQueue => {
+            let whose = kept_for.map(|process| format!(", the oldest of them for process {process}"));
+            let megabytes = log.bytes / 1_000_000;
+            (kept_for, format!(" It keeps {megabytes} MB{}.", whose.unwrap_or_default()))
+        }
+        Reason::LogSpace => {
+            let (process, megabytes) = (log.fullest, log.free_bytes / 1_000_000);
+            (Some(process), format!(" Process {process} has space for {megabytes} MB more of the log."))
+        }
+    };
+    (process, format!("{}{more}", reason.message()))
 }
 
 fn doing(step: &Step) -> String {
@@ -160,6 +185,11 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
         })
         .collect();
     let mut messages = messages(shared, failure.as_deref(), &registry, &processes, seen_seconds_ago);
+    messages.extend(
+        seen["commits_held"]
+            .as_str()
+            .map(|why| Notice::CommitsHeld.document(format!("Commits are refused, while reads go on: {why}."))),
+    );
     messages.extend(seen["hot_keys"].as_array().into_iter().flatten().map(hot_key_message));
     json!({
         "client": { "database_status": { "available": available, "healthy": available && messages.is_empty() } },
@@ -181,6 +211,7 @@ pub(super) fn document(shared: &Arc<Shared>) -> String {
                 "replicas": registry.replicas(),
                 "replicas_least": map.iter().map(|(_, shard)| shard.team().len()).min(),
             },
+            "commits_held": seen["commits_held"],
             "controller": seen["controller"],
             "moves": seen["moves"],
             "hot_keys": seen["hot_keys"],
@@ -218,7 +249,7 @@ fn hot_key_message(hot: &Value) -> Value {
         load / 1_000_000,
         load / 100_000 % 10,
     );
-    json!({"name": "hot_key", "description": description})
+    Notice::HotKey.document(description)
 }
 
 /// What a full disk of this process means.
@@ -301,13 +332,13 @@ fn messages(
     seen: Option<std::time::Duration>,
 ) -> Vec<Value> {
     let mut messages = Vec::new();
-    let mut say = |name: &str, description: String| messages.push(json!({"name": name, "description": description}));
+    let mut say = |notice: Notice, description: String| messages.push(notice.document(description));
     let gone_after = shared.options.members.gone_after;
     let has_tag = |number| registry.storage_of(number).is_some();
     if let Some(failure) = failure {
         let has_others = registry.processes.len() > 1 && shared.log.view().failure.is_none();
         say(
-            "broken",
+            Notice::Broken,
             match has_others {
                 true => format!("{failure}. {}", broken(has_tag(shared.identity.process), gone_after)),
                 false => failure.to_owned(),
@@ -315,42 +346,42 @@ fn messages(
         );
     }
     if let Some(damage) = shared.storage.damage() {
-        say("storage_damaged", damaged(shared, &damage));
+        say(Notice::StorageDamaged, damaged(shared, &damage));
     }
     if lock(&shared.again).is_some() {
         say(
-            "joins_again",
+            Notice::JoinsAgain,
             "This process begins again as a new one, with an empty storage server; its log says why.".to_owned(),
         );
     }
     if let Some(error) = lock(&shared.moving).as_ref() {
         say(
-            "moving",
+            Notice::Moving,
             format!(
                 "This process fetches data that it is to hold, and tries again; the last attempt ended so: {error}"
             ),
         );
     }
     if let Some(what) = full_here(shared) {
-        say("disk_full", what);
+        say(Notice::DiskFull, what);
     }
     let group = shared.log.view();
     if group.leader.is_none() {
         say(
-            "without_leader",
+            Notice::WithoutLeader,
             "No process leads the cluster, as far as this one can see. A majority of the log's voters must be up and reach each other.".to_owned(),
         );
     }
     if !shared.log.is_introduced() {
         say(
-            "not_introduced",
+            Notice::NotIntroduced,
             "This process waits until so many of the log's voters have answered that they are a majority with it: they know whether its disk went back. Start the others."
                 .to_owned(),
         );
     }
     if group.leader.is_some() && seen.is_none_or(|seen| seen > VIEW_OLD) {
         say(
-            "not_seen",
+            Notice::NotSeen,
             "What the leader sees of the processes has not arrived here for more than 5 s: states and lags are old, or missing.".to_owned(),
         );
     }
@@ -361,41 +392,46 @@ fn messages(
             // It has said so itself, above.
             _ if process["disk_is_full"] == true && *number == shared.identity.process.to_string() => {}
             _ if process["disk_is_full"] == true => {
-                say("disk_full", full_there(number, gone_after));
+                say(Notice::DiskFull, full_there(number, gone_after));
             }
             Some("suspected") => say(
-                "suspected",
+                Notice::Suspected,
                 format!(
                     "Process {number} has not been heard for {:.0} s. See whether it runs and can be reached.",
                     process["heard_seconds_ago"].as_f64().unwrap_or_default()
                 ),
             ),
             Some("gone") if has_vote => say(
-                "gone",
+                Notice::Gone,
                 format!(
                     "Process {number} is gone, and its vote in the log is missing: one more loss may stop the database. Start it again, or start a new process with --join, which \
                      takes its place."
                 ),
             ),
-            Some("gone") => say("gone", format!("Process {number} is gone. Started again, it copies everything anew.")),
+            Some("gone") => {
+                say(Notice::Gone, format!("Process {number} is gone. Started again, it copies everything anew."))
+            }
             // It has said so itself, above.
             _ if process["is_broken"] == true && *number == shared.identity.process.to_string() => {}
             _ if process["is_damaged"] == true => {
-                say("storage_damaged", damaged_there(number, number.parse().is_ok_and(has_tag), gone_after));
+                say(Notice::StorageDamaged, damaged_there(number, number.parse().is_ok_and(has_tag), gone_after));
             }
             _ if process["is_broken"] == true => {
                 let has_tag = number.parse().is_ok_and(has_tag);
                 let what = broken(has_tag, gone_after);
-                say("process_broken", format!("Process {number} has failed: its own status and log say why. {what}"));
+                say(
+                    Notice::ProcessBroken,
+                    format!("Process {number} has failed: its own status and log say why. {what}"),
+                );
             }
             _ if is_excluded && (has_vote || process["roles"].as_array().is_some_and(|roles| !roles.is_empty())) => {
                 say(
-                    "draining",
+                    Notice::Draining,
                     format!("Process {number} is excluded, and still gives up what it has. Do not stop it yet."),
                 );
             }
             _ if is_excluded => say(
-                "excluded",
+                Notice::Excluded,
                 format!(
                     "Process {number} is excluded and holds nothing: stop it for good, or take it back with `ferrisdb cluster include {number}`."
                 ),
@@ -405,7 +441,7 @@ fn messages(
     }
     if registry.processes.len() > 1 && group.voters.len() < super::control::VOTERS && failure.is_none() {
         say(
-            "few_voters",
+            Notice::FewVoters,
             format!(
                 "The log has {} voter(s): the database does not survive the loss of one. It gets three by itself with the third process.",
                 group.voters.len()

@@ -122,11 +122,11 @@ impl Shared {
 
     /// Looks anew at how many may begin.
     pub(super) fn update_rate(&self) {
-        let lag = (self.lag)(self.appended_bytes.load(Ordering::Relaxed));
+        let queues = (self.queues)(self.appended_bytes.load(Ordering::Relaxed));
         let begun = self.counters.begins.load(Ordering::Relaxed);
         let is_limited = {
             let mut gate = lock(&self.gate);
-            gate.rate.update(self.runtime.now(), lag, begun);
+            gate.rate.update(self.runtime.now(), &queues, begun);
             gate.rate.reason() != Reason::Nothing
         };
         let was_limited = self.is_limited.swap(is_limited, Ordering::AcqRel);
@@ -170,6 +170,10 @@ impl Shared {
         let Gate { rate, waiting, .. } = &mut *gate;
         let (mut admitted, mut refused, mut left) = (Vec::new(), Vec::new(), VecDeque::new());
         for one in waiting.drain(..) {
+            // Whoever has given up takes nobody's turn: otherwise, with clients that try again, the turns of a long queue are all nobody's.
+            if one.reply.is_abandoned() {
+                continue;
+            }
             let Waiting { request, since, .. } = &one;
             if rate.admit(request.transactions, request.priority) {
                 admitted.push(one);

@@ -53,7 +53,7 @@ use batcher::{Batcher, Request, Response};
 use driver::Driver;
 use gate::Gate;
 use lease::LeaseOptions;
-use rate::{Lag, Rate, RateOptions, Reason};
+use rate::{Lag, LogQueue, Queues, Rate, RateOptions, Reason};
 
 /// How a coordinator works.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,8 +124,11 @@ struct Shared {
     appended_bytes: AtomicU64,
     window_bytes: AtomicU64,
     leases: AtomicU64,
-    lag: Box<dyn Fn(u64) -> Lag + Send + Sync>,
+    queues: Box<dyn Fn(u64) -> Queues + Send + Sync>,
     is_limited: AtomicBool,
+    /// Why no commit that writes is taken, for as long as that is so. The flag is looked at first.
+    held: Mutex<Option<Error>>,
+    is_held: AtomicBool,
     gate: Mutex<Gate>,
     gate_bell: Bell,
     /// Nothing more is to be begun.
@@ -190,13 +193,13 @@ struct Work {
 }
 
 impl Coordinator {
-    /// A coordinator that begins an epoch with [`start`](Self::start). `lag` says how far storage is behind, given the bytes that were appended.
+    /// A coordinator that begins an epoch with [`start`](Self::start). `queues` says how far storage is behind and how the log is, given the bytes that were appended.
     pub fn new(
         runtime: JobRuntime,
         log: Arc<dyn Log>,
         options: CoordinatorOptions,
         counters: Arc<Counters>,
-        lag: Box<dyn Fn(u64) -> Lag + Send + Sync>,
+        queues: Box<dyn Fn(u64) -> Queues + Send + Sync>,
     ) -> (Coordinator, Starting) {
         let now = runtime.now();
         let recovered = log.recover();
@@ -215,8 +218,10 @@ impl Coordinator {
             appended_bytes: AtomicU64::new(0),
             window_bytes: AtomicU64::new(0),
             leases: AtomicU64::new(batcher.leases().len() as u64),
-            lag,
+            queues,
             is_limited: AtomicBool::new(false),
+            held: Mutex::default(),
+            is_held: AtomicBool::new(false),
             gate: Mutex::new(Gate::new(rate)),
             gate_bell: Bell::default(),
             closing: Latch::default(),
@@ -288,6 +293,9 @@ impl Coordinator {
     }
 
     fn commit_begun(&self, request: CommitRequest) -> Answer<Committed> {
+        if let Some(why) = self.held().filter(|_| !request.mutations.is_empty()) {
+            return Answer::from(why);
+        }
         let range_bytes = |range: &KeyRange| range.begin.len() + range.end.len() + size_of::<KeyRange>();
         let ranges = request.read_conflicts.iter().chain(&request.write_conflicts).map(range_bytes);
         let mutations = request.mutations.iter().map(|mutation| mutation.bytes() + size_of::<Mutation>());
@@ -297,6 +305,18 @@ impl Coordinator {
             Ok(()) => Answer::Later(Box::pin(answered)),
             Err(error) => Answer::from(error),
         }
+    }
+
+    /// Refuses commits that write with this error, or does so no more. What was asked before goes on, and so do reads, and what the log needs to become less full.
+    pub(crate) fn hold_commits(&self, why: Option<Error>) {
+        let shared = &self.shared;
+        shared.is_held.store(why.is_some(), Ordering::Release);
+        *lock(&shared.held) = why;
+    }
+
+    /// Why commits that write are refused, if they are.
+    pub(crate) fn held(&self) -> Option<Error> {
+        if self.shared.is_held.load(Ordering::Acquire) { lock(&self.shared.held).clone() } else { None }
     }
 
     /// The outcome of an earlier commit.
@@ -359,13 +379,15 @@ impl Coordinator {
             (queue.requests, queue.bytes)
         };
         let gate = lock(&shared.gate);
+        let queues = (shared.queues)(shared.appended_bytes.load(Ordering::Relaxed));
         CoordinatorStatistics {
             queue_requests: requests,
             queue_bytes: bytes,
             begins_waiting: gate.waiting.len() as u64,
             reason: gate.rate.reason(),
             begins_per_second: gate.rate.limit(),
-            lag: (shared.lag)(shared.appended_bytes.load(Ordering::Relaxed)),
+            lag: queues.storage,
+            log: queues.log,
             window_bytes: shared.window_bytes.load(Ordering::Relaxed),
             leases: shared.leases.load(Ordering::Relaxed),
         }
@@ -455,6 +477,8 @@ pub struct CoordinatorStatistics {
     pub begins_per_second: Option<f64>,
     /// How far storage is behind.
     pub lag: Lag,
+    /// How the log is.
+    pub log: LogQueue,
     /// Bytes of the conflict window.
     pub window_bytes: u64,
     /// Leases.

@@ -90,6 +90,11 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
 
     /// Bytes that may still be written to the file system holding `path`.
     fn available_space(&self, path: &Path) -> io::Result<u64>;
+
+    /// Bytes that the file system holding `path` has in all, used or not. [`u64::MAX`]: it has no end that is known.
+    fn total_space(&self, path: &Path) -> io::Result<u64> {
+        self.available_space(path).map(|_| u64::MAX)
+    }
 }
 
 /// An open file. Reads and writes are positional: a handle has no cursor.

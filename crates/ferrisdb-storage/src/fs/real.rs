@@ -107,6 +107,11 @@ impl FileSystem for RealFileSystem {
         let stat = uninterrupted(|| Ok(rustix::fs::statvfs(directory(path))?))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+
+    fn total_space(&self, path: &Path) -> io::Result<u64> {
+        let stat = uninterrupted(|| Ok(rustix::fs::statvfs(directory(path))?))?;
+        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+    }
 }
 
 /// Makes a call until no signal interrupts it. Not for a sync.
@@ -302,5 +307,6 @@ mod tests {
         fs.sync_dir(Path::new("")).unwrap();
         assert!(!fs.list(Path::new("")).unwrap().is_empty());
         assert!(fs.available_space(Path::new("")).unwrap() > 0);
+        assert!(fs.total_space(Path::new("")).unwrap() >= fs.available_space(Path::new("")).unwrap());
     }
 }

@@ -629,6 +629,18 @@ impl FileSystem for SimFileSystem {
         self.begin_simple(OpKind::AvailableSpace, &path)?;
         Ok(self.state().free_bytes())
     }
+
+    fn total_space(&self, path: &Path) -> io::Result<u64> {
+        let path = normal(path);
+        self.begin_simple(OpKind::AvailableSpace, &path)?;
+        // One that was made smaller than what is on it has no end below that.
+        let state = self.state();
+        Ok(if state.capacity == DEFAULT_CAPACITY_BYTES {
+            state.capacity
+        } else {
+            state.capacity.max(state.used_bytes())
+        })
+    }
 }
 
 /// A handle of a simulated file.

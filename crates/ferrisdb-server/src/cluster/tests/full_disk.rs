@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ferrisdb_core::{Code, Error, MutationKind, Result};
+use ferrisdb_core::{Clock, Code, Error, MutationKind, Result};
 use ferrisdb_storage::fs::sim::{DiskError, Injection, OpKind, Verdict};
 
 use super::SECOND;
@@ -129,6 +129,64 @@ fn storage_without_space_holds_up_nobody() {
         assert!(world.says_full(full) && world.says_full(1 + full % 3), "seed {seed}");
         disk.clear_injections();
         world.until("it goes on", || !world.says_full(full) && !stands_still());
+        world.check_quiet();
+    }
+}
+
+/// The disks of two of three are full, with the leader's or without. Nothing is committed, and whoever commits is told so within a second, with the disks that are meant: it has not happened. Reads go on; the status
+/// of all says what to do. When one of them has space, commits go on by themselves, and nothing that was acknowledged is lost.
+#[test]
+fn without_a_majority_that_has_space_commits_are_refused_and_reads_go_on() {
+    for (seed, with_leader) in [(76, true), (77, false)] {
+        let world = World::new(seed);
+        world.grow_to(3);
+        let leader = world.leader();
+        let (one, other) = if with_leader { (leader, 1 + leader % 3) } else { (1 + leader % 3, 1 + (leader + 1) % 3) };
+        let marks = || world.client_of(leader);
+        let commit = |key: &'static str| {
+            let (database, begun) = (marks(), world.now());
+            let clock = world.clock();
+            let (result, at) = world.finish(async move {
+                let transaction = database.create_transaction();
+                transaction.set(key, "v");
+                (transaction.commit().await.map(drop), clock.now())
+            });
+            (result, at - begun)
+        };
+        commit("before").0.expect("there is space");
+        [one, other].into_iter().for_each(|process| world.present_disk(process).set_capacity(0));
+        world.until("it is known", || world.says(leader, "commits_held"));
+        let named = format!("voters {}, {} are full", one.min(other), one.max(other));
+        for round in 0..20 {
+            let (result, took) = commit("held");
+            let error = result.expect_err("there is no space");
+            assert_eq!(error.code(), Code::CommitProxyMemoryLimitExceeded, "seed {seed}: {error}");
+            assert!(error.is_retryable_not_committed() && error.to_string().contains(&named), "seed {seed}: {error}");
+            assert!(took < SECOND, "seed {seed}: {took:?}");
+            let database = marks();
+            let begun = world.now();
+            let clock = world.clock();
+            let (read, at) = world.finish(async move {
+                let transaction = database.create_transaction();
+                let read = async { Ok::<_, Error>((transaction.get("before").await?, transaction.get("held").await?)) };
+                (read.await, clock.now())
+            });
+            assert_eq!(read, Ok((Some("v".into()), None)), "seed {seed}, round {round}");
+            assert!(at - begun < SECOND, "seed {seed}: {:?}", at - begun);
+            world.run(SECOND);
+        }
+        for process in 1..=3 {
+            let messages = world.status(process)["cluster"]["messages"].clone();
+            assert!(world.says(process, "commits_held") && messages.to_string().contains(&named), "{messages:#}");
+            assert!(!world.log_waits(process), "seed {seed}: nobody is stuck");
+        }
+        assert_eq!(world.leader(), leader, "seed {seed}: the same epoch goes on");
+        world.present_disk(one).set_capacity(u64::MAX);
+        world.until("it goes on", || !world.says(leader, "commits_held"));
+        let before = world.committed();
+        world.until("commits go on", || world.committed() > before + 10);
+        world.present_disk(other).set_capacity(u64::MAX);
+        world.run(5 * SECOND);
         world.check_quiet();
     }
 }

@@ -7,8 +7,10 @@ mod company;
 mod damaged;
 mod full_disk;
 mod membership;
+mod rate;
 mod reads;
 mod slow;
+mod throttle;
 mod world;
 
 use std::time::Duration;

@@ -67,3 +67,27 @@ fn a_read_is_hedged() {
     world.cut(leader, slow, false);
     world.check_quiet();
 }
+
+/// The only voter stands still for longer than the time after which a silent process is gone. When it goes on it takes nothing from the others, though it hears them only a moment later: they were there.
+#[test]
+fn who_stood_still_takes_nothing_from_the_others() {
+    let world = World::with(84, 2, 10 * SECOND);
+    world.grow_to(1);
+    world.start(2);
+    world.until("the other one has everything", || world.runs(2) && world.is_complete(2));
+    let leader = world.leader();
+    let other = 3 - leader;
+    let tag = |world: &World| world.node(other).expect("it runs").life.shared().identity.tag;
+    let before = tag(&world);
+    world.pause(leader, true);
+    world.run(30 * SECOND);
+    // What the other one said meanwhile is not there at once.
+    world.cut(leader, other, true);
+    world.pause(leader, false);
+    world.run(2 * SECOND);
+    world.cut(leader, other, false);
+    world.run(10 * SECOND);
+    assert_eq!(tag(&world), before, "it has what it had");
+    assert!(world.status(leader)["cluster"]["processes"][other.to_string()]["is_complete"] == true);
+    world.check_quiet();
+}

@@ -24,7 +24,8 @@ use ferrisdb_storage::env::steps::StepSpawner;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 
 use super::super::{Beginning, ClusterNode, ClusterOptions, Doors, MemberOptions, ShardOptions};
-use crate::coordinator::Coordinator;
+use crate::coordinator::rate::RateOptions;
+use crate::coordinator::{Coordinator, CoordinatorOptions};
 use crate::links::{Counts, Links};
 use crate::lives::{Life, LifeSpawner};
 use crate::log::Tag;
@@ -83,6 +84,7 @@ struct State {
     is_quiet: bool,
     losses: Losses,
     shards: ShardOptions,
+    rate: RateOptions,
 }
 
 pub(super) struct World {
@@ -142,6 +144,7 @@ impl World {
             is_quiet: false,
             losses: Losses::default(),
             shards: ShardOptions::default(),
+            rate: RateOptions::default(),
         };
         Arc::new_cyclic(|me| World {
             processes,
@@ -165,6 +168,10 @@ impl World {
     }
 
     fn options(&self) -> ClusterOptions {
+        let (shards, rate) = {
+            let state = lock(&self.state);
+            (state.shards.clone(), state.rate.clone())
+        };
         ClusterOptions {
             log: ReplicatedLogOptions {
                 store: LogStoreOptions { segment_bytes: 64 << 10, hot_bytes: 16 << 10 },
@@ -178,7 +185,8 @@ impl World {
                 ..StorageOptions::default()
             },
             members: MemberOptions { gone_after: self.gone_after, ..MemberOptions::default() },
-            shards: lock(&self.state).shards.clone(),
+            shards,
+            coordinator: CoordinatorOptions { rate, ..CoordinatorOptions::default() },
             ..ClusterOptions::default()
         }
     }
@@ -186,6 +194,18 @@ impl World {
     /// How processes that are started from now on distribute data.
     pub(super) fn set_shards(&self, shards: ShardOptions) {
         lock(&self.state).shards = shards;
+    }
+
+    /// When processes that are started from now on limit how many transactions begin.
+    pub(super) fn set_rate(&self, rate: RateOptions) {
+        lock(&self.state).rate = rate;
+    }
+
+    /// The disk that a process has its tables on is slow: each step of a flush or a compaction takes so long.
+    pub(super) fn slow_tables(&self, process: ProcessId, step: Duration) {
+        if let Some(life) = &lock(&self.state).hosts[&process].life {
+            life.slow_tables(step);
+        }
     }
 
     /// Starts a process, on the disk that it has. The first one founds the cluster, the others join.

@@ -57,7 +57,7 @@ use openraft::{ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy};
 
 pub use network::Peers;
 pub(crate) use store::verify as verify_replica;
-pub use store::{LogStoreOptions, ReplicaReport};
+pub use store::{LogExtent, LogStoreOptions, ReplicaReport};
 pub use types::{Peer, Place, Position, ProcessId};
 
 use self::confirm::Confirmer;
@@ -427,6 +427,11 @@ impl ReplicatedLog {
     /// What of the log this replica has.
     pub fn position(&self) -> Position {
         self.shared.store.position()
+    }
+
+    /// How much of the log is here, and for how much more there is space. Asks the disk.
+    pub fn extent(&self) -> LogExtent {
+        self.shared.store.extent()
     }
 
     /// Enough peers have said that this replica's disk did not go back: it may take part.

@@ -56,6 +56,9 @@ pub(crate) use self::verify::verify;
 
 /// How long a full disk is left alone before an append is tried again.
 const SPACE_RETRY: Duration = Duration::from_millis(100);
+/// A voter with space for fewer segments says that it is low. Until the leader knows that a second goes by, in which what comes must still fit; a disk that others fill in a moment still has the
+/// rest of the current segment, and most times one that is ready.
+const SEGMENTS_MIN: u64 = 2;
 /// What is said of a log whose sync failed.
 const NOT_DURABLE: &str = "the log of the cluster cannot be made durable any more";
 /// A disk is full if so many attempts in a row found no space: a purge or a compaction that is under way gives some back sooner.
@@ -81,6 +84,19 @@ impl LogStoreOptions {
     pub fn tiny() -> LogStoreOptions {
         LogStoreOptions { segment_bytes: 4 << 10, hot_bytes: 1 << 10 }
     }
+}
+
+/// What a replica of the log takes of its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogExtent {
+    /// Bytes of records that are kept.
+    pub bytes: u64,
+    /// Bytes that there is space for yet.
+    pub free_bytes: u64,
+    /// Bytes that its disk has in all.
+    pub disk_bytes: u64,
+    /// There is space for less than [`SEGMENTS_MIN`] segments: what is on its way may take all of it.
+    pub is_low: bool,
 }
 
 /// A handle to an open log store; clones share it. The tasks that drive it hold one too: they end with [`LogStore::close`].
@@ -189,6 +205,22 @@ impl LogStore {
     /// What waits for space fails from now on, and ends the library with it: for whoever closes both.
     pub(super) fn give_up_waiting(&self) {
         self.shared.gives_up.store(true, Ordering::SeqCst);
+    }
+
+    /// How much of the log is here, and for how much more there is space.
+    pub(super) fn extent(&self) -> LogExtent {
+        let shared = &self.shared;
+        let wal = shared.wal.state();
+        // Segments that wait to be used, and what is left of the current one.
+        let prepared = wal.disk_bytes.saturating_sub(wal.log_bytes);
+        // A disk that does not say is not known to be full; some file systems say that they have nothing at all.
+        let fs = &shared.runtime.env().fs;
+        let disk_bytes = fs.total_space(&shared.dir).ok().filter(|&bytes| bytes > 0);
+        let free = disk_bytes.and_then(|_| fs.available_space(&shared.dir).ok()).unwrap_or(u64::MAX);
+        let disk_bytes = disk_bytes.unwrap_or(u64::MAX);
+        let free_bytes = free.saturating_add(prepared);
+        let is_low = free_bytes < SEGMENTS_MIN * u64::from(shared.options.segment_bytes);
+        LogExtent { bytes: wal.log_bytes, free_bytes, disk_bytes, is_low }
     }
 
     /// The newest snapshot.

@@ -245,7 +245,7 @@ fn a_backlog_slows_down_what_begins() {
     let mut options = NodeOptions::tiny();
     options.coordinator.rate.backlog_low_bytes = 4_000;
     options.coordinator.rate.backlog_high_bytes = 20_000;
-    options.coordinator.rate.waiting = 3;
+    options.coordinator.rate.waiting = 30;
     let node = machine.open_with(options).expect("it opens");
     let now = machine.begin(&node);
     let full = Verdict::Fail(DiskError::NoSpace);
@@ -271,6 +271,12 @@ fn a_backlog_slows_down_what_begins() {
     }
     let waited = machine.clock.now() - since;
     assert!((Duration::from_secs(2)..Duration::from_secs(5)).contains(&waited), "ten a second: {waited:?}");
+    // Those who give up take nobody's turn.
+    (0..29).for_each(|_| drop(begin(Priority::Default)));
+    let since = machine.clock.now();
+    machine.begin(&node);
+    let waited = machine.clock.now() - since;
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
     // One that begins with its commit waits as well, and may be refused as well.
     let blind = |priority| node.commit(Transaction::at(machine.begin_now(&node)).set("b", "").begins(priority).build());
     assert_eq!(code(machine.wait(blind(Priority::Batch))), Code::BatchTransactionThrottled);
@@ -287,7 +293,7 @@ fn a_backlog_slows_down_what_begins() {
         serde_json::from_str(&machine.wait(node.status()).expect("it has a status")).expect("it is JSON");
     assert_eq!(status["cluster"]["qos"]["performance_limited_by"]["name"], "storage_write_stall");
     // More than may wait are refused; waiting costs nobody anything who gives up.
-    let waiting: Vec<_> = (0..4).map(|_| begin(Priority::Batch)).collect();
+    let waiting: Vec<_> = (0..31).map(|_| begin(Priority::Batch)).collect();
     let refused = waiting.into_iter().filter(|answer| matches!(answer, Answer::Now(_))).count();
     assert_eq!(refused, 1);
 
