@@ -15,6 +15,7 @@
 
 mod arithmetic;
 pub mod client;
+mod dice;
 pub mod model;
 pub mod program;
 mod view;
@@ -30,6 +31,7 @@ use ferrisdb_core::SplitMix64;
 pub use client::ClientSubject;
 pub use model::Model;
 pub use program::{Observed, Step};
+pub(crate) use view::{FOG, METADATA_VERSION};
 
 /// A database under test: carries out a step on the transaction in the step's slot.
 pub trait Subject {
