@@ -21,7 +21,7 @@ pub fn next(random: &mut SplitMix64, model: &Model) -> Step {
     }
     match model.phase(slot) {
         Phase::New => Step::Begin { slot },
-        Phase::Failed(code) => after_failure(random, slot, code),
+        Phase::Failed(code) => after_failure(random, model, slot, code),
         Phase::Ended if random.one_in(100) => Step::Expire { slot, meanwhile: None },
         Phase::Ended => match random.below(7) {
             6 => Step::ConflictRanges { slot, of_writes: random.one_in(2) },
@@ -90,12 +90,18 @@ fn default(random: &mut SplitMix64, model: &Model) -> Step {
 }
 
 /// Mostly what brings the transaction back; after a timeout everything that must not.
-fn after_failure(random: &mut SplitMix64, slot: usize, code: Code) -> Step {
+fn after_failure(random: &mut SplitMix64, model: &Model, slot: usize, code: Code) -> Step {
     if code == Code::NotCommitted && random.one_in(2) {
         return Step::ConflictingKeys { slot };
     }
     if code == Code::TransactionTimedOut {
-        return match random.below(8) {
+        let watches = model.watches();
+        return match random.below(12) {
+            // Before anybody has called the transaction again, as a rule.
+            8.. if watches > 0 => {
+                let watch = watches - 1 - index(random, watches.min(SLOTS));
+                Step::WatchFired { slot, watch, wait: model.must_fire(watch) }
+            }
             0 => Step::Timeout { slot, millis: 0 },
             1 => Step::ReadVersion { slot },
             2 => Step::Commit { slot },
@@ -114,6 +120,12 @@ fn after_failure(random: &mut SplitMix64, slot: usize, code: Code) -> Step {
 
 /// For a transaction that takes calls.
 fn of_open(random: &mut SplitMix64, model: &Model, slot: usize) -> Step {
+    if model.has_waiting_watch(slot) && random.one_in(40) {
+        return Step::Expire { slot, meanwhile: None };
+    }
+    if model.is_tagged(slot) && random.one_in(2) {
+        return Step::OptionByNumber { slot, number: 800, value: Some(Bytes::from_static(b"again")) };
+    }
     let watches = model.watches();
     if watches > 0 && random.one_in(40) {
         // Mostly one whose transaction may still be open.
@@ -221,7 +233,8 @@ fn option(random: &mut SplitMix64, slot: usize) -> Step {
             1 | 2 => Step::Addresses { slot, key: key(random) },
             _ => {
                 let kind = MutationKind::SetVersionstampedValue;
-                let zeros = if random.one_in(4) { 13 } else { 14 };
+                // A template of another length is one all the same, but not for this key.
+                let zeros = if random.one_in(4) { 16 } else { 14 };
                 let operand = Bytes::from(vec![0; zeros]);
                 Step::Atomic { slot, kind, key: Bytes::from_static(METADATA_VERSION), operand }
             }
@@ -276,8 +289,7 @@ fn stream(random: &mut SplitMix64, slot: usize) -> Step {
     let mut question = question(random);
     question.begin = KeySelector::first_greater_or_equal(question.begin.key);
     question.end = KeySelector::first_greater_or_equal(question.end.key);
-    // Of a stream they say how large its chunks are.
-    question.target_bytes = 0;
+    // Of a stream this says, as the target of bytes does, how large its chunks are.
     question.mode = [Mode::WantAll, Mode::Iterator(1), Mode::Small, Mode::Serial][index(random, 4)];
     Step::Stream { slot, question, snapshot: random.one_in(4) }
 }

@@ -339,6 +339,16 @@ impl Model {
         self.slots[slot].as_ref().is_some_and(|transaction| transaction.reads_system)
     }
 
+    /// True if a watch waits for the slot's transaction to commit.
+    pub fn has_waiting_watch(&self, slot: usize) -> bool {
+        self.watches.iter().any(|watch| watch.slot == slot && watch.state == WatchState::Pending)
+    }
+
+    /// True if the slot's transaction has tags, and no error to tell.
+    pub fn is_tagged(&self, slot: usize) -> bool {
+        self.slots[slot].as_ref().is_some_and(|transaction| transaction.tags > 0 && transaction.deferred.is_none())
+    }
+
     /// True while the database is locked.
     pub fn is_locked(&self) -> bool {
         self.is_locked

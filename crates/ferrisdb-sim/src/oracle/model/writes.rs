@@ -55,11 +55,12 @@ impl Transaction {
                 self.clear(KeyRange::single(key));
             }
             Step::ClearRange { begin, end, .. } => {
-                if begin.as_ref() > self.write_end() || end.as_ref() > self.write_end() {
-                    return Err(Code::KeyOutsideLegalRange);
-                }
+                // A range that is none is told before where it is.
                 if begin > end {
                     return Err(Code::InvertedRange);
+                }
+                if end.as_ref() > self.write_end() {
+                    return Err(Code::KeyOutsideLegalRange);
                 }
                 if begin < end {
                     self.clear(KeyRange::new(begin.clone(), end.clone()));
@@ -153,6 +154,10 @@ impl Transaction {
     }
 
     fn atomic(&mut self, kind: MutationKind, key: &Bytes, operand: &Bytes) -> Result<(), Code> {
+        // Where a key is comes before what is wrong with it.
+        if key.as_ref() >= self.write_end() && key != METADATA_VERSION {
+            return Err(Code::KeyOutsideLegalRange);
+        }
         match kind {
             MutationKind::SetVersionstampedKey => {
                 let (body, offset) = stamp_place(key).ok_or(Code::ClientInvalidOperation)?;
