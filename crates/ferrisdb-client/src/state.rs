@@ -170,9 +170,7 @@ impl Inner {
 
     /// Fails once the commit has begun, and poisons the transaction unless an option forbids it. A timeout that is over by now came first.
     pub(crate) fn check_commit(&self, state: &mut State) -> Result<()> {
-        if state.commit != CommitPhase::NotBegun {
-            self.check_time(state);
-        }
+        self.check_time(state);
         state.check_commit()
     }
 

@@ -190,6 +190,13 @@ fn a_timeout_fires_unseen() {
         rt.run_for(Duration::from_millis(300));
         tx.set("k", "v");
         assert_eq!(code(block_on(tx.on_error(Code::NotCommitted.into()))), 1031);
+        // Or one that would fire a watch.
+        tx.reset();
+        let watch = tx.watch("w");
+        tx.set_option(&TransactionOption::Timeout(100));
+        rt.run_for(Duration::from_millis(100));
+        tx.set("w", "v");
+        assert_eq!(code(block_on(watch)), 1031);
     }
 }
 
