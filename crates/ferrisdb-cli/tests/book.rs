@@ -190,7 +190,8 @@ fn every_block_is_run_or_listed() {
             *found.entry(fence).or_default() += 1;
         }
         let listed = BLOCKS.iter().filter(|(of, _, count, _)| of == page);
-        let listed = listed.map(|(_, kind, count, _)| (*kind, *count)).collect();
+        let listed: std::collections::BTreeMap<&str, usize> =
+            listed.map(|(_, kind, count, _)| (*kind, *count)).collect();
         assert_eq!(found, listed, "{page}: the blocks that there are, and those that are listed");
     }
     for (page, ..) in BLOCKS {
