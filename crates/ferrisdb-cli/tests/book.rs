@@ -23,19 +23,38 @@ fn own_address() -> String {
 const SIMULATION_PAGE: &str = include_str!("../../../docs/simulation.md");
 const README: &str = include_str!("../../../README.md");
 
-/// All pages with blocks of shell commands, how many they have, and who runs them.
-const PAGES: [(&str, usize, &str); 6] = [
-    (PAGE, 9, "every_command_of_the_page_runs"),
-    (CLUSTER_PAGE, 7, "every_command_of_the_page_about_clusters_runs"),
-    (SIMULATION_PAGE, 1, "every_command_of_the_page_about_the_simulation_runs"),
-    (README, 2, "the demo and the tests, which CI runs; and names of files that a database of the reader's has"),
-    (include_str!("../../../docs/scaling.md"), 1, "a benchmark of half an hour, with an optimised build of its own"),
-    (include_str!("../../../CONTRIBUTING.md"), 2, "CI itself, and fuzzing, which needs a compiler for C++"),
+const FIRST_STEPS: &str = include_str!("../../../docs/first-steps.md");
+
+/// The pages' blocks by their kind: how many there are, and who runs them. Pages without blocks are not among them.
+const BLOCKS: [(&str, &str, usize, &str); 17] = [
+    ("docs/command-line.md", "sh", 10, "every_command_of_the_page_runs"),
+    ("docs/command-line.md", "toml", 1, "every_command_of_the_page_runs: the server is started with it"),
+    ("docs/cluster.md", "sh", 7, "every_command_of_the_page_about_clusters_runs"),
+    ("docs/simulation.md", "sh", 1, "every_command_of_the_page_about_the_simulation_runs"),
+    ("docs/simulation.md", "text", 2, "nobody: what a failure and a trace may look like"),
+    ("docs/first-steps.md", "toml", 1, "the_dependency_of_the_first_steps_is_there"),
+    ("docs/first-steps.md", "rust", 2, "doc tests of the crate ferrisdb"),
+    ("docs/data-model.md", "rust", 5, "doc tests of the crate ferrisdb"),
+    ("docs/transactions.md", "rust", 5, "doc tests of the crate ferrisdb"),
+    ("docs/architecture.md", "text", 3, "nobody: drawings"),
+    ("docs/commit-and-read.md", "text", 2, "nobody: drawings"),
+    ("docs/scaling.md", "sh", 1, "nobody: a benchmark of half an hour, with an optimised build of its own"),
+    ("README.md", "sh", 2, "every_command_of_the_readme_runs"),
+    ("README.md", "rust", 1, "doc tests of the crate ferrisdb"),
+    ("README.md", "rust,no_run", 1, "the test readme of the crate ferrisdb-storage, in a directory of its own"),
+    ("CONTRIBUTING.md", "sh", 2, "nobody here: CI itself, and fuzzing, which needs a compiler for C++"),
+    ("CONTRIBUTING.md", "text", 1, "nobody: a commit's message"),
 ];
+
+/// The blocks of a kind on the page.
+fn blocks_of<'a>(page: &'a str, kind: &str) -> Vec<&'a str> {
+    let begin = format!("```{kind}\n");
+    page.split(&begin).skip(1).map(|rest| rest.split("```").next().expect("a split has a first part")).collect()
+}
 
 /// The blocks of shell commands on the page.
 fn blocks(page: &'static str) -> Vec<&'static str> {
-    page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().expect("a split has a first part")).collect()
+    blocks_of(page, "sh")
 }
 
 /// Runs the blocks of a page, with other addresses, in one shell each.
@@ -100,7 +119,38 @@ fn stop_servers(directory: &Path) {
 
 #[test]
 fn every_command_of_the_page_runs() {
-    drop(run_page(PAGE, 6, &[(ADDRESS, own_address())]));
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let [settings] = blocks_of(PAGE, "toml")[..] else { panic!("the page has one file of settings") };
+    std::fs::write(directory.path().join("ferrisdb.toml"), settings).expect("it is written");
+    run_blocks(directory.path(), PAGE, &blocks(PAGE), 6, &[(ADDRESS, own_address())]);
+}
+
+/// The tests that the reader is told to run are those that are running.
+#[test]
+fn every_command_of_the_readme_runs() {
+    let [build, look] = blocks(README)[..] else { panic!("the page has two blocks") };
+    let here =
+        [("cargo run --release -- demo", "ferrisdb demo".to_owned()), ("cargo test --workspace", "true".to_owned())];
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    run_blocks(directory.path(), README, &[build], 1, &here);
+    // A table whose number is the database's own.
+    run_blocks(directory.path(), README, &["ferrisdb set fruit/apple red --data my.db"], 1, &[]);
+    let tables = std::fs::read_dir(directory.path().join("my.db/storage")).expect("the database has one");
+    let is_table = |path: &std::path::PathBuf| path.extension().is_some_and(|extension| extension == "sst");
+    let table = tables.map(|entry| entry.expect("it is listed").path()).find(is_table).expect("closing it flushed");
+    let table = format!("my.db/storage/{}", table.file_name().expect("it has a name").display());
+    run_blocks(directory.path(), README, &[look], 1, &[("my.db/storage/000123.sst", table)]);
+}
+
+/// A program that has this dependency builds as the tests of the page do: what can be wrong here is the path and the name.
+#[test]
+fn the_dependency_of_the_first_steps_is_there() {
+    let [dependency] = blocks_of(FIRST_STEPS, "toml")[..] else { panic!("the page has one dependency") };
+    let manifest: toml::Table = dependency.parse().expect("it is TOML");
+    let path = manifest["dependencies"]["ferrisdb"]["path"].as_str().expect("it has a path");
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path).join("Cargo.toml");
+    let found: toml::Table = std::fs::read_to_string(found).expect("it is there").parse().expect("it is TOML");
+    assert_eq!(found["package"]["name"].as_str(), Some("ferrisdb"));
 }
 
 #[test]
@@ -121,10 +171,30 @@ fn every_command_of_the_page_about_the_simulation_runs() {
     drop(run_page(SIMULATION_PAGE, 1, &fewer));
 }
 
-/// A block that somebody adds is run by one of these tests, or listed with the reason why not.
+/// A block that somebody adds, on whichever page, is run by one of these tests, or listed with the reason why not. Decisions and benchmarks are records, and run by nobody.
 #[test]
 fn every_block_is_run_or_listed() {
-    for (page, count, by) in PAGES {
-        assert_eq!(blocks(page).len(), count, "{}: {by}", page.lines().next().unwrap_or_default());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut pages = vec!["README.md".to_owned(), "CONTRIBUTING.md".to_owned()];
+    for entry in root.join("docs").read_dir().expect("it is there") {
+        let name = entry.expect("it is listed").file_name().into_string().expect("it is text");
+        if name.ends_with(".md") {
+            pages.push(format!("docs/{name}"));
+        }
+    }
+    for page in &pages {
+        let text = std::fs::read_to_string(root.join(page)).expect("it is text");
+        let mut found = std::collections::BTreeMap::<&str, usize>::new();
+        // Every other fence begins a block.
+        for fence in text.lines().filter_map(|line| line.trim_start().strip_prefix("```")).step_by(2) {
+            *found.entry(fence).or_default() += 1;
+        }
+        let listed = BLOCKS.iter().filter(|(of, _, count, _)| of == page);
+        let listed: std::collections::BTreeMap<&str, usize> =
+            listed.map(|(_, kind, count, _)| (*kind, *count)).collect();
+        assert_eq!(found, listed, "{page}: the blocks that there are, and those that are listed");
+    }
+    for (page, ..) in BLOCKS {
+        assert!(pages.iter().any(|there| there == page), "{page} is listed, and not there");
     }
 }

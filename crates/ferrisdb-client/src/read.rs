@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use ferrisdb_core::{Error, Result};
 use futures_util::FutureExt as _;
 use futures_util::future::{Shared, WeakShared};
 
+use crate::promise::{Promise, Wait};
 use crate::state::Inner;
 
 /// The result of a read. The read began when the call was made and sees what the transaction had written by then; often the result
@@ -179,6 +180,63 @@ impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
             self.inner.forget_waker(slot);
+        }
+    }
+}
+
+/// What a transaction has promised, and keeps when it ends: by its commit, or in another way. Among those is its timeout, which it notices here even if nobody calls it any more. It does
+/// not hold the transaction: when that is dropped the promise ends.
+pub(crate) struct Promised<T: Clone> {
+    transaction: Weak<Inner>,
+    epoch: u64,
+    slot: Option<u64>,
+    timer: Option<(Duration, BoxFuture<()>)>,
+    promise: Wait<T>,
+}
+
+impl<T: Clone> Promised<T> {
+    pub(crate) fn new(inner: &Arc<Inner>, epoch: u64, promise: &Promise<T>) -> Promised<T> {
+        Promised { transaction: Arc::downgrade(inner), epoch, slot: None, timer: None, promise: promise.wait() }
+    }
+}
+
+impl<T: Clone> Future for Promised<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
+        let this = &mut *self;
+        loop {
+            if let Poll::Ready(result) = Pin::new(&mut this.promise).poll(context) {
+                return Poll::Ready(result);
+            }
+            let Some(inner) = this.transaction.upgrade() else { return Poll::Pending };
+            // If it has ended, the promise has too, or will in a moment: then it wakes us.
+            let Ok(deadline) = inner.guard(this.epoch, &mut this.slot, context.waker()) else {
+                return Pin::new(&mut this.promise).poll(context);
+            };
+            let Some(deadline) = deadline else {
+                this.timer = None;
+                return Poll::Pending;
+            };
+            if this.timer.as_ref().is_none_or(|(due, _)| *due != deadline) {
+                let runtime = inner.runtime();
+                this.timer = Some((deadline, runtime.sleep(deadline.saturating_sub(runtime.now()))));
+            }
+            let (_, timer) = this.timer.as_mut().expect("it was set just now");
+            if timer.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            this.timer = None;
+        }
+    }
+}
+
+impl<T: Clone> Unpin for Promised<T> {}
+
+impl<T: Clone> Drop for Promised<T> {
+    fn drop(&mut self) {
+        if let (Some(slot), Some(inner)) = (self.slot, self.transaction.upgrade()) {
+            inner.forget_waker(slot);
         }
     }
 }

@@ -164,8 +164,14 @@ impl Inner {
             return Err(error);
         }
         state.check_deferred()?;
-        state.check_commit()?;
+        self.check_commit(state)?;
         self.check_poison(state)
+    }
+
+    /// Fails once the commit has begun, and poisons the transaction unless an option forbids it. A timeout that is over by now came first.
+    pub(crate) fn check_commit(&self, state: &mut State) -> Result<()> {
+        self.check_time(state);
+        state.check_commit()
     }
 
     /// Fails if the transaction is poisoned, or its time over.
@@ -336,8 +342,7 @@ impl State {
         }
     }
 
-    /// Fails once the commit has begun, and poisons the transaction unless an option forbids it.
-    pub(crate) fn check_commit(&mut self) -> Result<()> {
+    fn check_commit(&mut self) -> Result<()> {
         if self.commit == CommitPhase::NotBegun {
             return Ok(());
         }

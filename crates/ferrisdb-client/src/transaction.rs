@@ -12,7 +12,7 @@ use crate::mapped::MappedChunk;
 use crate::options::TransactionOption;
 use crate::promise::Promise;
 use crate::range::{RangeChunk, RangeOptions, RangeStream};
-use crate::read::{Guarded, ReadFuture};
+use crate::read::{Guarded, Promised, ReadFuture};
 use crate::retry::Decision;
 use crate::state::{CommitPhase, Inner, ReadVersion};
 use crate::watch::{self, WatchFuture};
@@ -303,13 +303,13 @@ impl Transaction {
     /// # Errors
     /// `no_commit_version` if nothing was written, `transaction_invalid_version` if the commit fails, `used_during_commit` if it has begun.
     pub fn get_versionstamp(&self) -> impl Future<Output = Result<Versionstamp>> + Send + 'static {
-        let promise: Result<Promise<Versionstamp>> = self.inner.with(|state| {
-            state.check_commit()?;
+        let promised: Result<Promised<Versionstamp>> = self.inner.with(|state| {
+            self.inner.check_commit(state)?;
             self.inner.check_poison(state)?;
-            Ok(state.stamp.get_or_insert_with(Promise::new).clone())
+            let promise = state.stamp.get_or_insert_with(Promise::new);
+            Ok(Promised::new(&self.inner, state.epoch, promise))
         });
-        // It does not hold the transaction: when that is dropped the promise ends.
-        async move { promise?.wait().await }
+        async move { promised?.await }
     }
 
     /// What to do after an error: if it passes, waits a little, makes the transaction as new (options other than timeout, retry limit and

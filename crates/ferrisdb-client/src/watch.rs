@@ -1,7 +1,7 @@
 //! Watches: [`WatchFuture`] is ready once a key has changed.
 //!
 //! A watch belongs to its transaction until that has committed: it reads the key (which adds a read conflict), and fires at once if the
-//! transaction itself changes what it saw. When the transaction has committed the watch is *armed* with the value and the commit's
+//! transaction itself changes what it saw. It ends with the transaction's timeout too, whether or not anybody calls the transaction by then. When the transaction has committed the watch is *armed* with the value and the commit's
 //! version, and from then on lives by itself. If the transaction does not commit, it fails with the reason.
 //!
 //! An armed watch that is told of a change, loses its server, or finds no place there, reads the key again and goes on waiting if nothing changed. It may
@@ -22,7 +22,7 @@ use futures_util::FutureExt as _;
 
 use crate::database::{DatabaseInner, WatchPermit};
 use crate::promise::Promise;
-use crate::read::ReadFuture;
+use crate::read::{Promised, ReadFuture};
 use crate::state::{Inner, State};
 
 /// The first delay before a watch that failed is set again.
@@ -122,8 +122,9 @@ pub(crate) fn watch(
         inner.with(|state| note_seen(state, epoch, &found, value))
     };
     let read = ReadFuture::start(inner, epoch, false, note.boxed());
+    let start = Promised::new(inner, epoch, &start);
     let rest = async move {
-        match start.wait().await? {
+        match start.await? {
             Start::Fired => Ok(()),
             Start::Armed(value, version) => changed(&permit.database, key, value, version).await,
         }

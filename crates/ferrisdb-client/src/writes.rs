@@ -26,7 +26,7 @@ impl Inner {
             return special::set(self, state, key, value);
         }
         let conflicts = state.take_write_conflict_wish();
-        state.check_commit()?;
+        self.check_commit(state)?;
         if key == METADATA_VERSION_KEY {
             return Err(metadata_version());
         }
@@ -57,7 +57,7 @@ impl Inner {
             return special::clear(self, state, &KeyRange::single(key));
         }
         let conflicts = state.take_write_conflict_wish();
-        state.check_commit()?;
+        self.check_commit(state)?;
         if key >= state.write_end() {
             return Err(outside(key));
         }
@@ -85,7 +85,7 @@ impl Inner {
             return special::clear(self, state, &range);
         }
         let conflicts = state.take_write_conflict_wish();
-        state.check_commit()?;
+        self.check_commit(state)?;
         if *range.end > *state.write_end() {
             return Err(outside(&range.end));
         }
@@ -106,7 +106,7 @@ impl Inner {
 
     fn try_atomic_op(&self, state: &mut State, key: &[u8], operand: &[u8], kind: MutationKind) -> Result<()> {
         let conflicts = state.take_write_conflict_wish();
-        state.check_commit()?;
+        self.check_commit(state)?;
         if key == METADATA_VERSION_KEY {
             if kind != MutationKind::SetVersionstampedValue || operand != METADATA_VERSION_VALUE {
                 return Err(metadata_version());
@@ -157,7 +157,7 @@ impl Inner {
     }
 
     fn try_add_read_conflict(&self, state: &mut State, range: KeyRange) -> Result<()> {
-        state.check_commit()?;
+        self.check_commit(state)?;
         if *range.end > *state.read_end() {
             return Err(outside(&range.end));
         }
@@ -182,7 +182,7 @@ impl Inner {
     }
 
     fn try_add_write_conflict(&self, state: &mut State, range: KeyRange) -> Result<()> {
-        state.check_commit()?;
+        self.check_commit(state)?;
         if *range.end > *state.write_end() {
             return Err(outside(&range.end));
         }

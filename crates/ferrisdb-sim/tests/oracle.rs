@@ -44,7 +44,7 @@ fn run(seed: u64, steps: u64) -> Result<Report, Box<Mismatch>> {
     let runtime = Arc::new(JobRuntime::new(env.clone()));
     let node = Arc::new(Node::open(env.clone(), "/db", NodeOptions::tiny()).expect("it opens"));
     let db = Database::new(Arc::<Node>::clone(&node), Arc::<JobRuntime>::clone(&runtime), DatabaseOptions::default());
-    let mut subject = ClientSubject::new(db, runtime);
+    let mut subject = ClientSubject::new(db, runtime).pausing(PAUSE);
     let mut report = None;
     {
         let mut program = pin!(async { report = Some(oracle::run(&mut subject, seed, steps).await) });
@@ -59,6 +59,9 @@ fn run(seed: u64, steps: u64) -> Result<Report, Box<Mismatch>> {
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number, not '{text}'")))
 }
+
+/// Longer than a version is readable that no snapshot holds. On a clock that nobody waits for.
+const PAUSE: Duration = Duration::from_secs(12);
 
 const STEPS_OF_A_SEED: u64 = 5_000;
 

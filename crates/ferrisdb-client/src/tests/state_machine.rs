@@ -79,6 +79,12 @@ fn use_during_a_commit() {
         assert_eq!(code(rt.block_on(tx.on_error(Code::NotCommitted.into()))), if protected { 2017 } else { 0 });
         tx.reset();
         assert_eq!(code(block_on(tx.get("k"))), 0);
+        // Also if the next call is one that ends the transaction by itself.
+        tx.set_option(&TransactionOption::Timeout(300));
+        block_on(tx.commit()).expect("it commits");
+        rt.run_for(Duration::from_millis(300));
+        tx.set("k", "v");
+        assert_eq!(code(block_on(tx.on_error(Code::NotCommitted.into()))), 1031);
     }
 }
 
@@ -178,7 +184,46 @@ fn a_timeout_fires_unseen() {
         assert_eq!(state_of(&tx), 1031);
         tx.reset();
         assert_eq!(code(block_on(tx.get("k"))), 0);
+        // Also if the next call is one that ends the transaction by itself.
+        tx.set_option(&TransactionOption::Timeout(300));
+        block_on(tx.commit()).expect("it commits");
+        rt.run_for(Duration::from_millis(300));
+        tx.set("k", "v");
+        assert_eq!(code(block_on(tx.on_error(Code::NotCommitted.into()))), 1031);
+        // Or one that would fire a watch.
+        tx.reset();
+        let watch = tx.watch("w");
+        tx.set_option(&TransactionOption::Timeout(100));
+        rt.run_for(Duration::from_millis(100));
+        tx.set("w", "v");
+        assert_eq!(code(block_on(watch)), 1031);
     }
+}
+
+/// What a transaction has promised for after its commit ends with its time, although nobody calls it any more; what has left it does not.
+#[test]
+fn a_timeout_ends_promises_unseen() {
+    let (db, _, rt) = database();
+    let tx = db.create_transaction();
+    let armed = tx.watch("k");
+    block_on(tx.commit()).expect("it commits");
+    let (pending, stamp) = (db.create_transaction(), db.create_transaction());
+    let (mut watch, mut stamped) = (pending.watch("k"), Box::pin(stamp.get_versionstamp()));
+    // Before the time is known, and after.
+    assert!((&mut watch).now_or_never().is_none() && stamped.as_mut().now_or_never().is_none());
+    for tx in [&tx, &pending, &stamp] {
+        tx.set_option(&TransactionOption::Timeout(100));
+    }
+    assert_eq!((code(rt.block_on(watch)), code(rt.block_on(stamped))), (1031, 1031));
+    assert_eq!(rt.now(), Duration::from_millis(100));
+    block_on(db.run(async |tx| {
+        tx.set("k", "w");
+        Ok(())
+    }))
+    .expect("it commits");
+    assert_eq!(rt.block_on(armed), Ok(()));
+    drop((pending, stamp, tx));
+    assert_eq!((rt.timer_count(), db.inner.watch_count()), (0, 0));
 }
 
 /// It survives an error, whose delay counts, and futures under way notice when it is set.

@@ -7,6 +7,7 @@ use crate::stats::{Method, Rejection};
 use crate::tests::golden::{answers, framed, questions};
 use crate::wire::{Body, Question, proto};
 use ferrisdb_core::{Random, SplitMix64};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A client's hello.
@@ -79,6 +80,106 @@ fn a_flood_leaves_others_their_turn() {
         });
         asking.await.unwrap();
     });
+}
+
+/// What a hostile client does again and again.
+#[derive(Debug, Clone, Copy)]
+enum Attack {
+    /// Noise, before the hello and after it.
+    Garbage,
+    /// A connection that has sent the half of a frame.
+    HalfFrame,
+    /// A frame, or a hello, that says it has 4 GiB.
+    FourGiB,
+    /// Questions, and nobody who reads the answers.
+    Deaf,
+    /// A connection that says nothing.
+    Idle,
+}
+
+/// Attacks for ever. An attacker has so many connections at most.
+async fn attack(stage: Arc<Stage>, attack: Attack, seed: u64, attacks: Arc<AtomicU64>) {
+    const HELD: usize = 100;
+    let mut random = SplitMix64::new(seed);
+    let mut held = std::collections::VecDeque::new();
+    let deaf: Vec<u8> = (1..=1_500).flat_map(|id| get_bytes(id, "k")).collect();
+    loop {
+        let is_greeted = random.one_in(2) || !matches!(attack, Attack::Garbage | Attack::FourGiB);
+        if matches!(attack, Attack::Idle) && held.len() == HELD {
+            tokio::task::yield_now().await;
+            attacks.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
+        let mut stream = if is_greeted { greeted(&stage).await } else { stage.hall.enter().unwrap() };
+        match attack {
+            Attack::Garbage => {
+                let noise: Vec<u8> =
+                    std::iter::repeat_with(|| random.next_u64().to_le_bytes()).take(12_500).flatten().collect();
+                // The server may have closed it before it has taken all.
+                drop(stream.write_all(&noise).await);
+                drop(stream.shutdown().await);
+                drop(stream.read_to_end(&mut Vec::new()).await);
+            }
+            Attack::HalfFrame => {
+                stream.write_all(&get_bytes(1, "k")[..7]).await.unwrap();
+                held.push_back(stream);
+            }
+            Attack::FourGiB => {
+                let begin: &[u8] = if is_greeted { &[] } else { MAGIC };
+                stream.write_all(&[begin, &[0xFF; 4]].concat()).await.unwrap();
+                drop(stream.read_to_end(&mut Vec::new()).await);
+            }
+            Attack::Deaf => {
+                stream.write_all(&deaf).await.unwrap();
+                held.push_back(stream);
+            }
+            Attack::Idle => held.push_back(stream),
+        }
+        if held.len() > HELD {
+            held.pop_front();
+        }
+        attacks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A hundred attackers of each kind, each without end: who asks an honest question beside them has its answer before each of them has attacked more than a few times. On one
+/// thread, and what is counted is attacks: time plays no part, and the clock does not even move meanwhile.
+#[test]
+fn every_attack_leaves_others_their_turn() {
+    const ATTACKERS: u64 = 100;
+    const ASKED: u64 = 30;
+    for kind in [Attack::Garbage, Attack::HalfFrame, Attack::FourGiB, Attack::Deaf, Attack::Idle] {
+        run(async {
+            let stage = Arc::new(Stage::with_room(ServeOptions::default(), 1 << 17));
+            let mut honest = greeted(&stage).await;
+            let attacks = Arc::new(AtomicU64::new(0));
+            let begin = |seed| tokio::spawn(attack(Arc::clone(&stage), kind, seed, Arc::clone(&attacks)));
+            let attackers: Vec<_> = (0..ATTACKERS).map(begin).collect();
+            while attacks.load(Ordering::Relaxed) < 2 * ATTACKERS {
+                tokio::task::yield_now().await;
+            }
+            let begun = tokio::time::Instant::now();
+            let of_attacks = Arc::clone(&attacks);
+            // A task like theirs, with a turn as often.
+            let asking = tokio::spawn(async move {
+                let mut answer = [0; 64];
+                let mut most = 0;
+                for id in 1..=ASKED {
+                    let before = of_attacks.load(Ordering::Relaxed);
+                    honest.write_all(&get_bytes(id, "k")).await.unwrap();
+                    assert_ne!(honest.read(&mut answer).await.unwrap(), 0);
+                    most = most.max(of_attacks.load(Ordering::Relaxed) - before);
+                }
+                most
+            });
+            let most = asking.await.unwrap();
+            let all = attacks.load(Ordering::Relaxed);
+            assert!(most <= 8 * ATTACKERS, "{kind:?}: {most} attacks came before an honest question");
+            assert!(all >= 3 * ATTACKERS, "{kind:?}: {all} attacks are none");
+            assert_eq!(tokio::time::Instant::now(), begun, "{kind:?}");
+            attackers.iter().for_each(tokio::task::JoinHandle::abort);
+        });
+    }
 }
 
 #[test]

@@ -7,17 +7,22 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use ferrisdb_client::{
-    ConflictRangeType, Database, Mapped, RangeOptions, StreamingMode, Transaction, TransactionOption, WatchFuture,
+    ConflictRangeType, Database, DatabaseOption, Mapped, RangeOptions, Snapshot, SnapshotOptions, StreamingMode,
+    Transaction, TransactionOption, WatchFuture,
 };
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Code, Error, KeyRange, KeyValue, Result, Runtime};
+use ferrisdb_core::{Code, Error, KeyRange, KeyValue, MutationKind, Result, Runtime, Version};
 use futures_util::future::{Either, select};
 
 use super::Subject;
-use super::program::{MappedRow, Mode, Observed, RangeQuestion, SLOTS, Step};
+use super::program::{MappedRow, Mode, Observed, RangeQuestion, SLOTS, SNAPSHOTS, Step};
+use super::view::SYSTEM_END;
 
 /// How long a watch whose key has changed may take to fire.
 const WATCH_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A timeout that a program sees the end of.
+const SHORT: Duration = Duration::from_millis(5);
 
 /// By what programs lock the database.
 pub const LOCK: [u8; 16] = *b"the oracle's one";
@@ -28,6 +33,8 @@ pub struct ClientSubject {
     runtime: Arc<dyn Runtime>,
     transactions: [Transaction; SLOTS],
     watches: Vec<Watch>,
+    snapshots: [Option<Snapshot>; SNAPSHOTS],
+    pause: Duration,
 }
 
 enum Watch {
@@ -40,21 +47,30 @@ impl ClientSubject {
     /// A subject over `db`, whose timers are `runtime`'s.
     pub fn new(db: Database, runtime: Arc<dyn Runtime>) -> ClientSubject {
         let transactions = std::array::from_fn(|_| db.create_transaction());
-        ClientSubject { db, runtime, transactions, watches: Vec::new() }
+        let snapshots = std::array::from_fn(|_| None);
+        ClientSubject { db, runtime, transactions, watches: Vec::new(), snapshots, pause: Duration::ZERO }
+    }
+
+    /// Between a program's transactions so much time passes now and then, and only snapshots stay readable.
+    pub fn pausing(mut self, pause: Duration) -> ClientSubject {
+        self.pause = pause;
+        self
     }
 
     async fn take(&mut self, step: &Step) -> Result<Observed> {
         let tx = self.transactions[step.slot()].clone();
         Ok(match step {
             Step::Begin { slot } => {
-                self.transactions[*slot] = self.db.create_transaction();
+                self.transactions[*slot] = tx.database().create_transaction();
                 Observed::Done
             }
             Step::ReadVersion { .. } => {
                 let version = tx.get_read_version().await?;
                 Observed::Version(i64::try_from(version.get()).expect("a version has 56 bits"))
             }
-            Step::Get { .. } | Step::GetKey { .. } | Step::GetRange { .. } => read(&tx, step).await?,
+            Step::Get { .. } | Step::GetKey { .. } | Step::GetRange { .. } | Step::Stream { .. } => {
+                read(&tx, step).await?
+            }
             Step::Set { .. } | Step::Clear { .. } => {
                 write(&tx, step);
                 Observed::Done
@@ -76,7 +92,71 @@ impl ClientSubject {
                 Observed::Done
             }
             Step::Atomic { kind, key, operand, .. } => {
-                tx.atomic_op(key, operand, *kind);
+                match number_of(*kind) {
+                    Some(number) => tx.atomic_op_by_number(key, operand, number),
+                    None => tx.atomic_op(key, operand, *kind),
+                }
+                Observed::Done
+            }
+            Step::AtomicByNumber { key, operand, number, .. } => {
+                tx.atomic_op_by_number(key, operand, *number);
+                Observed::Done
+            }
+            Step::SystemKeys { reads, .. } => {
+                tx.set_option(if *reads {
+                    &TransactionOption::ReadSystemKeys
+                } else {
+                    &TransactionOption::AccessSystemKeys
+                });
+                Observed::Done
+            }
+            Step::OptionByNumber { number, value, .. } => {
+                tx.set_option_by_number(*number, value.as_deref())?;
+                Observed::Done
+            }
+            Step::DatabaseDefault { number, value } => {
+                let value = value.map(i64::to_le_bytes);
+                let value = value.as_ref().map(|value| &value[..]);
+                self.db.set_option(&DatabaseOption::from_number(*number, value)?)?;
+                Observed::Done
+            }
+            Step::Retries { .. } => Observed::Size(tx.retries().into()),
+            Step::Addresses { key, .. } => {
+                // Which they are nobody knows here.
+                drop(tx.get_addresses_for_key(key).await?);
+                Observed::Done
+            }
+            Step::Timeout { millis, .. } => {
+                tx.set_option(&TransactionOption::Timeout(*millis));
+                Observed::Done
+            }
+            Step::Expire { meanwhile, .. } => self.expire(&tx, meanwhile.as_deref()).await,
+            Step::LockedBy => Observed::Locked(match self.db.locked_by().await? {
+                None => false,
+                Some(LOCK) => true,
+                Some(_) => return Err(Code::InternalError.into()),
+            }),
+            Step::Pause => {
+                self.transactions = std::array::from_fn(|_| self.db.create_transaction());
+                self.runtime.sleep(self.pause).await;
+                Observed::Done
+            }
+            Step::TakeSnapshot { held, version, system, lock_aware } => {
+                // The old one goes first, and with it its lease.
+                self.snapshots[*held] = None;
+                let version = version.and_then(|version| Version::new(u64::try_from(version).ok()?));
+                let options = SnapshotOptions { version, read_system_keys: *system, lock_aware: *lock_aware };
+                let snapshot = self.db.snapshot(options).await?;
+                let version = i64::try_from(snapshot.version().get()).expect("a version has 56 bits");
+                self.snapshots[*held] = Some(snapshot);
+                Observed::Version(version)
+            }
+            Step::SnapshotRead { held, read } => {
+                let snapshot = self.snapshots[*held].as_ref().expect("programs read snapshots that they hold");
+                snapshot_read(snapshot, read).await?
+            }
+            Step::DropSnapshot { held } => {
+                self.snapshots[*held] = None;
                 Observed::Done
             }
             Step::ReadConflict { begin, end, .. } => {
@@ -162,7 +242,7 @@ impl ClientSubject {
             Step::Commit { .. } => {
                 let stamp = tx.get_versionstamp();
                 tx.commit().await?;
-                let version = tx.get_committed_version().map(ferrisdb_core::Version::get);
+                let version = tx.get_committed_version().map(Version::get);
                 let stamp = stamp.await.map(|stamp| *stamp.as_bytes()).map_err(|error| error.code());
                 Observed::Committed { version, stamp }
             }
@@ -173,7 +253,7 @@ impl ClientSubject {
                 let read = Box::new(told_of(tx.get(key).await.map(Observed::Value)));
                 let commit = match committing.await {
                     Ok(()) => {
-                        let version = tx.get_committed_version().map(ferrisdb_core::Version::get);
+                        let version = tx.get_committed_version().map(Version::get);
                         let stamp = stamp.await.map(|stamp| *stamp.as_bytes()).map_err(|error| error.code());
                         Observed::Committed { version, stamp }
                     }
@@ -207,7 +287,7 @@ impl ClientSubject {
             Step::ConflictRanges { .. } => told_ranges(&tx, "write_conflict_range").await?,
             Step::ConflictingKeys { .. } => told_ranges(&tx, "conflicting_keys").await?,
             Step::CommittedVersion { .. } => {
-                let version = tx.get_committed_version().map(ferrisdb_core::Version::get);
+                let version = tx.get_committed_version().map(Version::get);
                 Observed::Version(version.map_or(-1, |version| i64::try_from(version).expect("a version has 56 bits")))
             }
             Step::OnError { code, .. } => {
@@ -223,6 +303,26 @@ impl ClientSubject {
                 Observed::Done
             }
         })
+    }
+
+    /// Gives it a short time, and waits until that is over.
+    async fn expire(&self, tx: &Transaction, meanwhile: Option<&Step>) -> Observed {
+        tx.set_option(&TransactionOption::Timeout(i64::try_from(SHORT.as_millis()).expect("it is short")));
+        let mut told = None;
+        let mut reading = None;
+        match meanwhile {
+            Some(Step::OnError { code, .. }) => {
+                let retried = tx.on_error(Error::new(*code)).await.map(|()| Observed::Done);
+                told = Some(told_of(retried));
+            }
+            Some(step) => reading = Some(read(tx, step)),
+            None => {}
+        }
+        self.runtime.sleep(SHORT + Duration::from_millis(1)).await;
+        if let Some(reading) = reading {
+            told = Some(told_of(reading.await));
+        }
+        Observed::Expired(told.map(Box::new))
     }
 
     async fn watch_fired(&mut self, watch: usize, wait: bool) -> Observed {
@@ -273,8 +373,49 @@ fn read(tx: &Transaction, step: &Step) -> BoxFuture<Result<Observed>> {
             let reading = if *snapshot { tx.snapshot().get_range(options) } else { tx.get_range(options) };
             Box::pin(async move { reading.await.map(|chunk| Observed::Rows { rows: chunk.rows, more: chunk.more }) })
         }
+        Step::Stream { question, snapshot, .. } => {
+            let options = range_options(question);
+            let rows = if *snapshot { tx.snapshot().get_ranges(options) } else { tx.get_ranges(options) };
+            Box::pin(async move { rows.collect().await.map(|rows| Observed::Rows { rows, more: false }) })
+        }
         _ => unreachable!("{step:?} is no read"),
     }
+}
+
+async fn snapshot_read(snapshot: &Snapshot, step: &Step) -> Result<Observed> {
+    Ok(match step {
+        Step::Get { key, .. } => Observed::Value(snapshot.get(key).await?),
+        Step::GetKey { selector, .. } => Observed::Key(snapshot.get_key(selector.clone()).await?),
+        Step::GetRange { question, .. } => {
+            let chunk = snapshot.get_range(range_options(question)).await?;
+            Observed::Rows { rows: chunk.rows, more: chunk.more }
+        }
+        Step::Stream { question, .. } => {
+            Observed::Rows { rows: snapshot.get_ranges(range_options(question)).collect().await?, more: false }
+        }
+        Step::EstimatedSize { begin, end, .. } => {
+            Observed::Size(snapshot.get_estimated_range_size(KeyRange::new(begin.clone(), end.clone())).await?)
+        }
+        _ => unreachable!("{step:?} is no read of a snapshot"),
+    })
+}
+
+/// An operation's number, as section 4 of the C interface has it; `None` for those that programs ask for by their kind.
+fn number_of(kind: MutationKind) -> Option<i32> {
+    Some(match kind {
+        MutationKind::Add => 2,
+        MutationKind::BitAnd => 6,
+        MutationKind::BitOr => 7,
+        MutationKind::BitXor => 8,
+        MutationKind::AppendIfFits => 9,
+        MutationKind::Max => 12,
+        MutationKind::Min => 13,
+        MutationKind::SetVersionstampedKey => 14,
+        MutationKind::SetVersionstampedValue => 15,
+        MutationKind::ByteMin => 16,
+        MutationKind::ByteMax => 17,
+        _ => return None,
+    })
 }
 
 fn write(tx: &Transaction, step: &Step) {
@@ -297,6 +438,8 @@ async fn told_ranges(tx: &Transaction, module: &str) -> Result<Observed> {
     let borders: Vec<_> = rows.iter().map(|row| (row.key.slice(prefix.len()..), &row.value)).collect();
     let ranges = borders.chunks(2).map(|pair| match pair {
         [(begin, one), (end, zero)] if *one == "1" && *zero == "0" => KeyRange::new(begin.clone(), end.clone()),
+        // The module ends where the system keys do: a range up to there has no row that says where it ends.
+        [(begin, one)] if *one == "1" => KeyRange::new(begin.clone(), SYSTEM_END),
         // A range that no program reads: the model takes it for wrong.
         _ => KeyRange::new(&b"\xff\xff"[..], &b"\xff\xff\xff"[..]),
     });

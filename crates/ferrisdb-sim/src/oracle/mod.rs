@@ -9,12 +9,25 @@
 //! tested too: a commit must fail if it read what another wrote since, and must not fail otherwise. Within a transaction most calls are one after the other;
 //! some begin before another has ended: two reads around a write, a read during a commit, a read that nobody waits for.
 //!
-//! Not among the calls: options 301 and 302 (the system's keys are not the program's alone), timeouts, and snapshots of the database.
+//! # What is a step
+//! Of a database: `create_transaction`, `lock`, `unlock`, `locked_by`, `snapshot` with all its options, `set_option` (the counters of snapshot reads, the retry limit, the size limit,
+//! what is wrong). Of a transaction: all its calls but those below, with every option that changes what can be seen, and those that change nothing by their numbers. Of a snapshot: all of them.
+//!
+//! # What is none, and why
+//! - `run`: a loop over steps that are here. The tests of the API have it for every deployment.
+//! - `commit` with a time that ends meanwhile: whether it happened nobody can say, and so no model. The client's own tests have it, and the simulator's, which ask for the outcome.
+//! - `set_automatic_idempotency` and the options that change who is asked first (priorities are steps, and change no answer): what comes of them shows when answers are lost, in the client's tests.
+//! - `max_watches`: when a watch gives its place back is not said to the step. The client's tests count places.
+//! - `database`, `description`, `status`, `get_client_status`, `get_server_protocol`, `get_tag_throttled_duration`, `get_total_cost`: they say nothing of what is stored.
+//! - Special keys but those of conflict ranges, and system keys that are the database's own: of those the model knows only that they are there, and programs that read so far are
+//!   not said to be wrong for what they find. Tests of the client and of the API name them one by one.
+//! - The layers: they are made of steps, and are compared with published encodings.
 //!
 //! A failure names the seed and prints the steps that led to it. The same seed gives the same program as long as the subject answers the same.
 
 mod arithmetic;
 pub mod client;
+mod dice;
 pub mod model;
 pub mod program;
 mod view;
@@ -30,6 +43,7 @@ use ferrisdb_core::SplitMix64;
 pub use client::ClientSubject;
 pub use model::Model;
 pub use program::{Observed, Step};
+pub(crate) use view::{FOG, METADATA_VERSION};
 
 /// A database under test: carries out a step on the transaction in the step's slot.
 pub trait Subject {

@@ -1,8 +1,10 @@
 //! [`Model`]: what every call must return, from the contract.
 
 mod mapped;
+mod options;
 mod others;
 mod reads;
+mod snapshots;
 mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,8 +13,10 @@ use std::fmt::Debug;
 use ferrisdb_core::{Bytes, Code, KeyRange, Mutation, MutationKind};
 
 use super::arithmetic;
-use super::program::{Observed, SLOTS, Step};
-use super::view::{END, Own, View};
+use super::program::{Observed, SLOTS, SNAPSHOTS, Step};
+use super::view::{END, Own, SYSTEM_END, View};
+use options::Defaults;
+use snapshots::Held;
 
 /// Bytes of a versionstamp.
 const STAMP_BYTES: usize = 10;
@@ -44,6 +48,8 @@ pub struct Model {
     refused: Vec<Refused>,
     /// What was there after the last few commits: at which version, what, and how many commits that contains.
     recent: VecDeque<(u64, BTreeMap<Bytes, Bytes>, usize)>,
+    defaults: Defaults,
+    snapshots: [Option<Held>; SNAPSHOTS],
 }
 
 /// What a commit would have written that was refused after it was checked. Those who began before the next commit may be told that it conflicts with them: the
@@ -124,6 +130,16 @@ struct Transaction {
     conflicting: Option<(Ranges, bool)>,
     /// Option 1100.
     bypasses_unreadable: bool,
+    /// Options 301 and 302.
+    reads_system: bool,
+    /// Option 301.
+    writes_system: bool,
+    /// It has read what is not the programs': others write there, so that it may conflict.
+    has_read_fog: bool,
+    /// Options 800 and 801.
+    tags: u8,
+    /// Option 403.
+    has_identifier: bool,
 }
 
 #[derive(Debug)]
@@ -167,7 +183,7 @@ impl Watch {
 }
 
 impl Transaction {
-    fn new() -> Transaction {
+    fn new(defaults: &Defaults) -> Transaction {
         Transaction {
             phase: Phase::Open,
             reads_at: None,
@@ -182,21 +198,44 @@ impl Transaction {
             is_used: false,
             is_touched: false,
             ryw_disabled: false,
-            snapshot_ryw: 1,
+            snapshot_ryw: defaults.snapshot_ryw,
             next_write_no_conflict: false,
             committed: None,
             size: 0,
             has_grown: false,
-            retry_limit: -1,
+            retry_limit: defaults.retry_limit,
             retries: 0,
             lock_aware: false,
             read_only: false,
             is_locked_out: false,
             is_unprotected: false,
-            size_limit: None,
+            size_limit: defaults.size_limit,
             reports_conflicts: false,
             conflicting: None,
             bypasses_unreadable: false,
+            reads_system: false,
+            writes_system: false,
+            has_read_fog: false,
+            tags: 0,
+            has_identifier: false,
+        }
+    }
+
+    /// Reading goes up to here.
+    fn read_end(&self) -> &'static [u8] {
+        if self.reads_system { SYSTEM_END } else { END }
+    }
+
+    /// Writing goes up to here.
+    fn write_end(&self) -> &'static [u8] {
+        if self.writes_system { SYSTEM_END } else { END }
+    }
+
+    /// A read that may have been anywhere in the fog, where nobody knows what it met.
+    fn note_fog(&mut self, snapshot: bool) {
+        if !snapshot {
+            self.has_read_fog = true;
+            self.read_conflicts.may.push(KeyRange::new("", SYSTEM_END));
         }
     }
 
@@ -204,7 +243,12 @@ impl Transaction {
     fn view(&self, snapshot: bool) -> View<'_> {
         let sees_own = !self.ryw_disabled && (!snapshot || self.snapshot_ryw > 0);
         let (_, state, _) = self.reads_at.as_ref().expect("programs ask for a read version before they read");
-        View { state, own: if sees_own { &self.own } else { &[] }, bypasses_unreadable: self.bypasses_unreadable }
+        View {
+            state,
+            own: if sees_own { &self.own } else { &[] },
+            bypasses_unreadable: self.bypasses_unreadable,
+            end: self.read_end(),
+        }
     }
 
     /// The codes with which any call that returns something must fail now, whatever it asks. Empty: none.
@@ -290,6 +334,21 @@ impl Model {
         self.slots[slot].as_ref().is_some_and(|transaction| transaction.is_used == transaction.is_touched)
     }
 
+    /// True if the slot's transaction may read system keys.
+    pub fn reads_system(&self, slot: usize) -> bool {
+        self.slots[slot].as_ref().is_some_and(|transaction| transaction.reads_system)
+    }
+
+    /// True if a watch waits for the slot's transaction to commit.
+    pub fn has_waiting_watch(&self, slot: usize) -> bool {
+        self.watches.iter().any(|watch| watch.slot == slot && watch.state == WatchState::Pending)
+    }
+
+    /// True if the slot's transaction has tags, and no error to tell.
+    pub fn is_tagged(&self, slot: usize) -> bool {
+        self.slots[slot].as_ref().is_some_and(|transaction| transaction.tags > 0 && transaction.deferred.is_none())
+    }
+
     /// True while the database is locked.
     pub fn is_locked(&self) -> bool {
         self.is_locked
@@ -346,6 +405,8 @@ impl Model {
             Step::SetLock { .. } => {
                 self.refused.push(Refused { written: vec![KeyRange::new("", END)], until: None });
             }
+            Step::Expire { slot, .. } => self.time_is_over(*slot),
+            Step::TakeSnapshot { held, .. } => self.snapshots[*held] = None,
             Step::Watch { slot, key } => self.watches.push(Watch {
                 slot: *slot,
                 key: key.clone(),
@@ -389,6 +450,8 @@ impl Model {
     pub fn forget_client(&mut self) {
         self.slots = Default::default();
         self.watches.clear();
+        self.snapshots = Default::default();
+        self.defaults = Defaults::default();
     }
 
     fn of(&mut self, slot: usize) -> &mut Transaction {
@@ -431,6 +494,15 @@ impl Model {
                     | Step::ApproximateSize { .. }
                     | Step::Reset { .. }
                     | Step::OnError { .. }
+                    | Step::SystemKeys { .. }
+                    | Step::OptionByNumber { .. }
+                    | Step::DatabaseDefault { .. }
+                    | Step::Retries { .. }
+                    | Step::Timeout { .. }
+                    | Step::LockedBy
+                    | Step::TakeSnapshot { .. }
+                    | Step::SnapshotRead { .. }
+                    | Step::DropSnapshot { .. }
             );
             transaction.is_touched |= !is_neutral;
         }
@@ -441,12 +513,12 @@ impl Model {
         match step {
             Step::Begin { slot } => {
                 self.end_watches(*slot, WatchState::Dead);
-                self.slots[*slot] = Some(Transaction::new());
+                self.slots[*slot] = Some(Transaction::new(&self.defaults));
                 equal("begin", observed, &Observed::Done)
             }
             Step::Reset { slot } => {
                 self.end_watches(*slot, WatchState::Dead);
-                self.slots[*slot] = Some(Transaction::new());
+                self.slots[*slot] = Some(Transaction::new(&self.defaults));
                 equal("reset", observed, &Observed::Done)
             }
             Step::Cancel { slot } => {
@@ -456,6 +528,43 @@ impl Model {
                 transaction.phase = Phase::Failed(Code::TransactionCancelled);
                 equal("cancel", observed, &Observed::Done)
             }
+            Step::Pause => {
+                self.slots = Default::default();
+                self.recent.clear();
+                for watch in &mut self.watches {
+                    if watch.state == WatchState::Pending {
+                        watch.state = WatchState::Dead;
+                    }
+                }
+                equal("a pause", observed, &Observed::Done)
+            }
+            Step::DatabaseDefault { number, value } => self.defaults.set(*number, *value, observed),
+            Step::Expire { slot, meanwhile } => self.expire(*slot, meanwhile.as_deref(), observed),
+            Step::TakeSnapshot { held, version, system, lock_aware } => {
+                self.take_snapshot(*held, *version, *system, *lock_aware, observed)
+            }
+            Step::SnapshotRead { held, read } => self.snapshot_read(*held, read, observed),
+            Step::DropSnapshot { held } => {
+                self.snapshots[*held] = None;
+                equal("the end of a snapshot", observed, &Observed::Done)
+            }
+            Step::LockedBy => equal("by whom it is locked", observed, &Observed::Locked(self.is_locked)),
+            Step::Retries { slot } => {
+                let retries = u64::try_from(self.of(*slot).retries).expect("it counts from zero");
+                equal("errors so far", observed, &Observed::Size(retries))
+            }
+            Step::Addresses { slot, .. } => {
+                let failing = self.of(*slot).failing();
+                match observed {
+                    Observed::Done if failing.is_empty() => Ok(()),
+                    Observed::Failed(code) if failing.contains(code) => Ok(()),
+                    _ => unexpected(observed),
+                }
+            }
+            Step::OptionByNumber { slot, number, value } => {
+                self.of(*slot).option_by_number(*number, value.as_deref(), observed)
+            }
+            Step::Stream { slot, question, snapshot } => self.of(*slot).stream(question, *snapshot, observed),
             Step::Commit { slot } => self.commit(*slot, observed),
             Step::CommitDuring { slot, .. } => self.commit_during(*slot, observed),
             Step::SetReadVersion { slot, version } => self.set_read_version(*slot, *version, observed),
@@ -505,6 +614,7 @@ impl Model {
             }
             Step::SplitPoints { slot, begin, end, .. } => {
                 let failing = self.of(*slot).failing();
+                let read_end = self.of(*slot).read_end();
                 match observed {
                     Observed::Keys(keys) => {
                         let is_ascending = keys.windows(2).all(|pair| pair[0] <= pair[1]);
@@ -512,7 +622,7 @@ impl Model {
                         if is_ascending && has_ends { Ok(()) } else { unexpected(observed) }
                     }
                     Observed::Failed(code) if failing.contains(code) => Ok(()),
-                    Observed::Failed(Code::KeyOutsideLegalRange) if end.as_ref() > END => Ok(()),
+                    Observed::Failed(Code::KeyOutsideLegalRange) if end.as_ref() > read_end => Ok(()),
                     _ => unexpected(observed),
                 }
             }
@@ -645,14 +755,15 @@ impl Model {
                     refused.until.is_none_or(|until| read_version < until)
                         && any_meets(&refused.written, &read_conflicts.may)
                 });
-                if !is_refused && !since.iter().any(|commit| any_meets(&commit.may, &read_conflicts.may)) {
+                let is_certain = !is_refused && !transaction.has_read_fog;
+                if is_certain && !since.iter().any(|commit| any_meets(&commit.may, &read_conflicts.may)) {
                     return Err(format!("a conflict with nothing: it read {:?}", read_conflicts.may));
                 }
                 let conflicting = others::conflicting(since, read_conflicts);
                 self.end_watches(slot, WatchState::Dead);
                 let of = self.of(slot);
                 of.phase = Phase::Failed(Code::NotCommitted);
-                of.conflicting = Some((conflicting, !is_refused));
+                of.conflicting = Some((conflicting, is_certain));
                 Ok(())
             }
             Observed::Committed { version: Some(version), stamp: Ok(stamp) } => {
@@ -710,6 +821,7 @@ impl Model {
 
     fn on_error(&mut self, slot: usize, code: Code, observed: &Observed) -> Checked {
         self.end_watches(slot, WatchState::Dead);
+        let defaults = self.defaults;
         let transaction = self.of(slot);
         if let Some(poison) = transaction.poison {
             return equal("on_error of a poisoned transaction", observed, &Observed::Failed(poison));
@@ -722,7 +834,7 @@ impl Model {
             return equal("on_error without a retry", observed, &Observed::Failed(code));
         }
         let (retry_limit, retries) = (transaction.retry_limit, transaction.retries);
-        *transaction = Transaction { retry_limit, retries, ..Transaction::new() };
+        *transaction = Transaction { retry_limit, retries, ..Transaction::new(&defaults) };
         equal("on_error", observed, &Observed::Done)
     }
 }

@@ -9,6 +9,14 @@ use super::arithmetic;
 
 /// The end of what an ordinary transaction reads.
 pub(super) const END: &[u8] = b"\xff";
+/// The end of what a transaction with system keys reads.
+pub(super) const SYSTEM_END: &[u8] = b"\xff\xff";
+/// The system keys that begin so are the programs' alone, and lie between their ordinary keys and everything that is not theirs.
+pub(super) const SYSTEM_PREFIX: &[u8] = b"\xff\x00";
+/// Behind this there are keys of the database's own, of which the model knows nothing: the **fog**. Whoever reads system keys may get into it.
+pub(crate) const FOG: &[u8] = b"\xff\x02";
+/// The key in the fog that the model knows: anybody reads it, and writes it in one way.
+pub(crate) const METADATA_VERSION: &[u8] = b"\xff/metadataVersion";
 
 /// One write of a transaction, as far as reading goes.
 #[derive(Debug, Clone)]
@@ -36,6 +44,8 @@ pub(super) struct View<'a> {
     pub(super) own: &'a [Own],
     /// Option 1100: what a versionstamp decides is as it was before.
     pub(super) bypasses_unreadable: bool,
+    /// Where it ends.
+    pub(super) end: &'static [u8],
 }
 
 /// What a walk over the key space meets.
@@ -125,13 +135,22 @@ impl View<'_> {
         self.unreadable().iter().any(|range| range.contains(key))
     }
 
+    /// True if a versionstamp decides anything.
+    pub(super) fn has_unreadable(&self) -> bool {
+        !self.unreadable().is_empty()
+    }
+
     /// One key's value.
     pub(super) fn get(&self, key: &Bytes) -> Result<Option<Bytes>, Code> {
         if self.is_unreadable(key) { Err(Code::AccessedUnreadable) } else { Ok(self.cell(key).1) }
     }
 
-    /// Everything in `begin..end` in ascending order of place. Met from above, an unreadable range lies at its end.
+    /// Everything in `begin..end` before the fog, in ascending order of place. Met from above, an unreadable range lies at its end.
     fn items(&self, begin: &Bytes, end: &Bytes, reverse: bool) -> Vec<Item> {
+        let end = end.min(&Bytes::from_static(FOG)).clone();
+        if *begin >= end {
+            return Vec::new();
+        }
         let own_keys = self.own.iter().filter_map(|own| match own {
             Own::Set(key, _) | Own::Atomic(_, key, _) => Some(key.clone()),
             Own::Stamped(range, Some(_)) => Some(range.begin.clone()),
@@ -140,7 +159,7 @@ impl View<'_> {
         let keys: BTreeSet<Bytes> = self.state.keys().cloned().chain(own_keys).collect();
         let mut items: Vec<Item> = keys
             .into_iter()
-            .filter(|key| begin <= key && key < end && !self.is_unreadable(key))
+            .filter(|key| begin <= key && *key < end && !self.is_unreadable(key))
             .filter_map(|key| self.cell(&key).1.map(|value| Item::Row(KeyValue { key, value })))
             .collect();
         for range in self.unreadable() {
@@ -179,9 +198,9 @@ impl View<'_> {
         let start = if selector.or_equal { key_after(&selector.key) } else { selector.key.clone() };
         let forward = selector.offset >= 1;
         let (begin, end, nth) = if forward {
-            (start, Bytes::from_static(END), selector.offset)
+            (start, Bytes::from_static(self.end), selector.offset)
         } else {
-            (Bytes::new(), start.min(Bytes::from_static(END)), 1 - selector.offset)
+            (Bytes::new(), start.min(Bytes::from_static(self.end)), 1 - selector.offset)
         };
         let mut left = nth;
         let scan = if begin < end { self.items(&begin, &end, !forward) } else { Vec::new() };
@@ -196,7 +215,8 @@ impl View<'_> {
                 }
             }
         }
-        let key = if forward { Bytes::from_static(END) } else { Bytes::new() };
+        // With system keys that is behind the fog: somewhere in it, that is.
+        let key = if forward { Bytes::from_static(self.end) } else { Bytes::new() };
         Ok(Resolved { key, ran_off_front: !forward, ran_off_end: forward })
     }
 

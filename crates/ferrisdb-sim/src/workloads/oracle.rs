@@ -27,7 +27,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ferrisdb_client::{Database, DatabaseOptions, Transaction, TransactionOption};
-use ferrisdb_core::key::USER_END;
 use ferrisdb_core::versionstamp::Versionstamp;
 use ferrisdb_core::{Bytes, Code, KeyRange, KeyValue, Random, Result, SplitMix64};
 use ferrisdb_rpc::Endpoint;
@@ -36,7 +35,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::noting::{Attempt, Fate, Last, Noting, fate_of};
 use super::{Client, Verdict, Work, Workload, lock};
 use crate::oracle::client::{ClientSubject, LOCK};
-use crate::oracle::{Model, Observed, Step, Subject as _, program};
+use crate::oracle::{FOG, METADATA_VERSION, Model, Observed, Step, Subject as _, program};
 
 /// What a fault may have a call end with that asks the database.
 const PASSING: &[Code] = &[
@@ -210,7 +209,11 @@ impl Oracle {
 async fn everything(tx: &Transaction) -> Result<(u64, Vec<KeyValue>)> {
     tx.set_option(&TransactionOption::ReadLockAware);
     let version = tx.get_read_version().await?.get();
-    let rows = tx.get_ranges(KeyRange::new("", USER_END)).collect().await?;
+    tx.set_option(&TransactionOption::ReadSystemKeys);
+    let mut rows = tx.get_ranges(KeyRange::new("", FOG)).collect().await?;
+    if let Some(value) = tx.get(METADATA_VERSION).await? {
+        rows.push(KeyValue { key: Bytes::from_static(METADATA_VERSION), value });
+    }
     Ok((version, rows))
 }
 
@@ -274,6 +277,11 @@ impl Program {
             Step::Commit { .. } | Step::CommitDuring { .. } if is_passing || is_lost && code == Code::NotCommitted => {
                 self.model.fail(step, code);
             }
+            // Its time is over all the same.
+            Step::Expire { .. } if is_passing => self.model.fail(step, code),
+            Step::LockedBy | Step::TakeSnapshot { .. } if is_passing => self.model.fail(step, code),
+            // Its lease may be gone.
+            Step::SnapshotRead { held, .. } if is_passing => self.next = Some(Step::DropSnapshot { held: *held }),
             Step::WatchFired { watch, .. } if is_passing && self.model.is_armed(*watch) => self.model.fail(step, code),
             Step::ReadVersion { slot }
             | Step::Get { slot, .. }
@@ -283,6 +291,8 @@ impl Program {
             | Step::Watch { slot, .. }
             | Step::SplitPoints { slot, .. }
             | Step::EstimatedSize { slot, .. }
+            | Step::Stream { slot, .. }
+            | Step::Addresses { slot, .. }
             | Step::Dropped { slot, .. }
             | Step::Overlapping { slot, .. }
                 if is_passing =>

@@ -126,7 +126,7 @@ impl Transaction {
         observed: &Observed,
     ) -> Checked {
         let failing = self.failing();
-        let mut invalid = question_errors(question);
+        let mut invalid = question_errors(question, END);
         if snapshot || self.ryw_disabled || question.reverse {
             invalid.push(Code::UnsupportedOperation);
         }
@@ -151,7 +151,7 @@ impl Transaction {
         }
         let (_, state, _) = self.reads_at.as_ref().expect("programs ask for a read version before they read");
         // It reads what others wrote.
-        let view = View { state, own: &[], bypasses_unreadable: false };
+        let view = View { state, own: &[], bypasses_unreadable: false, end: END };
         let place = |selector: &ferrisdb_core::KeySelector| match selector.offset {
             1 => Resolved { key: selector.key.clone(), ran_off_front: false, ran_off_end: false },
             _ => view.resolve(selector).expect("nothing of others is unreadable"),

@@ -4,7 +4,7 @@ use ferrisdb_core::{Bytes, Code, KeyRange};
 
 use super::{Checked, Model, Phase, Ranges, Transaction, due, equal, unexpected};
 use crate::oracle::program::{Observed, Step};
-use crate::oracle::view::{END, Own};
+use crate::oracle::view::{Own, SYSTEM_END};
 
 /// Bytes that a commit may have beside what its program gave it: the key that makes it conflict with itself.
 const EXTRA_BYTES: usize = 100;
@@ -78,7 +78,7 @@ impl Transaction {
 
     /// Any number, of a range that is one.
     pub(super) fn estimated_size(&mut self, begin: &Bytes, end: &Bytes, observed: &Observed) -> Checked {
-        let wrong = [(begin > end, Code::InvertedRange), (end.as_ref() > END, Code::KeyOutsideLegalRange)];
+        let wrong = [(begin > end, Code::InvertedRange), (end.as_ref() > self.read_end(), Code::KeyOutsideLegalRange)];
         let mut due_here = wrong.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, code)| code);
         match observed {
             Observed::Failed(code) if due_here.clone().any(|wrong| wrong == *code) => Ok(()),
@@ -186,9 +186,10 @@ impl Model {
         if !is_snapshot {
             let may = match read {
                 Step::Get { key, .. } => KeyRange::single(key),
-                _ => KeyRange::new("", [END, &[0]].concat()),
+                _ => KeyRange::new("", SYSTEM_END),
             };
             transaction.read_conflicts.may.push(may);
+            transaction.has_read_fog |= transaction.reads_system;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use ferrisdb_core::{Bytes, Code, KeyRange, KeySelector, KeyValue};
 
 use super::{Checked, Transaction, due, equal, unexpected};
 use crate::oracle::program::{Mode, Observed, RangeQuestion};
-use crate::oracle::view::{END, Resolved};
+use crate::oracle::view::{FOG, METADATA_VERSION, Resolved, Scan};
 
 /// What a row counts beside its key and value.
 const ROW_OVERHEAD: usize = 8;
@@ -27,14 +27,15 @@ impl Transaction {
                 return Ok(());
             }
         }
-        if matches!(observed, Observed::Failed(Code::KeyOutsideLegalRange)) && key.as_ref() >= END {
+        let is_outside = key.as_ref() >= self.read_end() && key != METADATA_VERSION;
+        if matches!(observed, Observed::Failed(Code::KeyOutsideLegalRange)) && is_outside {
             return Ok(());
         }
         if due(&failing, observed)? {
             self.note_misuse(observed);
             return Ok(());
         }
-        if key.as_ref() >= END {
+        if is_outside {
             return equal("get", observed, &Observed::Failed(Code::KeyOutsideLegalRange));
         }
         let expected = match self.view(snapshot).get(key) {
@@ -53,14 +54,14 @@ impl Transaction {
 
     pub(super) fn get_key(&mut self, selector: &KeySelector, snapshot: bool, observed: &Observed) -> Checked {
         let failing = self.failing();
-        if matches!(observed, Observed::Failed(Code::KeyOutsideLegalRange)) && selector.key.as_ref() > END {
+        if matches!(observed, Observed::Failed(Code::KeyOutsideLegalRange)) && selector.key.as_ref() > self.read_end() {
             return Ok(());
         }
         if due(&failing, observed)? {
             self.note_misuse(observed);
             return Ok(());
         }
-        if selector.key.as_ref() > END {
+        if selector.key.as_ref() > self.read_end() {
             return equal("get_key", observed, &Observed::Failed(Code::KeyOutsideLegalRange));
         }
         let key = match self.view(snapshot).resolve(selector) {
@@ -70,8 +71,13 @@ impl Transaction {
             }
             Ok(Resolved { key, .. }) => key,
         };
-        equal("get_key", observed, &Observed::Key(key.clone()))?;
         self.is_used = true;
+        if key.as_ref() > FOG {
+            self.note_fog(snapshot);
+            self.note_failed_read(observed);
+            return self.check_fog("get_key", observed);
+        }
+        equal("get_key", observed, &Observed::Key(key.clone()))?;
         if !snapshot {
             let start = if selector.or_equal { key_after(&selector.key) } else { selector.key.clone() };
             let range =
@@ -84,7 +90,7 @@ impl Transaction {
 
     pub(super) fn get_range(&mut self, question: &RangeQuestion, snapshot: bool, observed: &Observed) -> Checked {
         let failing = self.failing();
-        let invalid = question_errors(question);
+        let invalid = question_errors(question, self.read_end());
         if let Observed::Failed(code) = observed
             && invalid.contains(code)
         {
@@ -110,6 +116,16 @@ impl Transaction {
             _ => view.resolve(selector),
         };
         let (from, to) = (resolve(&begin), resolve(&end));
+        let is_foggy = |place: &Result<Resolved, Code>| place.as_ref().is_ok_and(|place| place.key.as_ref() > FOG);
+        if is_foggy(&from) || is_foggy(&to) {
+            let scan = match &from {
+                Ok(from) => view.scan(&from.key, &Bytes::from_static(FOG), question.reverse),
+                // It fails, or fails not: what is unreadable may be behind what it met first.
+                Err(_) => Scan { rows: Vec::new(), is_cut_by_unreadable: true },
+            };
+            self.note_fog(snapshot);
+            return self.check_foggy_rows(&scan, observed);
+        }
         let (rows, more) = match observed {
             Observed::Rows { rows, more } => (rows, *more),
             Observed::Failed(Code::AccessedUnreadable) => {
@@ -130,6 +146,72 @@ impl Transaction {
         if !snapshot {
             self.add_range_conflicts(&begin, &end, (&from, &to), rows, more, question.reverse);
         }
+        Ok(())
+    }
+
+    /// Of what is found in the fog only that it is there.
+    fn check_fog(&self, what: &str, observed: &Observed) -> Checked {
+        match observed {
+            Observed::Key(key) if key.as_ref() >= FOG => Ok(()),
+            // The metadata version is there too.
+            Observed::Failed(Code::AccessedUnreadable) if self.own_view().has_unreadable() => Ok(()),
+            _ => Err(format!("{what}: found {observed:?}, expected something behind the programs' keys")),
+        }
+    }
+
+    /// Rows of which some are in the fog: those before it are known.
+    fn check_foggy_rows(&self, known: &Scan, observed: &Observed) -> Checked {
+        let rows = match observed {
+            Observed::Rows { rows, .. } => rows,
+            _ => return self.check_fog("rows", observed),
+        };
+        let found: Vec<&KeyValue> = rows.iter().filter(|row| row.key.as_ref() < FOG).collect();
+        let is_right =
+            known.rows.len() >= found.len() && found.iter().zip(&known.rows).all(|(found, row)| *found == row);
+        if is_right { Ok(()) } else { Err(format!("rows {found:?} are not the beginning of {:?}", known.rows)) }
+    }
+
+    /// All rows between two keys, one by one, up to a limit.
+    pub(super) fn stream(&mut self, question: &RangeQuestion, snapshot: bool, observed: &Observed) -> Checked {
+        let failing = self.failing();
+        let (begin, end) = (&question.begin.key, &question.end.key);
+        let is_outside = begin.as_ref() > self.read_end() || end.as_ref() > self.read_end();
+        if is_outside && *observed == Observed::Failed(Code::KeyOutsideLegalRange) {
+            return Ok(());
+        }
+        if due(&failing, observed)? {
+            self.note_misuse(observed);
+            return Ok(());
+        }
+        if is_outside {
+            return equal("a stream", observed, &Observed::Failed(Code::KeyOutsideLegalRange));
+        }
+        self.note_failed_read(observed);
+        let limit = usize::try_from(question.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let Scan { rows: all, is_cut_by_unreadable } = self.view(snapshot).scan(begin, end, question.reverse);
+        let whole = KeyRange::new(begin.clone(), end.clone());
+        if begin < end && is_cut_by_unreadable && all.len() < limit {
+            if !snapshot {
+                self.read_conflicts.may.push(whole);
+            }
+            return equal("a stream over what is unreadable", observed, &Observed::Failed(Code::AccessedUnreadable));
+        }
+        let expected = &all[..all.len().min(limit)];
+        equal("a stream", observed, &Observed::Rows { rows: expected.to_vec(), more: false })?;
+        self.is_used |= !expected.is_empty();
+        if snapshot || whole.is_empty() {
+            return Ok(());
+        }
+        let read = match expected.last() {
+            Some(last) if expected.len() == limit && question.reverse => KeyRange::new(last.key.clone(), end.clone()),
+            Some(last) if expected.len() == limit => KeyRange::new(begin.clone(), key_after(&last.key)),
+            _ => whole.clone(),
+        };
+        // Whoever is stopped by the limit at the last row of all may have looked behind it.
+        let may = if expected.len() == all.len() { whole } else { read.clone() };
+        let view = self.view(false);
+        let (must, may) = (view.depends_on(&read), view.depends_on(&may));
+        self.read_conflicts.add_all(must, may);
         Ok(())
     }
 
@@ -187,13 +269,13 @@ impl Transaction {
             low = Bytes::new();
         }
         if off_end && end.offset > 0 && (reverse || !more) {
-            high = Bytes::from_static(END);
+            high = to.key.clone().max(from.key.clone());
         }
         let must = KeyRange::new(low.clone(), high.clone());
         // A selector was found by looking at everything up to the key that it found, or up to the end that it ran off.
         let (least, greatest) = ((&from.key).min(&to.key), (&from.key).max(&to.key));
         let low = if off_front { Bytes::new() } else { low.min(least.clone()) };
-        let high = if off_end { Bytes::from_static(END) } else { high.max(key_after(greatest)) };
+        let high = if off_end { greatest.clone() } else { high.max(key_after(greatest)) };
         let is_plain = begin.offset == 1 && end.offset == 1;
         let may = if is_plain { must.clone() } else { KeyRange::new(low, high) };
         (must, may)
@@ -201,9 +283,9 @@ impl Transaction {
 }
 
 /// Errors of a question that is wrong in itself.
-pub(super) fn question_errors(question: &RangeQuestion) -> Vec<Code> {
+pub(super) fn question_errors(question: &RangeQuestion, legal_end: &[u8]) -> Vec<Code> {
     let mut errors = Vec::new();
-    if question.begin.key.as_ref() > END || question.end.key.as_ref() > END {
+    if question.begin.key.as_ref() > legal_end || question.end.key.as_ref() > legal_end {
         errors.push(Code::KeyOutsideLegalRange);
     }
     if question.mode == Mode::Exact && question.limit == 0 && question.target_bytes == 0 {

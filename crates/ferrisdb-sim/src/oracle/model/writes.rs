@@ -6,11 +6,12 @@ use ferrisdb_core::{Bytes, Code, KeyRange, Mutation, MutationKind};
 
 use super::{Checked, Phase, STAMP_BYTES, Transaction, any_meets, equal, stamp_place, unexpected};
 use crate::oracle::program::{Observed, Step};
-use crate::oracle::view::{END, Own, View};
+use crate::oracle::view::{METADATA_VERSION, Own, View};
 
 const KEY_BYTES_MAX: usize = 10_000;
+const SYSTEM_KEY_BYTES_MAX: usize = 30_000;
 const VALUE_BYTES_MAX: usize = 100_000;
-const SIZE_LIMIT_MIN: usize = 32;
+pub(super) const SIZE_LIMIT_MIN: usize = 32;
 
 impl Transaction {
     pub(super) fn write(&mut self, step: &Step, observed: &Observed) -> Checked {
@@ -39,26 +40,27 @@ impl Transaction {
     fn effect(&mut self, step: &Step) -> Result<(), Code> {
         match step {
             Step::Set { key, value, .. } => {
-                check_write(key, value)?;
+                self.check_write(key, value)?;
                 self.own.push(Own::Set(key.clone(), value.clone()));
                 self.change(Mutation::set(key.clone(), value.clone()), &KeyRange::single(key));
             }
             Step::Clear { key, .. } => {
-                if key.as_ref() >= END {
+                if key.as_ref() >= self.write_end() {
                     return Err(Code::KeyOutsideLegalRange);
                 }
-                if key.len() > KEY_BYTES_MAX {
+                if key.len() > key_bytes_max(key) {
                     self.next_write_no_conflict = false;
                     return Ok(());
                 }
                 self.clear(KeyRange::single(key));
             }
             Step::ClearRange { begin, end, .. } => {
-                if begin.as_ref() > END || end.as_ref() > END {
-                    return Err(Code::KeyOutsideLegalRange);
-                }
+                // A range that is none is told before where it is.
                 if begin > end {
                     return Err(Code::InvertedRange);
+                }
+                if end.as_ref() > self.write_end() {
+                    return Err(Code::KeyOutsideLegalRange);
                 }
                 if begin < end {
                     self.clear(KeyRange::new(begin.clone(), end.clone()));
@@ -68,8 +70,16 @@ impl Transaction {
                 }
             }
             Step::Atomic { kind, key, operand, .. } => self.atomic(*kind, key, operand)?,
+            Step::AtomicByNumber { .. } => return Err(Code::InvalidMutationType),
+            Step::SystemKeys { reads, .. } => {
+                self.reads_system = true;
+                self.writes_system |= !reads;
+            }
+            Step::Timeout { millis, .. } if *millis < 0 => return Err(Code::InvalidOptionValue),
+            // One that does not end.
+            Step::Timeout { .. } => {}
             Step::ReadConflict { begin, end, .. } => {
-                let range = check_conflict_range(begin, end)?;
+                let range = check_conflict_range(begin, end, self.read_end())?;
                 // What is covered by own writes, or was there before, need not be stored again.
                 let is_new = self.own.is_empty() && !any_meets(&self.read_conflicts.may, std::slice::from_ref(&range));
                 self.has_grown |= is_new && !range.is_empty();
@@ -77,7 +87,7 @@ impl Transaction {
                 self.read_conflicts.add_all(must, vec![range]);
             }
             Step::WriteConflict { begin, end, .. } => {
-                let range = check_conflict_range(begin, end)?;
+                let range = check_conflict_range(begin, end, self.write_end())?;
                 self.has_grown |=
                     !range.is_empty() && !any_meets(&self.write_conflicts.may, std::slice::from_ref(&range));
                 if !range.is_empty() {
@@ -115,7 +125,20 @@ impl Transaction {
     /// Own writes over nothing: enough to tell which parts they cover.
     pub(super) fn own_view(&self) -> View<'_> {
         static NOTHING: BTreeMap<Bytes, Bytes> = BTreeMap::new();
-        View { state: &NOTHING, own: &self.own, bypasses_unreadable: self.bypasses_unreadable }
+        let (bypasses_unreadable, end) = (self.bypasses_unreadable, self.read_end());
+        View { state: &NOTHING, own: &self.own, bypasses_unreadable, end }
+    }
+
+    fn check_write(&self, key: &[u8], value: &[u8]) -> Result<(), Code> {
+        if key >= self.write_end() {
+            Err(Code::KeyOutsideLegalRange)
+        } else if key.len() > key_bytes_max(key) {
+            Err(Code::KeyTooLarge)
+        } else if value.len() > VALUE_BYTES_MAX {
+            Err(Code::ValueTooLarge)
+        } else {
+            Ok(())
+        }
     }
 
     fn change(&mut self, mutation: Mutation, conflict: &KeyRange) {
@@ -131,17 +154,21 @@ impl Transaction {
     }
 
     fn atomic(&mut self, kind: MutationKind, key: &Bytes, operand: &Bytes) -> Result<(), Code> {
+        // Where a key is comes before what is wrong with it.
+        if key.as_ref() >= self.write_end() && key != METADATA_VERSION {
+            return Err(Code::KeyOutsideLegalRange);
+        }
         match kind {
             MutationKind::SetVersionstampedKey => {
                 let (body, offset) = stamp_place(key).ok_or(Code::ClientInvalidOperation)?;
-                check_write(body, operand)?;
+                self.check_write(body, operand)?;
                 let stamped = |stamp: &[u8], behind: &[u8]| {
                     Bytes::from([&body[..offset], stamp, &body[offset + STAMP_BYTES..], behind].concat())
                 };
                 let least = self.reads_at.as_ref().map_or(0, |(version, ..)| version + 1);
                 let least = [least.to_be_bytes().as_slice(), &[0, 0]].concat();
                 let range = KeyRange::new(stamped(&least, &[]), stamped(&[0xFF; STAMP_BYTES], &[0]));
-                let range = KeyRange::new(range.begin, range.end.min(Bytes::from_static(END)));
+                let range = KeyRange::new(range.begin, range.end.min(Bytes::from_static(self.read_end())));
                 self.own.push(Own::Stamped(range, None));
                 self.next_write_no_conflict = false;
                 self.mutations.push(Mutation::new(kind, key.clone(), operand.clone()));
@@ -150,12 +177,17 @@ impl Transaction {
             }
             MutationKind::SetVersionstampedValue => {
                 stamp_place(operand).ok_or(Code::ClientInvalidOperation)?;
-                check_write(key, operand)?;
+                // Section 1: anybody may write that one in this way, and nobody in another.
+                if key != METADATA_VERSION {
+                    self.check_write(key, operand)?;
+                } else if *operand != [0; 14][..] {
+                    return Err(Code::ClientInvalidOperation);
+                }
                 self.own.push(Own::Stamped(KeyRange::single(key), Some(operand.clone())));
                 self.change(Mutation::new(kind, key.clone(), operand.clone()), &KeyRange::single(key));
             }
             _ => {
-                check_write(key, operand)?;
+                self.check_write(key, operand)?;
                 self.own.push(Own::Atomic(kind, key.clone(), operand.clone()));
                 self.change(Mutation::new(kind, key.clone(), operand.clone()), &KeyRange::single(key));
             }
@@ -164,22 +196,14 @@ impl Transaction {
     }
 }
 
-fn check_write(key: &[u8], value: &[u8]) -> Result<(), Code> {
-    if key >= END {
-        Err(Code::KeyOutsideLegalRange)
-    } else if key.len() > KEY_BYTES_MAX {
-        Err(Code::KeyTooLarge)
-    } else if value.len() > VALUE_BYTES_MAX {
-        Err(Code::ValueTooLarge)
-    } else {
-        Ok(())
-    }
+fn key_bytes_max(key: &[u8]) -> usize {
+    if key.starts_with(&[0xFF]) { SYSTEM_KEY_BYTES_MAX } else { KEY_BYTES_MAX }
 }
 
-fn check_conflict_range(begin: &Bytes, end: &Bytes) -> Result<KeyRange, Code> {
+fn check_conflict_range(begin: &Bytes, end: &Bytes, legal_end: &[u8]) -> Result<KeyRange, Code> {
     if begin > end {
         Err(Code::InvertedRange)
-    } else if end.as_ref() > END {
+    } else if end.as_ref() > legal_end {
         Err(Code::KeyOutsideLegalRange)
     } else {
         Ok(KeyRange::new(begin.clone(), end.clone()))
