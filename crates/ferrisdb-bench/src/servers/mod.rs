@@ -205,11 +205,12 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
                     continue;
                 }
                 let others = servers.iter().filter(|other| !Arc::ptr_eq(&other.process, &peer.process));
-                settle(others.map(|other| &*other.process)).await?;
+                let still = settle(others.map(|other| &*other.process).collect()).await?;
                 eprintln!("{workload}: {}", peer.name);
                 let (clients, processes) = (peer.clients(), [&*peer.process]);
                 let done = drive(&clients, &processes, work, in_flight, settings, u64::from(run));
                 let done = done.await.map_err(|error| format!("{workload}, {}: {error}", peer.name))?;
+                drop(still);
                 measured[index][peer_index].push(done);
             }
         }
@@ -224,10 +225,9 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
 }
 
 /// Waits until these have done what they still had to do after their turn (checkpoints, rewrites of their logs), and the disk has what they wrote: it is not the next one's to
-/// bear. Ends after a few seconds in any case.
-async fn settle(others: impl Iterator<Item = &Process>) -> Result<()> {
+/// bear. Ends after a few seconds in any case. From then on they stand still, until what is returned is dropped.
+async fn settle(others: Vec<&Process>) -> Result<Still<'_>> {
     const LOOK_EVERY: Duration = Duration::from_millis(100);
-    let others: Vec<&Process> = others.collect();
     let of_all = || others.iter().map(|process| process.cpu()).sum::<Result<Duration>>();
     let mut before = of_all()?;
     for _ in 0..50 {
@@ -240,7 +240,21 @@ async fn settle(others: impl Iterator<Item = &Process>) -> Result<()> {
         before = now;
     }
     rustix::fs::sync();
-    Ok(())
+    let still = Still(others);
+    still.0.iter().try_for_each(|other| other.stand_still(true))?;
+    Ok(still)
+}
+
+/// Servers that stand still, so that their timers are in nobody's way; dropped, they go on.
+struct Still<'a>(Vec<&'a Process>);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        for other in &self.0 {
+            // One that is gone is missed in its own turn.
+            drop(other.stand_still(false));
+        }
+    }
 }
 
 /// The measurement with the median rate.

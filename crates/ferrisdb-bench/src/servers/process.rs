@@ -53,8 +53,25 @@ impl Process {
         self.child.stdout.take()
     }
 
+    /// Has it and all its children stand still, or go on.
+    pub(crate) fn stand_still(&self, still: bool) -> Result<()> {
+        let signal = if still { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        for (pid, _) in self.family()? {
+            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+            // A child may be gone by now.
+            drop(pid.map(|pid| rustix::process::kill_process(pid, signal)));
+        }
+        Ok(())
+    }
+
     /// User and system time of it and all its children that live or were waited for.
     pub(crate) fn cpu(&self) -> Result<Duration> {
+        let ticks: u64 = self.family()?.iter().map(|(_, ticks)| ticks).sum();
+        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+    }
+
+    /// It and all its children: their numbers, and the ticks of the clock that they have used.
+    fn family(&self) -> Result<Vec<(u32, u64)>> {
         let mut processes = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let entry = entry?;
@@ -65,14 +82,14 @@ impl Process {
                 processes.push((pid, parent, ticks));
             }
         }
-        let (mut family, mut ticks) = (vec![self.child.id()], 0);
+        let (mut family, mut ticks) = (vec![self.child.id()], Vec::new());
         let mut next = 0;
         while let Some(&pid) = family.get(next) {
             next += 1;
             family.extend(processes.iter().filter(|process| process.1 == pid).map(|process| process.0));
-            ticks += processes.iter().find(|process| process.0 == pid).map_or(0, |process| process.2);
+            ticks.push((pid, processes.iter().find(|process| process.0 == pid).map_or(0, |process| process.2)));
         }
-        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+        Ok(ticks)
     }
 }
 
