@@ -301,7 +301,8 @@ impl Chaos {
         self.take_image(world);
         let (kind, name) = self.urn[usize::try_from(self.random.below(self.urn.len() as u64)).expect("an index")];
         if self.befall(world, kind) {
-            if matches!(kind, Kind::ClockJump | Kind::ClockRate | Kind::LostForGood | Kind::WentBack) {
+            // A process whose log is damaged comes back as a new one, and may have been the only one that had a version of before others joined it.
+            if matches!(kind, Kind::ClockJump | Kind::ClockRate | Kind::LostForGood | Kind::WentBack | Kind::BitFlip) {
                 world.trace().count(MAY_END_LEASES);
             }
             *self.happened.entry(name).or_default() += 1;
