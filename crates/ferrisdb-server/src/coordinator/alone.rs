@@ -19,7 +19,7 @@ use super::{Coordinator, Shared};
 use crate::signal::lock;
 
 impl Coordinator {
-    /// The same for a caller whose thread has nothing else to do until the answer comes, and may block for a while ([`CoordinatorOptions::alone_at_most`], as far as can be told
+    /// The same for a caller whose thread has nothing else to do until the answer comes, and may block for a while ([`alone_at_most`](super::CoordinatorOptions::alone_at_most), as far as can be told
     /// from the syncs before): if nothing else is under way, the caller's thread does the driver's work, and the answer is there when this returns. The
     /// log's subscribers, who are in less of a hurry, are left in `afterwards`.
     pub fn commit_alone(&self, request: CommitRequest, afterwards: &mut Afterwards) -> Answer<Committed> {

@@ -1,4 +1,4 @@
-//! What programs are made of. Which step comes next the [`dice`](super::dice) say.
+//! What programs are made of. Which step comes next the `dice` say.
 
 use ferrisdb_core::{Bytes, Code, KeyRange, KeySelector, KeyValue, MutationKind};
 

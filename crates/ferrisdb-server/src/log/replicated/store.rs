@@ -95,7 +95,7 @@ pub struct LogExtent {
     pub free_bytes: u64,
     /// Bytes that its disk has in all.
     pub disk_bytes: u64,
-    /// There is space for less than [`SEGMENTS_MIN`] segments: what is on its way may take all of it.
+    /// There is space for less than `SEGMENTS_MIN` segments: what is on its way may take all of it.
     pub is_low: bool,
 }
 
