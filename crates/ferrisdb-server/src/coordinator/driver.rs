@@ -19,6 +19,7 @@
 //! # Concurrency
 //! One task, woken by the queue's bell, by the log for its oldest group, by the end of a wait for company, and by the next expiry of a lease. It polls by hand, since it waits for
 //! all of them at once, and a group that it makes durable itself must not keep it from the next.
+//! It holds the driver while it polls; a caller that may block can take its place for one group (`alone.rs`), and rings the bell if anything is left.
 
 use std::collections::VecDeque;
 use std::future::Future;
