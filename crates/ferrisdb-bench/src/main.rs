@@ -41,6 +41,11 @@ use crate::schedule::Plan;
 use crate::values::{VALUE_BYTES_MIN, WrongRead};
 use crate::workload::{SuiteName, Workload};
 
+/// The one that `ferrisdb` has: this program is FerrisDB's server here, and the clients of all servers.
+#[cfg(feature = "servers")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The exit code of a child, and then of its parent, when an engine gave a wrong or no value.
 const EXIT_WRONG_READ: i32 = 3;
 

@@ -42,6 +42,11 @@ use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use arguments::{Arguments, Command, Output};
 use failure::Failure;
 
+// Why, and why this one: decision 0028.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let mut command = Arguments::command();
     let matches = command.try_get_matches_from_mut(env::args_os());

@@ -6,7 +6,7 @@
 //! growth     until a process has what the others have      spread     reads over storage servers
 //! ```
 //!
-//! Both clusters run all the time, and one is asked at a time. Clients are tasks in this process; each cluster has a connection to each of its processes,
+//! One cluster is measured at a time, and the processes of the other one stand still meanwhile. Clients are tasks in this process; each cluster has a connection to each of its processes,
 //! and clients take turns with them. So two of three questions reach a process that does not lead, in both.
 
 mod failover;
@@ -22,7 +22,8 @@ use serde::Serialize;
 use crate::engine::Result;
 use crate::servers::arguments::{Common, load_average};
 use crate::servers::peers::Client;
-use crate::servers::{Done, Settings, Work, drive, load, middle};
+use crate::servers::process::Process;
+use crate::servers::{Done, Settings, Still, Work, beside, drive, each, load, middle, settle};
 use failover::Pauses;
 use growth::Caught;
 use members::Cluster;
@@ -81,6 +82,8 @@ struct Rate {
     cluster: &'static str,
     workload: &'static str,
     ops_per_s: f64,
+    /// The same of each run, in their order.
+    each_ops_per_s: Vec<f64>,
     /// CPU time of client and all processes, user and system.
     cpu_us_per_op: f64,
     /// Of the processes alone.
@@ -102,19 +105,23 @@ struct Times {
 }
 
 impl Rate {
-    fn new(cluster: &'static str, workload: &'static str, done: &Done) -> Rate {
+    /// Of all runs in their order; `None` if there is none.
+    fn new(cluster: &'static str, workload: &'static str, dones: &[Done]) -> Option<Rate> {
+        let each_ops_per_s = each(dones);
+        let done = middle(dones)?;
         let micros = |quantile| done.latencies.value_at_quantile(quantile) as f64 / 1000.0;
-        let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / done.operations.max(1) as f64;
-        Rate {
+        let one = |cpu: Duration| cpu.as_secs_f64() * 1e6 / done.operations.max(1) as f64;
+        Some(Rate {
             cluster,
             workload,
             ops_per_s: done.per_second(),
-            cpu_us_per_op: each(done.cpu),
-            server_cpu_us_per_op: each(done.server_cpu),
+            each_ops_per_s,
+            cpu_us_per_op: one(done.cpu),
+            server_cpu_us_per_op: one(done.server_cpu),
             p50_us: micros(0.5),
             p99_us: micros(0.99),
             p999_us: micros(0.999),
-        }
+        })
     }
 }
 
@@ -197,16 +204,21 @@ async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<M
         load(&cluster.clients(), &settings).await.map_err(|error| format!("{}: {error}", cluster.name))?;
     }
     let rates = &mut measured.rates;
-    rates.extend(whole(&clusters, &settings, arguments).await?);
+    rates.extend(whole(&mut clusters, &settings, arguments).await?);
     if arguments.is_measured(STOPPED) {
-        for cluster in &mut clusters {
+        for at in 0..clusters.len() {
+            let (cluster, others) = apart(&mut clusters, at);
+            let _still = alone(cluster, others).await?;
             eprintln!("{STOPPED}: {}", cluster.name);
             let done = with_one_stopped(cluster, &settings).await;
-            rates.push(Rate::new(cluster.name, STOPPED, &done.map_err(|error| format!("{}: {error}", cluster.name))?));
+            let done = done.map_err(|error| format!("{}: {error}", cluster.name))?;
+            rates.extend(Rate::new(cluster.name, STOPPED, &[done]));
         }
     }
     if arguments.is_measured(KILLED) {
-        for (cluster, kills) in clusters.iter_mut().zip([arguments.kills, arguments.etcd_kills]) {
+        for (at, kills) in (0..clusters.len()).zip([arguments.kills, arguments.etcd_kills]) {
+            let (cluster, others) = apart(&mut clusters, at);
+            let _still = alone(cluster, others).await?;
             eprintln!("{kills} kills of the leader: {}", cluster.name);
             let Pauses { first, all } = failover::measure(cluster, kills).await?;
             measured.times.extend(Times::new(cluster.name, KILLED, first));
@@ -214,7 +226,9 @@ async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<M
         }
     }
     if arguments.is_measured(DOWN) {
-        for cluster in &mut clusters {
+        for at in 0..clusters.len() {
+            let (cluster, others) = apart(&mut clusters, at);
+            let _still = alone(cluster, others).await?;
             eprintln!("{DOWN}: {}", cluster.name);
             measured.note(DOWN, growth::while_down(cluster, arguments.catch_up_mb).await);
         }
@@ -228,8 +242,30 @@ async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<M
     Ok(measured)
 }
 
+/// One of the clusters, and the processes of the others.
+fn apart(clusters: &mut [Cluster], at: usize) -> (&mut Cluster, Vec<&Process>) {
+    let (mut one, mut others) = (None, Vec::new());
+    for (index, cluster) in clusters.iter_mut().enumerate() {
+        if index == at {
+            one = Some(cluster);
+        } else {
+            others.extend(cluster.processes());
+        }
+    }
+    (one.expect("the number is one of theirs"), others)
+}
+
+/// Has the others stand still, and waits until this one is as it is meant to be: it stood still itself a moment ago, and may have another leader since.
+async fn alone<'a>(cluster: &mut Cluster, others: Vec<&'a Process>) -> Result<Still<'a>> {
+    let still = settle(others).await?;
+    for number in 0..cluster.members.len() {
+        cluster.caught_up(number).await?;
+    }
+    Ok(still)
+}
+
 /// Everything that is measured on clusters as they are meant to be.
-async fn whole(clusters: &[Cluster], settings: &Settings, arguments: &Arguments) -> Result<Vec<Rate>> {
+async fn whole(clusters: &mut [Cluster], settings: &Settings, arguments: &Arguments) -> Result<Vec<Rate>> {
     let mut measured: Vec<Vec<Vec<Done>>> =
         WHOLE.iter().map(|_| clusters.iter().map(|_| Vec::new()).collect()).collect();
     for run in 0..arguments.common.runs {
@@ -237,11 +273,12 @@ async fn whole(clusters: &[Cluster], settings: &Settings, arguments: &Arguments)
             for turn in 0..clusters.len() {
                 // Another one goes first each time.
                 let at = (turn + usize::try_from(run)? + index) % clusters.len();
-                let cluster = &clusters[at];
+                let (cluster, others) = apart(clusters, at);
                 let is_ferris = matches!(cluster.members[0].client, Client::Ferris(_));
                 if !arguments.is_measured(workload) || work == Work::TransactionReads && !is_ferris {
                     continue;
                 }
+                let _still = alone(cluster, others).await?;
                 eprintln!("{workload}: {}", cluster.name);
                 let (clients, processes) = (cluster.clients(), cluster.processes());
                 let done = drive(&clients, &processes, work, in_flight, settings, u64::from(run)).await;
@@ -251,8 +288,8 @@ async fn whole(clusters: &[Cluster], settings: &Settings, arguments: &Arguments)
     }
     let mut rates = Vec::new();
     for (&(workload, ..), of_workload) in WHOLE.iter().zip(measured) {
-        for (cluster, mut dones) in clusters.iter().zip(of_workload) {
-            rates.extend(middle(&mut dones).map(|done| Rate::new(cluster.name, workload, done)));
+        for (cluster, dones) in clusters.iter().zip(of_workload) {
+            rates.extend(Rate::new(cluster.name, workload, &dones));
         }
     }
     Ok(rates)
@@ -349,9 +386,10 @@ fn report(measured: &Measured, arguments: &Arguments, load_before: &str) -> Stri
 /// What is aimed at, and what was reached, of what was measured.
 fn targets(rates: &[Rate], times: &[Times]) -> Vec<(&'static str, &'static str, String)> {
     let of = |cluster: &str, workload: &str| {
-        rates.iter().find(|rate| rate.cluster == cluster && rate.workload == workload).map(|rate| rate.ops_per_s)
+        let rate = rates.iter().find(|rate| rate.cluster == cluster && rate.workload == workload);
+        rate.map(|rate| rate.each_ops_per_s.as_slice())
     };
-    let beside = |workload| Some(format!("{:.2} ×", of("FerrisDB", workload)? / of("etcd", workload)?));
+    let beside = |workload| beside(of("FerrisDB", workload)?, of("etcd", workload)?);
     let killed = times.iter().find(|time| time.cluster == "FerrisDB" && time.event == KILLED);
     let found = [
         ("commits beside etcd's, 64 in flight", "≥ 5 ×", beside("put, 64 in flight")),

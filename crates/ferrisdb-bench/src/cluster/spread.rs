@@ -75,7 +75,7 @@ pub(super) async fn measure(directory: &Path, settings: &Settings, runs: u32) ->
                 cpu[at] += (after.1 - before.1).as_secs_f64();
             }
         }
-        let done = middle(&mut dones).ok_or("there is at least one run")?;
+        let done = middle(&dones).ok_or("there is at least one run")?;
         let micros = |quantile| done.latencies.value_at_quantile(quantile) as f64 / 1000.0;
         let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / done.operations.max(1) as f64;
         rows.push(Spread {

@@ -113,6 +113,8 @@ struct Row {
     server: &'static str,
     workload: &'static str,
     ops_per_s: f64,
+    /// The same of each run, in their order.
+    each_ops_per_s: Vec<f64>,
     /// CPU time of client and server, user and system.
     cpu_us_per_op: f64,
     p50_us: f64,
@@ -121,18 +123,36 @@ struct Row {
 }
 
 impl Row {
-    fn new(server: &'static str, workload: &'static str, done: &Done) -> Row {
+    /// Of all runs in their order; `None` if there is none.
+    fn new(server: &'static str, workload: &'static str, dones: &[Done]) -> Option<Row> {
+        let each_ops_per_s = each(dones);
+        let done = middle(dones)?;
         let micros = |quantile| done.latencies.value_at_quantile(quantile) as f64 / 1000.0;
-        Row {
+        Some(Row {
             server,
             workload,
             ops_per_s: done.per_second(),
+            each_ops_per_s,
             cpu_us_per_op: done.cpu.as_secs_f64() * 1e6 / done.operations.max(1) as f64,
             p50_us: micros(0.5),
             p99_us: micros(0.99),
             p999_us: micros(0.999),
-        }
+        })
     }
+}
+
+/// The rates of runs.
+pub(crate) fn each(dones: &[Done]) -> Vec<f64> {
+    dones.iter().map(Done::per_second).collect()
+}
+
+/// How many times the rate of one the other has. Compared are rates of the same run, which were measured soon after each other: a disk that others use as well has good minutes and bad
+/// ones, and both had the same. Told is the median of these ratios, with the least and the most.
+pub(crate) fn beside(one: &[f64], other: &[f64]) -> Option<String> {
+    let mut ratios: Vec<f64> = one.iter().zip(other).map(|(one, other)| one / other).collect();
+    ratios.sort_by(f64::total_cmp);
+    let (least, middle, most) = (ratios.first()?, ratios.get(ratios.len() / 2)?, ratios.last()?);
+    Some(format!("{middle:.2} × ({least:.2} to {most:.2})"))
 }
 
 /// The key of row `number`: 16 bytes.
@@ -217,8 +237,8 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
     }
     let mut rows = Vec::new();
     for (&(workload, ..), of_workload) in SERVED.iter().zip(measured) {
-        for (peer, mut dones) in servers.iter().zip(of_workload) {
-            rows.extend(middle(&mut dones).map(|done| Row::new(peer.name, workload, done)));
+        for (peer, dones) in servers.iter().zip(of_workload) {
+            rows.extend(Row::new(peer.name, workload, &dones));
         }
     }
     Ok(rows)
@@ -226,7 +246,7 @@ async fn served(directory: &Path, settings: &Settings, arguments: &Arguments) ->
 
 /// Waits until these have done what they still had to do after their turn (checkpoints, rewrites of their logs), and the disk has what they wrote: it is not the next one's to
 /// bear. Ends after a few seconds in any case. From then on they stand still, until what is returned is dropped.
-async fn settle(others: Vec<&Process>) -> Result<Still<'_>> {
+pub(crate) async fn settle(others: Vec<&Process>) -> Result<Still<'_>> {
     const LOOK_EVERY: Duration = Duration::from_millis(100);
     let of_all = || others.iter().map(|process| process.cpu()).sum::<Result<Duration>>();
     let mut before = of_all()?;
@@ -246,7 +266,7 @@ async fn settle(others: Vec<&Process>) -> Result<Still<'_>> {
 }
 
 /// Servers that stand still, so that their timers are in nobody's way; dropped, they go on.
-struct Still<'a>(Vec<&'a Process>);
+pub(crate) struct Still<'a>(Vec<&'a Process>);
 
 impl Drop for Still<'_> {
     fn drop(&mut self) {
@@ -258,9 +278,10 @@ impl Drop for Still<'_> {
 }
 
 /// The measurement with the median rate.
-pub(crate) fn middle(dones: &mut [Done]) -> Option<&Done> {
-    dones.sort_by(|a, b| a.per_second().total_cmp(&b.per_second()));
-    dones.get(dones.len() / 2)
+pub(crate) fn middle(dones: &[Done]) -> Option<&Done> {
+    let mut sorted: Vec<&Done> = dones.iter().collect();
+    sorted.sort_by(|a, b| a.per_second().total_cmp(&b.per_second()));
+    sorted.get(sorted.len() / 2).copied()
 }
 
 /// Writes every row once. Clients of the same server take turns.
@@ -404,14 +425,12 @@ fn without_network(directory: &Path, settings: &Settings, arguments: &Arguments)
             }
         }
     }
-    for (server, workload, dones) in &mut measured {
+    for (server, workload, dones) in &measured {
         if let Some(done) = middle(dones) {
             eprintln!("{workload}: {server}: {:?} in the median", embedded::median(done));
         }
     }
-    let rows = measured
-        .iter_mut()
-        .filter_map(|(server, workload, dones)| middle(dones).map(|done| Row::new(server, workload, done)));
+    let rows = measured.iter().filter_map(|(server, workload, dones)| Row::new(server, workload, dones));
     Ok(rows.collect())
 }
 
@@ -451,8 +470,8 @@ fn report(rows: &[Row], arguments: &Arguments) -> String {
 /// What is aimed at, and what was reached, of what was measured.
 fn targets(rows: &[Row]) -> Vec<(&'static str, &'static str, String)> {
     let of = |server: &str, workload: &str| {
-        let rates = rows.iter().filter(|row| row.server.starts_with(server) && row.workload == workload);
-        rates.map(|row| row.ops_per_s).reduce(f64::max)
+        let rows = rows.iter().filter(|row| row.server.starts_with(server) && row.workload == workload);
+        rows.max_by(|a, b| a.ops_per_s.total_cmp(&b.ops_per_s))
     };
     let p50 = |server: &str, workload: &str| {
         rows.iter().find(|row| row.server == server && row.workload == workload).map(|row| row.p50_us)
@@ -461,18 +480,19 @@ fn targets(rows: &[Row]) -> Vec<(&'static str, &'static str, String)> {
         rows.iter().find(|row| row.server == server && row.workload == workload).map(|row| row.cpu_us_per_op)
     };
     let ratio = |one: Option<f64>, other: Option<f64>| Some(format!("{:.2} ×", one? / other?));
-    let ferris = |workload| of("FerrisDB", workload);
+    let beside =
+        |server, workload| beside(&of("FerrisDB", workload)?.each_ops_per_s, &of(server, workload)?.each_ops_per_s);
     let fsync = p50(DISK, "256 bytes written and synced");
     let embedded = "reads in transactions of 10, embedded";
     let found = [
         (
             "point reads/s inside transactions, 64 in flight",
             "150,000",
-            ferris("reads in transactions of 10, 64 in flight").map(|rate| format!("{rate:.0}")),
+            of("FerrisDB", "reads in transactions of 10, 64 in flight").map(|row| format!("{:.0}", row.ops_per_s)),
         ),
-        ("gets beside etcd's, 64 in flight", "10 ×", ratio(ferris(SERVED[0].0), of("etcd", SERVED[0].0))),
-        ("puts beside etcd's, 64 in flight", "5 ×", ratio(ferris(SERVED[2].0), of("etcd", SERVED[2].0))),
-        ("puts beside PostgreSQL's, 64 in flight", "1 ×", ratio(ferris(SERVED[2].0), of("PostgreSQL", SERVED[2].0))),
+        ("gets beside etcd's, 64 in flight", "10 ×", beside("etcd", SERVED[0].0)),
+        ("puts beside etcd's, 64 in flight", "5 ×", beside("etcd", SERVED[2].0)),
+        ("puts beside PostgreSQL's, 64 in flight", "1 ×", beside("PostgreSQL", SERVED[2].0)),
         ("a put at one in flight, in fsyncs (p50)", "≤ 2 ×", ratio(p50("FerrisDB", SERVED[3].0), fsync)),
         ("an embedded put, in fsyncs (p50)", "≤ 2 ×", ratio(p50(EMBEDDED, "put, 1 in flight, embedded"), fsync)),
         ("CPU of an embedded read, in the engine's", "≤ 1.5 ×", ratio(cpu(EMBEDDED, embedded), cpu(ENGINE, embedded))),
@@ -485,7 +505,9 @@ mod tests {
     use super::*;
 
     fn row(server: &'static str, workload: &'static str, ops_per_s: f64) -> Row {
-        Row { server, workload, ops_per_s, cpu_us_per_op: 2.0, p50_us: 1e6 / ops_per_s, p99_us: 0.0, p999_us: 0.0 }
+        let each_ops_per_s = vec![ops_per_s / 2.0, ops_per_s, ops_per_s];
+        let p50_us = 1e6 / ops_per_s;
+        Row { server, workload, ops_per_s, each_ops_per_s, cpu_us_per_op: 2.0, p50_us, p99_us: 0.0, p999_us: 0.0 }
     }
 
     /// Targets compare with the better of two ways to use a server, and leave out what was not measured.
@@ -501,18 +523,26 @@ mod tests {
         let measured: Vec<(&str, String)> =
             targets(&rows).into_iter().map(|(target, _, measured)| (target, measured)).collect();
         let expected = [
-            ("puts beside PostgreSQL's, 64 in flight", "1.50 ×".to_owned()),
+            ("puts beside PostgreSQL's, 64 in flight", "1.50 × (1.50 to 1.50)".to_owned()),
             ("a put at one in flight, in fsyncs (p50)", "2.00 ×".to_owned()),
         ];
         assert_eq!(measured, expected);
+    }
+
+    /// A bad minute that both had is in no ratio, one that one of them had is not in the median.
+    #[test]
+    fn rates_of_the_same_run_are_compared() {
+        let told = beside(&[100.0, 50.0, 10.0], &[20.0, 10.0, 10.0]);
+        assert_eq!(told.as_deref(), Some("5.00 × (1.00 to 5.00)"));
+        assert_eq!(beside(&[], &[1.0]), None);
     }
 
     /// The middle of three, not the first.
     #[test]
     fn the_median_is_the_middle() {
         let done = |operations| Done { operations, elapsed: Duration::from_secs(1), ..Done::new() };
-        let mut dones = [done(30), done(10), done(20)];
-        assert_eq!(middle(&mut dones).map(|done| done.operations), Some(20));
-        assert!(middle(&mut []).is_none());
+        let dones = [done(30), done(10), done(20)];
+        assert_eq!(middle(&dones).map(|done| done.operations), Some(20));
+        assert!(middle(&[]).is_none());
     }
 }

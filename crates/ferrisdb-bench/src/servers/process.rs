@@ -57,9 +57,10 @@ impl Process {
     pub(crate) fn stand_still(&self, still: bool) -> Result<()> {
         let signal = if still { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
         for (pid, _) in self.family()? {
-            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-            // A child may be gone by now.
-            drop(pid.map(|pid| rustix::process::kill_process(pid, signal)));
+            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+                // A child may be gone by now: then there is nobody to tell.
+                let _gone = rustix::process::kill_process(pid, signal).is_err();
+            }
         }
         Ok(())
     }
