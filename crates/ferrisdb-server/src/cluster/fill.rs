@@ -161,8 +161,9 @@ async fn begin(shared: &Arc<Shared>) -> Result<()> {
     };
     let owner_state = Some(Holding::default().encode());
     let batch = ApplyBatch { version, horizon: version, owner_state, ..ApplyBatch::default() };
-    shared.storage.apply(batch).await?;
+    // First: whoever waits here for a version below is woken by the batch, and is to hear that others have it.
     shared.readable_from.store(version.get(), Ordering::SeqCst);
+    shared.storage.apply(batch).await?;
     shared.keeper.begin(version);
     shared.has_begun.store(true, Ordering::SeqCst);
     Ok(())

@@ -89,6 +89,7 @@ fn moves_keep_to_their_rate() {
     assert!(most > WINDOW as u64 * ALL / 2, "{most} bytes in {WINDOW} s: they have what they may");
     assert!(to_go.iter().max() > Some(&50_000) && to_go.last() == Some(&0), "{to_go:?}");
     assert!(world.committed() > before + 100);
+    world.check_quiet();
 }
 
 /// While clients have to wait, moves have a quarter of that.
