@@ -112,7 +112,8 @@ impl Inner {
         let (mut conflicts, mut entry) = (!is_snapshot || planted(Bug::SnapshotReadConflicts), None);
         if state.sees_own_writes(is_snapshot) && !state.overlay.is_transparent() {
             conflicts &= state.overlay.conflicts_at(key);
-            match state.overlay.find(key, state.settings.bypass_unreadable, self.limits().value_bytes) {
+            let is_shown = planted(Bug::MetadataVersionReadable) && key == METADATA_VERSION_KEY;
+            match state.overlay.find(key, state.settings.bypass_unreadable || is_shown, self.limits().value_bytes) {
                 Found::Unreadable => return Get::Done(Err(unreadable())),
                 Found::Known(value) => {
                     if conflicts {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::{Code, Error, Limits, Result};
 use ferrisdb_rpc::api::Priority;
 
@@ -136,7 +137,7 @@ impl Settings {
                 if tag.len() > TAG_BYTES_MAX {
                     return Err(Code::TagTooLong.into());
                 }
-                if self.tags >= TAGS_MAX {
+                if self.tags >= TAGS_MAX + u8::from(planted(Bug::SixthTag)) {
                     return Err(Code::TooManyTags.into());
                 }
                 self.tags += 1;

@@ -122,9 +122,9 @@ pub(crate) fn watch(
         inner.with(|state| note_seen(state, epoch, &found, value))
     };
     let read = ReadFuture::start(inner, epoch, false, note.boxed());
-    let start = Promised::new(inner, epoch, &start);
+    let (unguarded, start) = (start.wait(), Promised::new(inner, epoch, &start));
     let rest = async move {
-        match start.await? {
+        match if planted(Bug::WatchOutlivesTimeout) { unguarded.await } else { start.await }? {
             Start::Fired => Ok(()),
             Start::Armed(value, version) => changed(&permit.database, key, value, version).await,
         }

@@ -112,6 +112,14 @@ planted_bugs! {
     WatchArmedEarly = "watch-armed-early",
     /// A commit that failed with a conflict leaves its watches armed.
     WatchSurvivesConflict = "watch-survives-conflict",
+    /// A watch whose transaction's time is over, and that nobody has called since, waits on.
+    WatchOutlivesTimeout = "watch-outlives-timeout",
+    /// A transaction takes a sixth tag.
+    SixthTag = "sixth-tag",
+    /// The metadata version can be read in the transaction that has changed it.
+    MetadataVersionReadable = "metadata-version-readable",
+    /// The metadata version is written with the version of the commit before.
+    MetadataVersionOld = "metadata-version-old",
     /// A deferred error is told once.
     DeferredErrorToldOnce = "deferred-error-told-once",
     /// Transactions that read take a version that their client heard of before, instead of asking.

@@ -395,6 +395,8 @@ impl Batcher {
                     mutation = Mutation::set(key, mutation.value);
                 }
                 MutationKind::SetVersionstampedValue => {
+                    let is_old = planted(Bug::MetadataVersionOld) && mutation.key == b"\xff/metadataVersion"[..];
+                    let stamp = if is_old { Versionstamp::new(self.previous, batch_index) } else { stamp };
                     let value = fill(&mutation.value, stamp).expect("the template was checked");
                     mutation = Mutation::set(mutation.key, value);
                 }

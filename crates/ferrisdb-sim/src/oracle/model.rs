@@ -334,6 +334,12 @@ impl Model {
         self.slots[slot].as_ref().is_some_and(|transaction| transaction.is_used == transaction.is_touched)
     }
 
+    /// True if the slot's transaction is open and has written something.
+    pub fn has_written(&self, slot: usize) -> bool {
+        let transaction = self.slots[slot].as_ref();
+        transaction.is_some_and(|transaction| transaction.phase == Phase::Open && !transaction.mutations.is_empty())
+    }
+
     /// True if the slot's transaction may read system keys.
     pub fn reads_system(&self, slot: usize) -> bool {
         self.slots[slot].as_ref().is_some_and(|transaction| transaction.reads_system)

@@ -4,7 +4,7 @@ use ferrisdb_core::{Bytes, Code, Limits, MutationKind, Random, SplitMix64, mutat
 
 use super::program::{Mode, Observed, RangeQuestion, Step};
 use super::{Model, arithmetic};
-use ferrisdb_core::{KeySelector, KeyValue};
+use ferrisdb_core::{KeyRange, KeySelector, KeyValue};
 
 fn bytes(text: &'static str) -> Bytes {
     Bytes::from_static(text.as_bytes())
@@ -118,6 +118,35 @@ fn the_model_knows_what_is_unreadable() {
         (get(0, "k"), value("w")),
     ];
     after(&steps).check(&get(0, "k"), &value("v")).expect_err("it was overwritten");
+}
+
+/// Who ran off the end has read up to the greatest key that may be read (section 5), also if the other end of the range was named behind it: seed 277 said so
+/// after 1,385,506 steps.
+#[test]
+fn off_the_end_is_up_to_the_greatest_key() {
+    let question = RangeQuestion {
+        begin: KeySelector { key: bytes("a"), or_equal: true, offset: 2 },
+        end: KeySelector { key: Bytes::from_static(b"\xff"), or_equal: true, offset: 1 },
+        limit: 0,
+        target_bytes: 0,
+        mode: Mode::WantAll,
+        reverse: false,
+    };
+    let told = |end: &'static [u8]| {
+        let mut model = after(&[
+            (Step::Begin { slot: 0 }, Observed::Done),
+            (Step::ReadVersion { slot: 0 }, Observed::Version(0)),
+            (
+                Step::GetRange { slot: 0, question: question.clone(), snapshot: false },
+                Observed::Rows { rows: Vec::new(), more: false },
+            ),
+        ]);
+        let ranges = Observed::Ranges(vec![KeyRange::new(&b"a\0"[..], end)]);
+        model.check(&Step::ConflictRanges { slot: 0, of_writes: false }, &ranges)
+    };
+    told(b"\xff").expect("as the contract says");
+    told(b"\xff\0").expect("nobody can tell the difference by what he reads");
+    told(b"\xfe").expect_err("a key behind it was not there");
 }
 
 /// Own writes hide what others write: reading them is no dependence.

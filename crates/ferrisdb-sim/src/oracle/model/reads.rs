@@ -269,7 +269,8 @@ impl Transaction {
             low = Bytes::new();
         }
         if off_end && end.offset > 0 && (reverse || !more) {
-            high = to.key.clone().max(from.key.clone());
+            // The greatest key that may be read: a selector may name one behind it.
+            high = if to.ran_off_end { to.key.clone() } else { from.key.clone() };
         }
         let must = KeyRange::new(low.clone(), high.clone());
         // A selector was found by looking at everything up to the key that it found, or up to the end that it ran off.
