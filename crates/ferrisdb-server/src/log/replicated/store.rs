@@ -559,3 +559,6 @@ fn unreadable(dir: &Path, position: WalPosition, what: &str) -> Error {
     );
     Error::with(Code::IoError, detail)
 }
+
+#[cfg(test)]
+mod tests;
