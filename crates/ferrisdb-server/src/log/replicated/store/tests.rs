@@ -1,4 +1,4 @@
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use ferrisdb_core::ManualClock;
 use ferrisdb_storage::Env;
@@ -60,7 +60,7 @@ fn a_failed_sync_has_one_reason_whoever_tells_it() {
         match first {
             Err("sync") => assert!(store.sync_step()),
             Err(_) => {
-                let mut preparing: BoxFuture<()> = Box::pin(store.clone().maintain_until_closed());
+                let mut preparing: BoxFuture<()> = Box::pin(maintain_until_closed(Arc::clone(&store.shared)));
                 assert!(poll(&mut preparing).is_pending());
             }
             Ok(kind) => {
