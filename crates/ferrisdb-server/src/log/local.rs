@@ -39,15 +39,15 @@ use std::time::Duration;
 
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Bytes, Code, Error, Result, Runtime, Version};
+use ferrisdb_core::{Bytes, Code, Error, Result, Version};
 use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::CommitId;
 use ferrisdb_storage::Error as StorageError;
-use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Wal, WalOptions, WalPosition, WalState};
+use ferrisdb_storage::wal::{ReadUpTo, Wal, WalOptions, WalPosition, WalState};
 
 pub(super) use self::owner_state::OwnerState;
 use self::subscription::{LocalSubscription, delivery};
-use super::appending::{Maintained, RingMaintenance, append_records, space_for};
+use super::appending::{Maintained, append_records, maintain_until_closed, space_for};
 use super::entry::{Entry, Pop, Tag};
 use super::state::{Applied, Known, State};
 use super::{Confirmed, Delivery, Log, Recovered, Subscription};
@@ -57,8 +57,6 @@ use crate::signal::{Bell, Reply, lock, reply};
 
 /// A place for a subscriber to begin reading is remembered about once in so many bytes of WAL.
 const INDEX_BYTES: u64 = 64 << 10;
-/// How long the preparation of a segment that failed waits before it is tried again.
-const PREPARE_RETRY: Duration = Duration::from_secs(1);
 /// What is said of a log whose sync failed.
 const NOT_DURABLE: &str = "the log cannot be made durable any more";
 
@@ -299,8 +297,7 @@ impl LocalLog {
     pub fn spawn(&self, mut spawn: impl FnMut(&str, BoxFuture<()>)) {
         let log = self.clone();
         spawn("log", Box::pin(async move { log.sync_until_closed().await }));
-        let log = self.clone();
-        spawn("log-files", Box::pin(async move { log.maintain_until_closed().await }));
+        spawn("log-files", Box::pin(maintain_until_closed(Arc::clone(&self.shared))));
     }
 
     /// The state machine's last version: everything up to it is durable.
@@ -369,7 +366,7 @@ impl LocalLog {
             match shared.wal.sync() {
                 Ok(_) => lock(&shared.core).counters.syncs += 1,
                 Err(error) => {
-                    self.fail(from_storage(NOT_DURABLE, &error));
+                    shared.broken(&error);
                     return (true, None);
                 }
             }
@@ -410,50 +407,6 @@ impl LocalLog {
         drop(marked);
     }
 
-    async fn maintain_until_closed(self) {
-        let waker = Waker::from(Arc::new(RingMaintenance(Arc::downgrade(&self.shared))));
-        self.shared.wal.set_prepare_waker(waker);
-        let shared = &self.shared;
-        let mut purged = WalPosition::ZERO;
-        while !shared.is_closed.load(Ordering::SeqCst) {
-            let purge_to = lock(&shared.core).purge_to;
-            let is_idle = match shared.wal.prepare_step() {
-                Ok(PrepareStep::Again) => false,
-                Ok(PrepareStep::Idle) => true,
-                Err(error @ StorageError::Poisoned { .. }) => {
-                    // Said now, not by the next commit: that may be long to come.
-                    self.fail(from_storage(NOT_DURABLE, &error));
-                    true
-                }
-                Err(_) => {
-                    // A full disk, most likely. Appends prepare for themselves meanwhile, and say what is wrong.
-                    shared.runtime.sleep(PREPARE_RETRY).await;
-                    true
-                }
-            };
-            if purge_to > purged && shared.wal.purge(purge_to).is_ok() {
-                purged = purge_to;
-            }
-            if is_idle {
-                shared.maintain_bell.rung().await;
-            }
-        }
-    }
-
-    fn fail(&self, error: Error) {
-        let (pending, subscriber) = {
-            let mut core = lock(&self.shared.core);
-            core.failed.get_or_insert(error.clone());
-            (std::mem::take(&mut core.pending), core.subscriber.take())
-        };
-        for pending in pending {
-            pending.reply.send(Err(error.clone()));
-        }
-        if let Some(subscriber) = subscriber {
-            subscriber.wake();
-        }
-    }
-
     /// Appends to the WAL, and to what waits for the sync; nobody is told.
     fn append_entries(&self, mut entries: Vec<Entry>) -> Result<BoxFuture<Result<Applied>>> {
         let shared = &self.shared;
@@ -490,7 +443,7 @@ impl LocalLog {
             drop(core);
             if is_broken {
                 drop(buffer);
-                self.fail(failure.clone());
+                shared.fail(failure.clone());
             }
             return Err(failure);
         }
@@ -677,13 +630,49 @@ struct FailOnDrop(LocalLog);
 
 impl Drop for FailOnDrop {
     fn drop(&mut self) {
-        self.0.fail(Error::with(Code::OperationCancelled, "the database was closed; open it again"));
+        self.0.shared.fail(Error::with(Code::OperationCancelled, "the database was closed; open it again"));
+    }
+}
+
+impl Shared {
+    fn fail(&self, error: Error) {
+        let (pending, subscriber) = {
+            let mut core = lock(&self.core);
+            core.failed.get_or_insert(error.clone());
+            (std::mem::take(&mut core.pending), core.subscriber.take())
+        };
+        for pending in pending {
+            pending.reply.send(Err(error.clone()));
+        }
+        if let Some(subscriber) = subscriber {
+            subscriber.wake();
+        }
     }
 }
 
 impl Maintained for Shared {
+    fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    fn runtime(&self) -> &JobRuntime {
+        &self.runtime
+    }
+
     fn maintain_bell(&self) -> &Bell {
         &self.maintain_bell
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
+    fn purge_position(&self) -> WalPosition {
+        lock(&self.core).purge_to
+    }
+
+    fn broken(&self, error: &StorageError) {
+        self.fail(from_storage(NOT_DURABLE, error));
     }
 }
 

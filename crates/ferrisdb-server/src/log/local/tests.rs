@@ -96,7 +96,7 @@ fn a_failed_sync_has_one_reason_whoever_tells_it() {
             "sync" => assert!(log.sync_step()),
             "append" => drop(log.shared.wal.sync().expect_err("the disk refuses")),
             _ => {
-                let mut preparing: BoxFuture<()> = Box::pin(log.clone().maintain_until_closed());
+                let mut preparing: BoxFuture<()> = Box::pin(maintain_until_closed(Arc::clone(&log.shared)));
                 assert!(poll(&mut preparing).is_pending());
                 assert!(log.failure().is_some(), "it is told at once");
             }

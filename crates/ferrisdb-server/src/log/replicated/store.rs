@@ -30,7 +30,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Waker;
 use std::time::Duration;
 
 use ferrisdb_core::codec::{Decoder, put_bytes};
@@ -38,11 +37,11 @@ use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Runtime};
 use ferrisdb_storage::Error as StorageError;
-use ferrisdb_storage::wal::{PrepareStep, ReadUpTo, Space, Wal, WalOptions, WalPosition};
+use ferrisdb_storage::wal::{ReadUpTo, Space, Wal, WalOptions, WalPosition};
 use openraft::entry::RaftEntry;
 
 use self::memory::{Done, KIND_ENTRY, KIND_SNAPSHOT, Memory, Pending, put_head, take_head};
-use super::super::appending::{Maintained, RingMaintenance};
+use super::super::appending::{Maintained, maintain_until_closed};
 use super::types::{
     LogId, Position, RaftLogEntry, Vote, place, put_log_id, put_members, put_option, put_vote, take_entry,
 };
@@ -181,8 +180,7 @@ impl LogStore {
     pub(super) fn spawn(&self, mut spawn: impl FnMut(&str, BoxFuture<()>)) {
         let store = self.clone();
         spawn("raft-log", Box::pin(async move { store.sync_until_closed().await }));
-        let store = self.clone();
-        spawn("raft-files", Box::pin(async move { store.maintain_until_closed().await }));
+        spawn("raft-files", Box::pin(maintain_until_closed(Arc::clone(&self.shared))));
     }
 
     /// Refuses everything from now on; the tasks make durable what was appended, and end.
@@ -339,7 +337,7 @@ impl LogStore {
         if !is_durable(position)
             && let Err(error) = shared.wal.sync()
         {
-            self.fail(&from_storage(NOT_DURABLE, &error));
+            shared.broken(&error);
             return true;
         }
         let done: Vec<Done> = {
@@ -363,55 +361,6 @@ impl LogStore {
         }
         let marked = self.shared.wal.try_begin_sync().map(|claim| claim.map(|claim| claim.sync_and_mark()));
         drop(marked);
-    }
-
-    async fn maintain_until_closed(self) {
-        let waker = Waker::from(Arc::new(RingMaintenance(Arc::downgrade(&self.shared))));
-        self.shared.wal.set_prepare_waker(waker);
-        let shared = &self.shared;
-        let mut purged = WalPosition::ZERO;
-        while !shared.is_closed.load(Ordering::SeqCst) {
-            let purge_to = self.purge_position();
-            let is_idle = match shared.wal.prepare_step() {
-                Ok(PrepareStep::Again) => false,
-                Ok(PrepareStep::Idle) => true,
-                Err(error @ StorageError::Poisoned { .. }) => {
-                    // Said now, not by the next append: that may be long to come.
-                    self.fail(&from_storage(NOT_DURABLE, &error));
-                    true
-                }
-                Err(_) => {
-                    // A full disk, most likely. Appends prepare for themselves meanwhile, and say what is wrong.
-                    shared.runtime.sleep(SPACE_RETRY * 10).await;
-                    true
-                }
-            };
-            if purge_to > purged && shared.wal.purge(purge_to).is_ok() {
-                purged = purge_to;
-            }
-            if is_idle {
-                shared.maintain_bell.rung().await;
-            }
-        }
-    }
-
-    /// Up to where the WAL may be purged: what replaces it is durable.
-    fn purge_position(&self) -> WalPosition {
-        let memory = lock(&self.shared.memory);
-        if memory.snapshot.is_some() && self.shared.wal.is_synced(memory.snapshot_at) {
-            memory.needed_from()
-        } else {
-            WalPosition::ZERO
-        }
-    }
-
-    fn fail(&self, error: &Error) {
-        let pending = {
-            let mut memory = lock(&self.shared.memory);
-            memory.failed.get_or_insert_with(|| error.clone());
-            std::mem::take(&mut memory.pending)
-        };
-        pending.into_iter().for_each(|pending| pending.done.tell(Err(error)));
     }
 
     /// The entries of `[start, end)` that are there, as long as they are consecutive; of more than `bytes_max` bytes only the first ones.
@@ -498,7 +447,7 @@ impl Waiting<'_> {
             let is_broken = matches!(error, StorageError::Poisoned { .. });
             let failure =
                 from_storage(if is_broken { NOT_DURABLE } else { "the log of the cluster takes no record" }, &error);
-            self.store.fail(&failure);
+            shared.fail(&failure);
             return Err(failure);
         }
         if shared.gives_up.load(Ordering::SeqCst) {
@@ -526,13 +475,50 @@ struct FailOnDrop(LogStore);
 
 impl Drop for FailOnDrop {
     fn drop(&mut self) {
-        self.0.fail(&Error::with(Code::OperationCancelled, "the log of the cluster was closed"));
+        self.0.shared.fail(&Error::with(Code::OperationCancelled, "the log of the cluster was closed"));
+    }
+}
+
+impl Shared {
+    fn fail(&self, error: &Error) {
+        let pending = {
+            let mut memory = lock(&self.memory);
+            memory.failed.get_or_insert_with(|| error.clone());
+            std::mem::take(&mut memory.pending)
+        };
+        pending.into_iter().for_each(|pending| pending.done.tell(Err(error)));
     }
 }
 
 impl Maintained for Shared {
+    fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    fn runtime(&self) -> &JobRuntime {
+        &self.runtime
+    }
+
     fn maintain_bell(&self) -> &Bell {
         &self.maintain_bell
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
+    fn purge_position(&self) -> WalPosition {
+        // What is purged is replaced by a snapshot that is durable.
+        let memory = lock(&self.memory);
+        if memory.snapshot.is_some() && self.wal.is_synced(memory.snapshot_at) {
+            memory.needed_from()
+        } else {
+            WalPosition::ZERO
+        }
+    }
+
+    fn broken(&self, error: &StorageError) {
+        self.fail(&from_storage(NOT_DURABLE, error));
     }
 }
 
@@ -559,3 +545,6 @@ fn unreadable(dir: &Path, position: WalPosition, what: &str) -> Error {
     );
     Error::with(Code::IoError, detail)
 }
+
+#[cfg(test)]
+mod tests;

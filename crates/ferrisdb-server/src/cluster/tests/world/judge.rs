@@ -21,7 +21,11 @@ impl World {
                 self.fail(format!("at the end {range:?} has not its replicas: {shard:?}"));
             }
             let mut copies = shard.team().into_iter().filter_map(|tag| {
-                let process = registry.storage[&tag].process;
+                let Some(storage) = registry.storage.get(&tag) else {
+                    self.fail(format!("at the end {range:?} lies with {tag:?}, which is not in the registry"));
+                    return None;
+                };
+                let process = storage.process;
                 let Some(holding) = holdings.get(&process) else {
                     self.fail(format!("process {process}, which holds {range:?}, is not there"));
                     return None;
