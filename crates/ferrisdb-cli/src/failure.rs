@@ -171,9 +171,13 @@ impl From<io::Error> for Failure {
 /// The engine's errors name the file; what to do is said here where they do not.
 impl From<ferrisdb_storage::Error> for Failure {
     fn from(error: ferrisdb_storage::Error) -> Failure {
-        use ferrisdb_storage::Error;
+        use ferrisdb_storage::{DAMAGE_REMEDY, Error};
         let remedy = match &error {
             error if error.is_corruption() => return Failure::Corrupt(error.to_string()),
+            // It is one whose head is gone, or a copy of one that was cut short: nothing in it can be read.
+            Error::NotAnEngine { has_remains: true, .. } => {
+                return Failure::Corrupt(format!("{error}; {DAMAGE_REMEDY}"));
+            }
             Error::Locked { .. } => "a server that runs is asked with `ferrisdb status --connect HOST:PORT`",
             Error::NotAnEngine { .. } => "check the path: give the directory of a database, as --data takes it",
             Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {

@@ -277,7 +277,7 @@ fn failures_of_client_commands() {
     );
     check_error(
         &["serve", "--data", "/nonexistent", "--listen", "0.0.0.0:0"],
-        1,
+        2,
         &expect![[r#"
         error: will not listen on 0.0.0.0:0 (command line): 0.0.0.0:0 can be reached from other machines, and without TLS anybody there could read and write everything
           help: listen on 127.0.0.1 or [::1], or add --insecure if you trust everybody on that network

@@ -208,6 +208,25 @@ fn a_directory_that_is_no_database() {
     assert!(message.contains("CURRENT is missing, but there is holiday.jpg\n  help: check the path"), "{message}");
 }
 
+/// Tables without the file that says which of them are the database are damage, and no wrong path.
+#[test]
+fn a_database_without_its_head() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = database(directory.path());
+    let served = directory.path().join("served");
+    assert!(ferrisdb(&["set", "a", "1", "--data"], &served).status.success());
+    for (path, current) in [(&engine, engine.join("CURRENT")), (&served, served.join("storage/CURRENT"))] {
+        std::fs::remove_file(current).unwrap();
+        for command in [&["verify"][..], &["inspect", "dir"]] {
+            let output = ferrisdb(command, path);
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(3), "{command:?}: {message}");
+            assert!(message.starts_with("corruption: ") && message.contains("CURRENT is missing"), "{message}");
+            assert!(message.contains("restore the database from a backup"), "{message}");
+        }
+    }
+}
+
 /// A database that is open cannot be verified, and says by whom it is held.
 #[test]
 fn a_database_that_is_open() {

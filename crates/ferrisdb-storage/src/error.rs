@@ -152,6 +152,8 @@ pub enum Error {
         directory: PathBuf,
         /// Why.
         reason: String,
+        /// Files of an engine are there all the same: the one that holds them together was lost, or never written by a copy that was cut short.
+        has_remains: bool,
     },
 
     /// A file was written by a newer FerrisDB.

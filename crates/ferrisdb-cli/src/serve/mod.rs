@@ -278,7 +278,7 @@ async fn listen(config: &Config) -> Result<(TcpListener, Option<String>), Failur
             "{address} can be reached from other machines, and without TLS anybody there can read and write everything (--insecure)"
         )),
         Some(address) => {
-            return Err(Failure::failed(
+            return Err(Failure::usage(
                 format!(
                     "will not listen on {listen} ({}): {address} can be reached from other machines, and without TLS anybody there could \
                      read and write everything",

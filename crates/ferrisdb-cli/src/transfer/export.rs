@@ -52,7 +52,7 @@ pub(crate) struct ExportArguments {
     #[arg(long, value_enum)]
     format: Option<Format>,
 
-    /// Go on with an export into this file that was interrupted
+    /// Go on with an interrupted export into this file; if nothing is written yet, begin
     #[arg(long)]
     resume: bool,
 
@@ -140,10 +140,15 @@ impl Export<'_> {
         let path = PathBuf::from(&self.arguments.file);
         let named = |ending: &str| PathBuf::from(format!("{}{ending}", self.arguments.file));
         let (part_path, is_path) = (named(".part"), named(".part.is"));
-        let mut part_file = open_part(&part_path, self.arguments.resume)?;
-        let (snapshot, begin) = if self.arguments.resume {
+        let mut part_file = open_part(&part_path)?;
+        let written = part_file.metadata().map_err(|error| unwritten(&part_path, &error))?.len();
+        let (snapshot, begin) = if self.arguments.resume && written > 0 {
             self.resume(&mut part_file, &part_path, &is_path)?
         } else {
+            // An interruption before the first row leaves nothing to go on with, and a script that always says --resume need not know.
+            if self.arguments.resume {
+                eprintln!("nothing is in {} yet: beginning from the start", part_path.display());
+            }
             let snapshot = self.snapshot(None)?;
             part_file.set_len(0).map_err(|error| unwritten(&part_path, &error))?;
             (snapshot, self.range.begin.clone())
@@ -372,15 +377,9 @@ fn unwritten(path: &Path, error: &io::Error) -> Failure {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the file is the user's, and no part of a database")]
-fn open_part(path: &Path, resume: bool) -> Result<File, Failure> {
-    let opened = OpenOptions::new().read(true).write(true).create(!resume).truncate(false).open(path);
-    let file = opened.map_err(|error| match (resume, error.kind()) {
-        (true, io::ErrorKind::NotFound) => Failure::failed(
-            format!("there is no {}: no export into this file was interrupted", path.display()),
-            "export without --resume",
-        ),
-        _ => unwritten(path, &error),
-    })?;
+fn open_part(path: &Path) -> Result<File, Failure> {
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let file = opened.map_err(|error| unwritten(path, &error))?;
     file.try_lock().map_err(|_| {
         Failure::failed(
             format!("{} is being written by another export", path.display()),

@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::Format;
 use super::position::{Done, Mark};
-use super::template::{KeyTemplate, Row, Template, Wrong};
+use super::template::{KeyTemplate, Row, Template, Wrong, type_elsewhere};
 use crate::failure::Failure;
 use crate::text::{escape, unescape};
 
@@ -255,9 +255,15 @@ impl Source {
         };
         for wanted in wanted {
             if !self.columns.iter().any(|column| column == wanted) {
-                let remedy = match self.options.key {
-                    None => "a file that `export` did not write needs --key, such as --key 'people/{id}'",
-                    Some(_) => "columns are named as in the header; with --no-header they are {1}, {2}, …",
+                let is_key = self.options.key.as_ref().is_some_and(|key| key.columns().contains(&wanted));
+                let remedy = match (&self.options.key, type_elsewhere(wanted, is_key)) {
+                    (None, _) => {
+                        "a file that `export` did not write needs --key, such as --key 'people/{id}'".to_owned()
+                    }
+                    (Some(_), Some(hint)) => hint,
+                    (Some(_), None) => {
+                        "columns are named as in the header; with --no-header they are {1}, {2}, …".to_owned()
+                    }
                 };
                 let columns = self.columns.join(", ");
                 return Err(Failure::failed(

@@ -113,11 +113,13 @@ impl Template {
 
 fn column(text: &str, is_typed: bool) -> Result<Part, String> {
     let (name, kind) = match text.rsplit_once(':').filter(|_| is_typed) {
-        Some((name, "int")) => (name, Some(Kind::Int)),
-        Some((name, "float")) => (name, Some(Kind::Float)),
-        Some((name, "bool")) => (name, Some(Kind::Bool)),
-        Some((name, "bytes")) => (name, Some(Kind::Bytes)),
-        Some((_, kind)) => return Err(format!("`{kind}` is no type of a column: int, float, bool and bytes are")),
+        Some((name, kind)) => {
+            let found = column_kind(kind);
+            (
+                name,
+                Some(found.ok_or_else(|| format!("`{kind}` is no type of a column: int, float, bool and bytes are"))?),
+            )
+        }
         None => (text, None),
     };
     if name.is_empty() {
@@ -130,8 +132,36 @@ fn asked<'a>(row: &'a impl Row, name: &str, is_key: bool) -> Result<Cow<'a, [u8]
     let wrong = |what: String| Wrong { column: Some(row.describe(name)), what };
     match row.column(name) {
         Ok(bytes) if is_key && bytes.is_empty() => Err(wrong("it is empty, and the key is made of it".to_owned())),
-        found => found.map_err(wrong),
+        found => found.map_err(|what| {
+            wrong(match type_elsewhere(name, is_key) {
+                Some(hint) => format!("{what}; {hint}"),
+                None => what,
+            })
+        }),
     }
+}
+
+/// What to say to somebody who gave a column a type where none is taken; `None` if the name has no type's ending.
+///
+/// It is said only once there turned out to be no such column: `id:int` may be a column's name.
+pub(crate) fn type_elsewhere(name: &str, is_key: bool) -> Option<String> {
+    let (column, kind) = name.rsplit_once(':')?;
+    column_kind(kind)?;
+    Some(if is_key {
+        format!("--key takes columns as they are; types are in --key-tuple, such as --key-tuple 'people,{{{name}}}'")
+    } else {
+        format!("--value takes columns as they are: {{{column}}}")
+    })
+}
+
+fn column_kind(name: &str) -> Option<Kind> {
+    Some(match name {
+        "int" => Kind::Int,
+        "float" => Kind::Float,
+        "bool" => Kind::Bool,
+        "bytes" => Kind::Bytes,
+        _ => return None,
+    })
 }
 
 /// How the key of a row is made.

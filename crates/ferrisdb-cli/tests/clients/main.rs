@@ -419,7 +419,7 @@ fn who_listens_to_everybody_is_warned() {
     }
     let (code, _, error) = told(&refused.wait_with_output().unwrap());
     assert_eq!(head, "");
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(error.contains("0.0.0.0:0") && error.contains("--insecure"), "{error}");
     assert!(!path.exists(), "a refused start founds no database");
 

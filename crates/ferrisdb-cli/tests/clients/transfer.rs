@@ -37,6 +37,11 @@ impl Files {
         std::fs::read(self.path(name)).unwrap()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "files of the test's own")]
+    pub(crate) fn remove(&self, name: &str) {
+        std::fs::remove_file(self.path(name)).unwrap();
+    }
+
     pub(crate) fn exists(&self, name: &str) -> bool {
         self.directory.path().join(name).exists()
     }
@@ -115,6 +120,33 @@ fn templates_over_columns() {
         "#]],
     );
     assert!(notes(&place).is_empty());
+}
+
+/// Who gives a column a type where none is taken is told where they are.
+#[test]
+fn types_belong_to_tuples() {
+    let files = Files::new();
+    let data = files.path("db");
+    let place = ["--data", data.as_str()];
+    let table = files.write("typed.csv", "id,name\n1,a\n");
+    let lines = files.write("typed.ndjson", "{\"id\":1,\"name\":\"a\"}\n");
+    let of_key = "--key takes columns as they are; types are in --key-tuple, such as --key-tuple 'people,{id:int}'";
+    for (file, arguments, hint) in [
+        (&table, &["--key", "n/{id:int}"][..], of_key),
+        (&lines, &["--key", "{id:int}"], of_key),
+        (&table, &["--key", "{id}", "--value", "{name:bytes}"], "--value takes columns as they are: {name}"),
+        (&lines, &["--key", "{id}", "--value", "{id:int}"], "--value takes columns as they are: {id}"),
+        // No type at all.
+        (&table, &["--key", "{id:integer}"], "columns are named as in the header"),
+    ] {
+        let (code, out, error) = run(&[&["import", file], arguments, &place].concat());
+        assert_eq!((code, out.as_str()), (1, ""), "{error}");
+        assert!(error.contains(hint), "{arguments:?}: {error}");
+    }
+    // A column may have such a name.
+    let odd = files.write("odd.csv", "id:int\n7\n");
+    ok(&[&["import", &odd, "--key", "odd/{id:int}"], &place[..]].concat());
+    assert!(rows(&place, "odd/", &[]).contains_key("odd/7"));
 }
 
 /// A bad row ends the import with its line and column; what comes before its batch is there, and the mended file goes on behind that. Some may be left out.

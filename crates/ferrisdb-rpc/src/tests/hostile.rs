@@ -95,7 +95,12 @@ enum Attack {
     Deaf,
     /// A connection that says nothing.
     Idle,
+    /// Thousands of questions at once, and then all the answers.
+    Flood,
 }
+
+/// Questions of a flood: many more than one connection has handled before others have their turn.
+const FLOOD: u64 = 20_000;
 
 /// Attacks for ever. An attacker has so many connections at most.
 async fn attack(stage: Arc<Stage>, attack: Attack, seed: u64, attacks: Arc<AtomicU64>) {
@@ -103,6 +108,7 @@ async fn attack(stage: Arc<Stage>, attack: Attack, seed: u64, attacks: Arc<Atomi
     let mut random = SplitMix64::new(seed);
     let mut held = std::collections::VecDeque::new();
     let deaf: Vec<u8> = (1..=1_500).flat_map(|id| get_bytes(id, "k")).collect();
+    let flood: Vec<u8> = (1..=FLOOD).flat_map(|id| get_bytes(id, "k")).collect();
     loop {
         let is_greeted = random.one_in(2) || !matches!(attack, Attack::Garbage | Attack::FourGiB);
         if matches!(attack, Attack::Idle) && held.len() == HELD {
@@ -134,6 +140,11 @@ async fn attack(stage: Arc<Stage>, attack: Attack, seed: u64, attacks: Arc<Atomi
                 held.push_back(stream);
             }
             Attack::Idle => held.push_back(stream),
+            Attack::Flood => {
+                stream.write_all(&flood).await.unwrap();
+                stream.shutdown().await.unwrap();
+                stream.read_to_end(&mut Vec::new()).await.unwrap();
+            }
         }
         if held.len() > HELD {
             held.pop_front();
@@ -142,42 +153,58 @@ async fn attack(stage: Arc<Stage>, attack: Attack, seed: u64, attacks: Arc<Atomi
     }
 }
 
-/// A hundred attackers of each kind, each without end: who asks an honest question beside them has its answer before each of them has attacked more than a few times. On one
-/// thread, and what is counted is attacks: time plays no part, and the clock does not even move meanwhile.
+/// A hundred attackers of each kind, each without end (of those who flood a few, who are enough): who asks an honest question beside them has its answer before each of them has attacked more
+/// than a few times, and before any of them has had more than a few turns' questions answered. On one thread, and what is counted is attacks and questions: time plays no part, and the
+/// clock does not even move meanwhile.
 #[test]
 fn every_attack_leaves_others_their_turn() {
-    const ATTACKERS: u64 = 100;
     const ASKED: u64 = 30;
-    for kind in [Attack::Garbage, Attack::HalfFrame, Attack::FourGiB, Attack::Deaf, Attack::Idle] {
+    // What the server says that it handles for one connection in a turn; an honest question waits for a few of them: its own, its answer's, and what the scheduler puts between.
+    const REQUESTS_PER_TURN: u64 = 512;
+    const TURNS: u64 = 6;
+    for (kind, attackers) in [
+        (Attack::Garbage, 100),
+        (Attack::HalfFrame, 100),
+        (Attack::FourGiB, 100),
+        (Attack::Deaf, 100),
+        (Attack::Idle, 100),
+        (Attack::Flood, 5),
+    ] {
         run(async {
-            let stage = Arc::new(Stage::with_room(ServeOptions::default(), 1 << 17));
+            let stage = Arc::new(Stage::with_room(ServeOptions::default(), 1 << 20));
             let mut honest = greeted(&stage).await;
             let attacks = Arc::new(AtomicU64::new(0));
             let begin = |seed| tokio::spawn(attack(Arc::clone(&stage), kind, seed, Arc::clone(&attacks)));
-            let attackers: Vec<_> = (0..ATTACKERS).map(begin).collect();
-            while attacks.load(Ordering::Relaxed) < 2 * ATTACKERS {
+            let all_attackers: Vec<_> = (0..attackers).map(begin).collect();
+            while attacks.load(Ordering::Relaxed) < 2 * attackers {
                 tokio::task::yield_now().await;
             }
             let begun = tokio::time::Instant::now();
-            let of_attacks = Arc::clone(&attacks);
+            let (of_attacks, puppet) = (Arc::clone(&attacks), Arc::clone(&stage.puppet));
             // A task like theirs, with a turn as often.
             let asking = tokio::spawn(async move {
                 let mut answer = [0; 64];
-                let mut most = 0;
+                let mut most = (0, 0);
                 for id in 1..=ASKED {
-                    let before = of_attacks.load(Ordering::Relaxed);
+                    let before = (of_attacks.load(Ordering::Relaxed), puppet.asked() as u64);
                     honest.write_all(&get_bytes(id, "k")).await.unwrap();
                     assert_ne!(honest.read(&mut answer).await.unwrap(), 0);
-                    most = most.max(of_attacks.load(Ordering::Relaxed) - before);
+                    most.0 = most.0.max(of_attacks.load(Ordering::Relaxed) - before.0);
+                    most.1 = most.1.max(puppet.asked() as u64 - before.1);
                 }
                 most
             });
-            let most = asking.await.unwrap();
+            let (most, questions) = asking.await.unwrap();
             let all = attacks.load(Ordering::Relaxed);
-            assert!(most <= 8 * ATTACKERS, "{kind:?}: {most} attacks came before an honest question");
-            assert!(all >= 3 * ATTACKERS, "{kind:?}: {all} attacks are none");
+            assert!(most <= 8 * attackers, "{kind:?}: {most} attacks came before an honest question");
+            assert!(all >= 3 * attackers || matches!(kind, Attack::Flood), "{kind:?}: {all} attacks are none");
+            if matches!(kind, Attack::Flood) {
+                let bound = TURNS * REQUESTS_PER_TURN * attackers;
+                assert!(questions <= bound, "{questions} questions of a flood came before an honest one");
+                assert!(questions > 2 * attackers, "{questions} questions are no flood");
+            }
             assert_eq!(tokio::time::Instant::now(), begun, "{kind:?}");
-            attackers.iter().for_each(tokio::task::JoinHandle::abort);
+            all_attackers.iter().for_each(tokio::task::JoinHandle::abort);
         });
     }
 }

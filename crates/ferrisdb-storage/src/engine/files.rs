@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 
+use crate::error::Error;
+use crate::fs::FileSystem;
 use crate::manifest::FileNumber;
+use crate::manifest::log::parse_manifest_file_name;
 
 pub(crate) const LOCK: &str = "LOCK";
 pub(crate) const OPTIONS: &str = "OPTIONS";
@@ -51,6 +54,17 @@ pub(crate) fn file_kind(path: &Path) -> FileKind {
         (Some("tmp"), _) => FileKind::Temporary,
         _ => FileKind::Other,
     }
+}
+
+/// The same error, with whether an engine's files are there without the one that holds them together. A log alone is what a creation that was cut short
+/// may leave; with a manifest beside it there was an engine.
+pub(crate) fn noting_remains(fs: &dyn FileSystem, error: Error) -> Error {
+    let Error::NotAnEngine { directory, reason, has_remains } = error else { return error };
+    let names = fs.list(&directory).unwrap_or_default();
+    let has_data = names.iter().any(|name| matches!(file_kind(name), FileKind::Table(_) | FileKind::Blob(_)));
+    let is_manifest = |name: &PathBuf| name.to_str().is_some_and(|name| parse_manifest_file_name(name).is_some());
+    let has_log = names.iter().any(|name| *name == Path::new(WAL_DIR)) && names.iter().any(is_manifest);
+    Error::NotAnEngine { directory, reason, has_remains: has_remains || has_data || has_log }
 }
 
 /// Files that nothing names any more, waiting to be removed.

@@ -143,7 +143,7 @@ fn prepare_directory(fs: &dyn FileSystem, dir: &Path, options: &Options, read_on
         };
     }
     if read_only || !options.create_if_missing {
-        return Err(Error::NotAnEngine { directory: dir.to_path_buf(), reason: "it does not exist".to_owned() });
+        return Err(not_an_engine(dir, "it does not exist"));
     }
     fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))
 }
@@ -180,9 +180,13 @@ fn lock_directory(fs: &dyn FileSystem, dir: &Path, read_only: bool) -> Result<Op
     }
 }
 
+fn not_an_engine(dir: &Path, reason: &str) -> Error {
+    Error::NotAnEngine { directory: dir.to_path_buf(), reason: reason.to_owned(), has_remains: false }
+}
+
 /// What is in the directory, if that can be opened or may be created.
 fn find_engine(fs: &dyn FileSystem, dir: &Path, options: &Options, read_only: bool) -> Result<Found> {
-    let not_an_engine = |reason: &str| Error::NotAnEngine { directory: dir.to_path_buf(), reason: reason.to_owned() };
+    let not_an_engine = |reason: &str| not_an_engine(dir, reason);
     match Manifest::find(fs, dir, &[LOCK, OPTIONS]) {
         Ok(Found::Nothing) if read_only => Err(not_an_engine("it is empty")),
         Ok(Found::Nothing) if !options.create_if_missing => {
@@ -191,7 +195,7 @@ fn find_engine(fs: &dyn FileSystem, dir: &Path, options: &Options, read_only: bo
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
             Err(not_an_engine("it is a file"))
         }
-        found => found,
+        found => found.map_err(|error| files::noting_remains(fs, error)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::state_fields;
 use super::{Cell, Sink};
-use crate::engine::files::{FileKind, LOCK, OPTIONS, WAL_DIR, blob_path, file_kind, table_path};
+use crate::engine::files::{FileKind, LOCK, OPTIONS, WAL_DIR, blob_path, file_kind, noting_remains, table_path};
 use crate::error::{Error, Result};
 use crate::fs::FileSystem;
 use crate::levels::LEVELS;
@@ -62,7 +62,7 @@ pub fn dir(fs: &dyn FileSystem, path: &Path, sink: &mut dyn Sink) -> Result<()> 
         levels(state, sink)?;
         blob_files(state, sink)?;
     }
-    recovered?;
+    recovered.map_err(|error| noting_remains(fs, error))?;
     damage.map_or(Ok(()), Err)
 }
 

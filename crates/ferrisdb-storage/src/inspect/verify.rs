@@ -12,7 +12,7 @@ use ferrisdb_core::Version;
 use super::Sink;
 use crate::batch::BatchRecord;
 use crate::cache::BlockCache;
-use crate::engine::files::{FileKind, LOCK, OPTIONS, WAL_DIR, file_kind, table_path};
+use crate::engine::files::{FileKind, LOCK, OPTIONS, WAL_DIR, file_kind, noting_remains, table_path};
 use crate::engine::{Engine, VerifyReport};
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -41,9 +41,10 @@ struct Findings {
 pub fn verify(env: &Env, dir: &Path, sink: &mut dyn Sink) -> Result<u64> {
     let fs = &env.fs;
     // Before anything is locked: a directory that is not ours gets no lock file.
-    if Manifest::find(&**fs, dir, &[LOCK, OPTIONS])? == Found::Nothing {
+    let found = Manifest::find(&**fs, dir, &[LOCK, OPTIONS]).map_err(|error| noting_remains(&**fs, error))?;
+    if found == Found::Nothing {
         let reason = "there is no engine in it".to_owned();
-        return Err(Error::NotAnEngine { directory: dir.into(), reason });
+        return Err(Error::NotAnEngine { directory: dir.into(), reason, has_remains: false });
     }
     let mut findings = Findings::default();
     match Engine::open_read_only(env.clone(), dir, Options::default()).and_then(|engine| engine.verify()) {

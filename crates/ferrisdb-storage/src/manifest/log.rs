@@ -164,18 +164,21 @@ impl Manifest {
         if names.iter().any(|name| name == CURRENT) {
             return Ok(Found::Engine);
         }
-        let refuse = |reason: String| Err(Error::NotAnEngine { directory: dir.into(), reason });
+        let refuse =
+            |reason: String, has_remains: bool| Err(Error::NotAnEngine { directory: dir.into(), reason, has_remains });
         for name in &names {
             if let Some(number) = parse_manifest_file_name(name) {
                 // Left by a creation that a crash cut short, unless it says that an engine has lived here.
                 match read_file(fs, &dir.join(name), Some(number)) {
                     Ok(recovered) if recovered.state.is_new() => {}
                     Err(Error::Corruption { .. }) => {}
-                    Ok(_) => return refuse(format!("{CURRENT} is missing, but {name} describes an engine with data")),
+                    Ok(_) => {
+                        return refuse(format!("{CURRENT} is missing, but {name} describes an engine with data"), true);
+                    }
                     Err(error) => return Err(error),
                 }
             } else if name != CURRENT_TMP && !beside.contains(&name.as_str()) {
-                return refuse(format!("{CURRENT} is missing, but there is {name}"));
+                return refuse(format!("{CURRENT} is missing, but there is {name}"), false);
             }
         }
         Ok(Found::Nothing)
@@ -438,7 +441,7 @@ pub fn read(fs: &dyn FileSystem, dir: &Path) -> Result<Recovered> {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let reason = format!("{CURRENT} is missing");
-                return Err(Error::NotAnEngine { directory: dir.into(), reason });
+                return Err(Error::NotAnEngine { directory: dir.into(), reason, has_remains: false });
             }
             Err(error) => return Err(Error::io("read", &current_path, error)),
         };

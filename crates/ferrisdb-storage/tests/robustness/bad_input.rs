@@ -209,8 +209,8 @@ fn a_directory_that_is_not_ours() {
         for result in [machine.open(small()), machine.open_read_only(small())] {
             let error = result.unwrap_err();
             assert!(
-                matches!(&error, Error::NotAnEngine { directory, reason }
-                    if directory == Path::new(DIR) && reason.contains(name)),
+                matches!(&error, Error::NotAnEngine { directory, reason, has_remains }
+                    if directory == Path::new(DIR) && reason.contains(name) && *has_remains == (name == "000001.sst")),
                 "{error}"
             );
             assert_eq!(machine.disk.state_hash(), before, "{name}: {:?}", machine.disk.files());
