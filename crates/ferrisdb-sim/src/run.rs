@@ -31,7 +31,6 @@ use crate::members::Members;
 use crate::programs::{self, OfMany, PORT, Start, one_of_many, one_process};
 use crate::replicas;
 use crate::seeds::RARE_PREFIX;
-use crate::workloads::snapshots::MAY_END_LEASES;
 use crate::workloads::{self, ALONE, Client, Shared, Verdict, Workload, client_name};
 use crate::world::clock::{HostClock, RATE_RIGHT};
 use crate::world::disk::Speed;
@@ -405,8 +404,6 @@ impl Run {
             let due = self.joins.iter().filter(|(at, may_join)| *at <= lasted && !may_join.get());
             for (_, may_join) in due {
                 may_join.set(true);
-                // A gap: what was leased of a plain process may be readable nowhere else once that is down (seeds 84 and 294; decision 0021).
-                self.trace.count(MAY_END_LEASES);
                 // Whoever is joined is at work: what has been committed may not have been applied when it turns.
                 self.chaos.load(&self.world, &self.servers[0]);
             }
