@@ -301,8 +301,7 @@ impl Chaos {
         self.take_image(world);
         let (kind, name) = self.urn[usize::try_from(self.random.below(self.urn.len() as u64)).expect("an index")];
         if self.befall(world, kind) {
-            // A process whose log is damaged comes back as a new one, and may have been the only one that had a version of before others joined it.
-            if matches!(kind, Kind::ClockJump | Kind::ClockRate | Kind::LostForGood | Kind::WentBack | Kind::BitFlip) {
+            if matches!(kind, Kind::ClockJump | Kind::ClockRate | Kind::LostForGood | Kind::WentBack) {
                 world.trace().count(MAY_END_LEASES);
             }
             *self.happened.entry(name).or_default() += 1;
@@ -608,6 +607,8 @@ impl Chaos {
         let bit = u8::try_from(self.random.below(8)).expect("below eight");
         self.fell(world, server, Death::Killed);
         world.host(server).disk().files().flip_bit(&path, offset, bit);
+        // It comes back as a new process, with nothing, and may have been the only one that had a version of before others joined it: a move brings a shard at one version.
+        world.trace().count(MAY_END_LEASES);
         world.trace().count("logs that were damaged");
         true
     }
