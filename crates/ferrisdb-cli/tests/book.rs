@@ -165,7 +165,9 @@ fn every_command_of_the_page_about_clusters_runs() {
 /// With a seed or two in place of as many as a machine has time for.
 #[test]
 fn every_command_of_the_page_about_the_simulation_runs() {
-    let fewer = [("--seeds 20", "2"), ("--minutes 60", "1 --seeds 1"), ("--seeds 50", "1")];
+    // What CI runs, CI runs.
+    let ci = "--seeds 300 --require-rare";
+    let fewer = [("--seeds 20", "2"), ("--minutes 60", "1 --seeds 1"), ("--seeds 50", "1"), (ci, "1")];
     let fewer = fewer.map(|(written, count)| {
         let option = written.split(' ').next().expect("a split has a first part");
         (written, format!("{option} {count}"))

@@ -428,6 +428,7 @@ mod tests {
             cluster,
             workload: "put, 64 in flight",
             ops_per_s,
+            each_ops_per_s: vec![ops_per_s],
             cpu_us_per_op: 0.0,
             server_cpu_us_per_op: 0.0,
             p50_us: 0.0,
@@ -440,6 +441,6 @@ mod tests {
             .into_iter()
             .map(|(.., measured)| measured)
             .collect();
-        assert_eq!(measured, ["1.50 ×", "0.90 s", "1.50 s"]);
+        assert_eq!(measured, ["1.50 × (1.50 to 1.50)", "0.90 s", "1.50 s"]);
     }
 }

@@ -129,13 +129,14 @@ fn types_belong_to_tuples() {
     let data = files.path("db");
     let place = ["--data", data.as_str()];
     let table = files.write("typed.csv", "id,name\n1,a\n");
-    let lines = files.write("typed.ndjson", "{\"id\":1,\"name\":\"a\"}\n");
+    // Each of its own: what was interrupted goes on with its own options alone, and lines have no header that tells before anything begins.
+    let [lines, more] = ["typed.ndjson", "more.ndjson"].map(|name| files.write(name, "{\"id\":1,\"name\":\"a\"}\n"));
     let of_key = "--key takes columns as they are; types are in --key-tuple, such as --key-tuple 'people,{id:int}'";
     for (file, arguments, hint) in [
         (&table, &["--key", "n/{id:int}"][..], of_key),
         (&lines, &["--key", "{id:int}"], of_key),
         (&table, &["--key", "{id}", "--value", "{name:bytes}"], "--value takes columns as they are: {name}"),
-        (&lines, &["--key", "{id}", "--value", "{id:int}"], "--value takes columns as they are: {id}"),
+        (&more, &["--key", "{id}", "--value", "{id:int}"], "--value takes columns as they are: {id}"),
         // No type at all.
         (&table, &["--key", "{id:integer}"], "columns are named as in the header"),
     ] {
