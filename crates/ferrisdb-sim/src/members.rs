@@ -7,10 +7,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use ferrisdb_core::key::SYSTEM_END;
-use ferrisdb_core::{Bytes, Code, KeyRange, Version};
+use ferrisdb_core::key::{SYSTEM_END, key_after};
+use ferrisdb_core::{Bytes, Code, KeyRange, KeyValue, Result, Version};
 use ferrisdb_rpc::api::GetRangeRequest;
 use ferrisdb_server::cluster::{self, ClusterNode, Order, Standing};
+use ferrisdb_server::storage::StorageServer;
 
 use crate::replicas::Inventory;
 use crate::watcher::Watcher;
@@ -173,24 +174,37 @@ impl Members {
 
     /// Reads all that the storage server of a process has, past what it holds, and says it; if it cannot, it is asked again.
     fn say_all(self, host: String, version: Version, node: &ClusterNode) -> impl Future<Output = ()> + use<> {
-        let range = KeyRange::new(Bytes::new(), Bytes::from_static(SYSTEM_END));
-        let request = GetRangeRequest { range, version, limit: 0, target_bytes: 0, reverse: false };
         let (process, shards) = (node.process(), node.shard_standings());
-        let reading = node.storage().get_range(request);
+        let storage = node.storage();
         async move {
-            let rows = reading.await;
+            let rows = all_rows(&storage, version).await;
             let mut state = self.0.borrow_mut();
             let Some(stock) = state.stock.as_mut() else { return };
             if stock.version != version {
                 return;
             }
             match rows {
-                Ok(rows) => drop(stock.told.insert(host, Inventory { process, shards, rows: rows.rows })),
+                Ok(rows) => drop(stock.told.insert(host, Inventory { process, shards, rows })),
                 Err(error) => {
                     stock.asked.remove(&host);
                     stock.trouble = Some(format!("{host}: {error}"));
                 }
             }
+        }
+    }
+}
+
+/// All that a storage server has at a version: an answer has a bound, so question after question. What was cut off would look as if it were missing.
+async fn all_rows(storage: &StorageServer, version: Version) -> Result<Vec<KeyValue>> {
+    let (mut all, mut begin) = (Vec::new(), Bytes::new());
+    loop {
+        let range = KeyRange::new(begin, Bytes::from_static(SYSTEM_END));
+        let request = GetRangeRequest { range, version, limit: 0, target_bytes: 0, reverse: false };
+        let rows = storage.get_range(request).await?;
+        all.extend(rows.rows);
+        match all.last() {
+            Some(last) if rows.more => begin = key_after(&last.key),
+            _ => return Ok(all),
         }
     }
 }
