@@ -60,6 +60,34 @@ fn a_new_process_takes_the_place_of_one_that_is_gone() {
     world.check_quiet();
 }
 
+/// One that is cut off, and starts again meanwhile, is forgotten, and somebody leads whom it does not know as a voter. It hears of its end from those it knows, and is a new one.
+#[test]
+fn one_that_was_cut_off_hears_that_it_is_forgotten() {
+    let world = World::with(61, 4, GONE);
+    world.grow_to(4);
+    let lost = (1..=3).find(|&host| host != world.leader()).expect("there are three");
+    let host = world.leader();
+    for other in (1..=4).filter(|&other| other != lost) {
+        world.cut(lost, other, true);
+    }
+    world.kill(lost, CrashMode::UnsyncedLost);
+    world.start(lost);
+    world.until("it is forgotten", || {
+        let cluster = &world.status(host)["cluster"];
+        cluster["processes"][lost.to_string()].is_null()
+            && cluster["voters"].as_array().is_some_and(|voters| voters.len() == 3)
+    });
+    world.order(host, Order::Transfer(Some(4)), false).expect("it can lead");
+    world.until("the fourth one leads", || world.has_leader() && world.leader() == 4);
+    assert_eq!(world.process_of(lost), lost, "nobody has told it");
+    for other in (1..=4).filter(|&other| other != lost) {
+        world.cut(lost, other, false);
+    }
+    world.until("it is a new one", || world.runs(lost) && world.process_of(lost) == 5);
+    world.until("it has everything", || world.is_complete(lost));
+    world.check_quiet();
+}
+
 /// The leader is excluded: it hands over, gives up vote and data, may be stopped for good, and is forgotten. Commits go on all the time.
 #[test]
 fn an_excluded_process_is_drained() {
