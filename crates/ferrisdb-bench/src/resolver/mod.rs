@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     structures: Vec<String>,
 
     /// Which mixes of transactions, separated by commas, or `all`.
-    #[arg(long, value_delimiter = ',', default_value = "points,points-old,ranges,clears,hot")]
+    #[arg(long, value_delimiter = ',', default_value = "points,points-old,ranges,clears,hot,prefixed,prefixed-ranges")]
     mixes: Vec<String>,
 
     /// Transactions in the window.
@@ -67,6 +67,20 @@ enum Mix {
     Clears,
     /// As `points`, over a thousand keys: most conflict.
     Hot,
+    /// As `points`, with sixteen bytes that all keys begin with, as those of a directory or a table do.
+    Prefixed,
+    /// As `ranges`, with such keys.
+    PrefixedRanges,
+}
+
+impl Mix {
+    /// What all keys begin with.
+    fn prefix(self) -> &'static [u8] {
+        match self {
+            Mix::Prefixed | Mix::PrefixedRanges => b"accounts/by-name",
+            _ => b"",
+        }
+    }
 }
 
 /// One measurement.
@@ -104,9 +118,11 @@ struct Source {
 impl Source {
     fn key(&mut self) -> Bytes {
         let number = if self.mix == Mix::Hot { self.random.below(1000) << 40 } else { self.random.next_u64() };
-        let mut key = number.to_be_bytes().to_vec();
+        let mut key = [self.mix.prefix(), &number.to_be_bytes()].concat();
         let mut rest = SplitMix64::new(number);
-        (0..3).for_each(|_| key.extend_from_slice(&rest.next_u64().to_be_bytes()));
+        while key.len() < 32 {
+            key.extend_from_slice(&rest.next_u64().to_be_bytes());
+        }
         Bytes::from(key)
     }
 
@@ -114,7 +130,8 @@ impl Source {
         // Room for the longest behind it.
         let begin = self.random.next_u64().min(u64::MAX - (1 << 49));
         let end = begin + self.random.below(u64::MAX / 50_000);
-        KeyRange::new(begin.to_be_bytes().to_vec(), end.to_be_bytes().to_vec())
+        let key = |number: u64| [self.mix.prefix(), &number.to_be_bytes()].concat();
+        KeyRange::new(key(begin), key(end))
     }
 
     fn transaction(&mut self) -> Transaction {
@@ -125,7 +142,11 @@ impl Source {
             Mix::PointsOld => self.random.below(self.window - 2 * BATCH),
             _ => self.random.below(self.window / 50),
         };
-        let read = if self.mix == Mix::Ranges { self.range() } else { KeyRange::single(&self.key()) };
+        let read = if matches!(self.mix, Mix::Ranges | Mix::PrefixedRanges) {
+            self.range()
+        } else {
+            KeyRange::single(&self.key())
+        };
         let write = match self.mix {
             Mix::Clears if self.random.one_in(10) => self.range(),
             _ => KeyRange::single(&self.key()),

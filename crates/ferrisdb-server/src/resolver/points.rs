@@ -10,6 +10,9 @@
 //!
 //! The tail is searched from end to end by its prefixes, which lie together. Full, it is sorted; runs of similar size are merged, until
 //! a sealed generation has one.
+//!
+//! A prefix is eight bytes of the key, so that sorting seldom has to fetch keys: of the bytes behind what all keys of the run begin with ([`Lead`]), since
+//! programs keep their data under prefixes (a directory's, a table's) that fill the first eight.
 
 use std::cmp::Ordering;
 
@@ -40,6 +43,8 @@ pub(super) struct Generation {
     runs: Vec<Run>,
     /// The prefixes of the newest writes, not sorted.
     tail: Vec<u64>,
+    /// What the tail's prefixes lie behind: the keys of the last run sorted from a tail began with it.
+    tail_lead: Lead,
 }
 
 /// Some of the writes, sorted by key. Of a key that was written several times only the newest.
@@ -47,12 +52,39 @@ pub(super) struct Generation {
 struct Run {
     /// How many tails it was made of.
     tails: usize,
+    /// What all its keys begin with.
+    lead: Lead,
     prefixes: Vec<u64>,
     numbers: Vec<u32>,
     /// The greatest number of each `BLOCK` entries.
     block_max: Vec<u32>,
     /// All numbers in it are from here up.
     first_number: u32,
+}
+
+/// What keys begin with. Of keys that begin with something else it says only on which side they are.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Lead(Box<[u8]>);
+
+impl Lead {
+    /// What both keys, and so all between them, begin with.
+    fn of(first: &[u8], last: &[u8]) -> Lead {
+        let shared = first.iter().zip(last).take_while(|(a, b)| a == b).count();
+        Lead(first[..shared].into())
+    }
+
+    /// As a number: unless they are equal, two numbers compare as their keys do.
+    #[inline]
+    fn prefix(&self, key: &[u8]) -> u64 {
+        if self.0.is_empty() {
+            return prefix(key);
+        }
+        match key.strip_prefix(&*self.0) {
+            Some(rest) => prefix(rest),
+            None if *key < *self.0 => 0,
+            None => u64::MAX,
+        }
+    }
 }
 
 impl Generation {
@@ -66,6 +98,7 @@ impl Generation {
             index: vec![EMPTY; (2 * capacity).next_power_of_two()],
             runs: Vec::new(),
             tail: Vec::with_capacity(TAIL_MAX),
+            tail_lead: Lead::default(),
         }
     }
 
@@ -127,7 +160,7 @@ impl Generation {
         self.keys.extend_from_slice(key);
         self.ends.push(self.keys.len());
         self.versions.push(version);
-        self.tail.push(prefix(key));
+        self.tail.push(self.tail_lead.prefix(key));
         if self.tail.len() == TAIL_MAX {
             self.sort_tail();
             while let Some(first) = self.mergeable() {
@@ -157,9 +190,25 @@ impl Generation {
         let first_number = u32::try_from(first).expect("a generation's capacity is below 2^31");
         let mut entries: Vec<(u64, u32)> = self.tail.iter().copied().zip(first_number..).collect();
         entries.sort_unstable_by(|a, b| self.order(*a, *b));
-        let run = self.run(1, first_number, entries);
+        let lead = self.lead_of(entries[0].1, entries[entries.len() - 1].1);
+        if lead != self.tail_lead {
+            self.tell_apart(&mut entries, &lead);
+            self.tail_lead = lead.clone();
+        }
+        let run = self.run(1, first_number, lead, entries);
         self.runs.push(run);
         self.tail.clear();
+    }
+
+    fn lead_of(&self, first: u32, last: u32) -> Lead {
+        Lead::of(self.key(first), self.key(last))
+    }
+
+    /// Has the entries' prefixes lie behind `lead`.
+    fn tell_apart(&self, entries: &mut [(u64, u32)], lead: &Lead) {
+        for (prefix, number) in entries {
+            *prefix = lead.prefix(self.key(*number));
+        }
     }
 
     /// Where the last runs begin that are as many of one size as are merged.
@@ -170,13 +219,21 @@ impl Generation {
 
     fn merge_from(&mut self, first: usize) {
         let merged = self.runs.split_off(first);
+        let ends = || merged.iter().flat_map(|run| [run.numbers.first(), run.numbers.last()]).flatten().copied();
+        let by_key = |a: &u32, b: &u32| self.key(*a).cmp(self.key(*b));
+        let (least, greatest) = (ends().min_by(by_key), ends().max_by(by_key));
+        let lead = least.zip(greatest).map(|(least, greatest)| self.lead_of(least, greatest)).unwrap_or_default();
         let mut entries = Vec::with_capacity(merged.iter().map(|run| run.numbers.len()).sum());
         for run in &merged {
+            let begin = entries.len();
             entries.extend(run.prefixes.iter().copied().zip(run.numbers.iter().copied()));
+            if run.lead != lead {
+                self.tell_apart(&mut entries[begin..], &lead);
+            }
         }
         // The stable sort finds the runs and merges them.
         entries.sort_by(|a, b| self.order(*a, *b));
-        let run = self.run(merged.iter().map(|run| run.tails).sum(), merged[0].first_number, entries);
+        let run = self.run(merged.iter().map(|run| run.tails).sum(), merged[0].first_number, lead, entries);
         self.runs.push(run);
     }
 
@@ -186,18 +243,19 @@ impl Generation {
         a.0.cmp(&b.0).then_with(|| self.key(a.1).cmp(self.key(b.1)).then(b.1.cmp(&a.1)))
     }
 
-    fn run(&self, tails: usize, first_number: u32, mut entries: Vec<(u64, u32)>) -> Run {
+    fn run(&self, tails: usize, first_number: u32, lead: Lead, mut entries: Vec<(u64, u32)>) -> Run {
         entries.dedup_by(|older, newer| older.0 == newer.0 && self.key(older.1) == self.key(newer.1));
         let numbers: Vec<u32> = entries.iter().map(|entry| entry.1).collect();
         let block_max = numbers.chunks(BLOCK).map(|block| block.iter().copied().max().unwrap_or(0)).collect();
-        Run { tails, prefixes: entries.into_iter().map(|entry| entry.0).collect(), numbers, block_max, first_number }
+        let prefixes = entries.into_iter().map(|entry| entry.0).collect();
+        Run { tails, lead, prefixes, numbers, block_max, first_number }
     }
 
     /// True if a key from `begin` up to, not including, `end` was written above `version`.
     pub(super) fn meets(&self, begin: &[u8], end: &[u8], version: Version) -> bool {
         let from =
             if self.oldest() > version { 0 } else { self.versions.partition_point(|&written| written <= version) };
-        let (begin_prefix, end_prefix) = (prefix(begin), prefix(end));
+        let (begin_prefix, end_prefix) = (self.tail_lead.prefix(begin), self.tail_lead.prefix(end));
         let tail_first = self.len() - self.tail.len();
         let skipped = from.saturating_sub(tail_first).min(self.tail.len());
         // Without a branch for each: the prefixes are compared many at a time.
@@ -215,6 +273,7 @@ impl Generation {
         }
         let from = u32::try_from(from).expect("a generation's capacity is below 2^31");
         self.runs.iter().rev().any(|run| {
+            let (begin_prefix, end_prefix) = (run.lead.prefix(begin), run.lead.prefix(end));
             let first = run.lower_bound(self, begin, begin_prefix);
             // Most ranges are short: the end is looked for from the beginning.
             let is_empty = first == run.numbers.len()
@@ -234,7 +293,9 @@ impl Generation {
         let runs: usize = self
             .runs
             .iter()
-            .map(|run| 8 * run.prefixes.capacity() + 4 * (run.numbers.capacity() + run.block_max.capacity()))
+            .map(|run| {
+                8 * run.prefixes.capacity() + 4 * (run.numbers.capacity() + run.block_max.capacity()) + run.lead.0.len()
+            })
             .sum();
         self.keys.capacity()
             + 8 * (self.ends.capacity() + self.versions.capacity() + self.index.capacity() + self.tail.capacity())
@@ -250,7 +311,8 @@ impl Generation {
             number = run.numbers.iter().max().map_or(number, |max| max + 1);
             let keys: Vec<&[u8]> = run.numbers.iter().map(|&number| self.key(number)).collect();
             assert!(keys.windows(2).all(|pair| pair[0] < pair[1]));
-            assert!(run.prefixes.iter().zip(&keys).all(|(found, key)| *found == prefix(key)));
+            assert!(keys.iter().all(|key| key.starts_with(&run.lead.0)));
+            assert!(run.prefixes.iter().zip(&keys).all(|(found, key)| *found == run.lead.prefix(key)));
         }
         assert_eq!(number as usize + self.tail.len(), self.len());
     }

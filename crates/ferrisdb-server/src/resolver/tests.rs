@@ -72,22 +72,33 @@ struct Shape {
     /// Versions between two transactions, at most.
     step: u64,
     window: u64,
+    /// The upper half of the keys begins with something else, and is longer; for a while only keys of one half are chosen, then of the other, then of both.
+    halves: bool,
 }
 
 struct Chooser {
     random: SplitMix64,
     shape: Shape,
+    /// Which half of the keys is chosen now; 2: both.
+    halves_turn: u64,
 }
 
 impl Chooser {
     fn key(&self, number: u64) -> Bytes {
         // In the order of the numbers; each odd one's predecessor is a prefix of it.
         let odd = if number % 2 == 1 { "0" } else { "" };
-        Bytes::from(format!("{}{:05x}{odd}", "c".repeat(self.shape.common), number / 2))
+        let is_upper = self.shape.halves && number >= self.shape.keys / 2;
+        let (letter, longer) = if is_upper { ("d", 9) } else { ("c", 0) };
+        Bytes::from(format!("{}{:05x}{odd}", letter.repeat(self.shape.common + longer), number / 2))
     }
 
     fn range(&mut self) -> KeyRange {
-        let first = self.random.below(self.shape.keys);
+        let keys = self.shape.keys;
+        let first = match self.halves_turn {
+            0 if self.shape.halves => self.random.below(keys / 2),
+            1 if self.shape.halves => keys / 2 + self.random.below(keys / 2),
+            _ => self.random.below(keys),
+        };
         if !self.random.one_in(self.shape.ranges) {
             return KeyRange::single(&self.key(first));
         }
@@ -107,12 +118,13 @@ impl Chooser {
 
 /// Runs transactions through both and compares every answer. Returns how many ended how: ok, conflict, too old.
 fn compare(seed: u64, transactions: u64, shape: Shape) -> [u64; 3] {
-    let mut chooser = Chooser { random: SplitMix64::new(seed), shape };
+    let mut chooser = Chooser { random: SplitMix64::new(seed), shape, halves_turn: 2 };
     let mut version = 1000;
     let (mut window, mut model) =
         (ConflictWindow::new(Version::from_u64(version)), Model::new(Version::from_u64(version)));
     let mut counts = [0; 3];
     for number in 0..transactions {
+        chooser.halves_turn = number / 3000 % 3;
         version += chooser.random.below(chooser.shape.step + 1) + u64::from(number == 0);
         // Mostly short transactions.
         let lag = match chooser.random.below(4) {
@@ -155,12 +167,19 @@ fn compare(seed: u64, transactions: u64, shape: Shape) -> [u64; 3] {
 #[test]
 fn answers_equal_the_model() {
     let shapes = [
-        (150_000, Shape { keys: 300, common: 0, ranges: 3, length: 10, step: 3, window: 3000 }),
-        (250_000, Shape { keys: 200_000, common: 0, ranges: 40, length: 20, step: 2, window: 100_000 }),
-        (250_000, Shape { keys: 1_000_000, common: 12, ranges: 20, length: 200, step: 2, window: 200_000 }),
-        (100_000, Shape { keys: 5000, common: 7, ranges: 2, length: 50, step: 10, window: 50_000 }),
-        (200_000, Shape { keys: 100_000, common: 8, ranges: 1_000_000, length: 1, step: 1, window: 150_000 }),
-        (100_000, Shape { keys: 60, common: 3, ranges: 5, length: 4, step: 1, window: 60 }),
+        (150_000, Shape { keys: 300, common: 0, ranges: 3, length: 10, step: 3, window: 3000, halves: false }),
+        (250_000, Shape { keys: 200_000, common: 0, ranges: 40, length: 20, step: 2, window: 100_000, halves: false }),
+        (
+            250_000,
+            Shape { keys: 1_000_000, common: 12, ranges: 20, length: 200, step: 2, window: 200_000, halves: false },
+        ),
+        (100_000, Shape { keys: 5000, common: 7, ranges: 2, length: 50, step: 10, window: 50_000, halves: false }),
+        (
+            200_000,
+            Shape { keys: 100_000, common: 8, ranges: 1_000_000, length: 1, step: 1, window: 150_000, halves: false },
+        ),
+        (100_000, Shape { keys: 60, common: 3, ranges: 5, length: 4, step: 1, window: 60, halves: false }),
+        (200_000, Shape { keys: 400_000, common: 11, ranges: 8, length: 300, step: 2, window: 60_000, halves: true }),
     ];
     let mut totals = [0; 3];
     for (seed, (transactions, shape)) in (1..).zip(shapes) {
