@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Code, Result, Runtime};
 use ferrisdb_storage::Error as StorageError;
+use ferrisdb_storage::env::wait;
 use ferrisdb_storage::fs::{FileLock, FileSystem, OpenMode, write_all_at};
 
 use crate::failure::from_storage;
@@ -64,11 +65,7 @@ pub(crate) async fn ended(tasks: Vec<Replied<()>>) {
 
 /// Runs a future to its end; not to be called in a task.
 pub(crate) fn block_on<T>(runtime: &JobRuntime, future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    let mut output = None;
-    let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
-    runtime.env().spawner.block_on(std::pin::pin!(waiting));
-    output.expect("the spawner returns when the future is ready")
+    wait(&*runtime.env().spawner, future)
 }
 
 /// Makes the directory, and locks it.

@@ -50,6 +50,18 @@ enum Kind {
     Bytes,
 }
 
+impl Kind {
+    fn named(name: &str) -> Option<Kind> {
+        Some(match name {
+            "int" => Kind::Int,
+            "float" => Kind::Float,
+            "bool" => Kind::Bool,
+            "bytes" => Kind::Bytes,
+            _ => return None,
+        })
+    }
+}
+
 impl Template {
     /// For clap.
     pub(crate) fn parse(text: &str) -> Result<Template, String> {
@@ -111,16 +123,14 @@ impl Template {
     }
 }
 
+/// What stands in braces: a column's name, and in a tuple's template its type behind a colon.
 fn column(text: &str, is_typed: bool) -> Result<Part, String> {
-    let (name, kind) = match text.rsplit_once(':').filter(|_| is_typed) {
-        Some((name, kind)) => {
-            let found = column_kind(kind);
-            (
-                name,
-                Some(found.ok_or_else(|| format!("`{kind}` is no type of a column: int, float, bool and bytes are"))?),
-            )
+    let (name, kind) = match text.rsplit_once(':') {
+        Some((name, kind)) if is_typed => {
+            let no_kind = || format!("`{kind}` is no type of a column: int, float, bool and bytes are");
+            (name, Some(Kind::named(kind).ok_or_else(no_kind)?))
         }
-        None => (text, None),
+        _ => (text, None),
     };
     if name.is_empty() {
         return Err("{} names no column; a brace itself is written {{ or }}".to_owned());
@@ -146,7 +156,7 @@ fn asked<'a>(row: &'a impl Row, name: &str, is_key: bool) -> Result<Cow<'a, [u8]
 /// It is said only once there turned out to be no such column: `id:int` may be a column's name.
 pub(crate) fn type_elsewhere(name: &str, is_key: bool) -> Option<String> {
     let (column, kind) = name.rsplit_once(':')?;
-    column_kind(kind)?;
+    Kind::named(kind)?;
     Some(if is_key {
         format!("--key takes columns as they are; types are in --key-tuple, such as --key-tuple 'people,{{{name}}}'")
     } else {
@@ -154,15 +164,8 @@ pub(crate) fn type_elsewhere(name: &str, is_key: bool) -> Option<String> {
     })
 }
 
-fn column_kind(name: &str) -> Option<Kind> {
-    Some(match name {
-        "int" => Kind::Int,
-        "float" => Kind::Float,
-        "bool" => Kind::Bool,
-        "bytes" => Kind::Bytes,
-        _ => return None,
-    })
-}
+/// What is wrong with a key's template without a column.
+const NO_COLUMN: &str = "it names no column, so all rows would have one key; write a column's name in braces: {id}";
 
 /// How the key of a row is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,9 +179,7 @@ impl KeyTemplate {
     pub(crate) fn parse(text: &str) -> Result<KeyTemplate, String> {
         let template = Template::parse(text)?;
         if template.columns().next().is_none() {
-            return Err(
-                "it names no column, so all rows would have one key; write a column's name in braces: {id}".to_owned()
-            );
+            return Err(NO_COLUMN.to_owned());
         }
         Ok(KeyTemplate::Bytes(template))
     }
@@ -194,9 +195,7 @@ impl KeyTemplate {
             }
         }
         if elements.iter().flat_map(Template::columns).next().is_none() {
-            return Err(
-                "it names no column, so all rows would have one key; write a column's name in braces: {id}".to_owned()
-            );
+            return Err(NO_COLUMN.to_owned());
         }
         Ok(KeyTemplate::Tuple { text: text.to_owned(), elements })
     }

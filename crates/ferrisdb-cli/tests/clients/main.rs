@@ -18,9 +18,14 @@ mod transfer;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+/// Longer than anything that a test waits for takes on any machine.
+const NEVER: Duration = Duration::from_secs(120);
 
 const VARIABLES: [&str; 3] = ["FERRISDB_CONNECT", "FERRISDB_DATA", "FERRISDB_TIMEOUT"];
 
@@ -71,10 +76,26 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let pause = Duration::from_millis(5);
     let mut waited = Duration::ZERO;
     while !is_so() {
-        assert!(waited < Duration::from_secs(120), "it never was so: {what}");
+        assert!(waited < NEVER, "it never was so: {what}");
         std::thread::sleep(pause);
         waited += pause;
     }
+}
+
+/// Waits for what a process writes, and kills the process if that takes for ever: then what it writes has an end, and so has the wait.
+fn bounded<T>(process: Pid, what: &str, wait: impl FnOnce() -> T) -> T {
+    let (done, is_done) = mpsc::channel::<()>();
+    std::thread::scope(move |scope| {
+        scope.spawn(move || {
+            if is_done.recv_timeout(NEVER) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("killed after {NEVER:?}, for it never was so: {what}");
+                kill_process(process, Signal::KILL).unwrap();
+            }
+        });
+        // Gone at the end of this wait, also if it ends by a panic.
+        let _done = done;
+        wait()
+    })
 }
 
 /// An address of this test program's own on loopback, for servers that are started again at the same port: nobody else takes it meanwhile.
@@ -105,25 +126,23 @@ impl Server {
 
     fn started(command: &mut Command, directory: &Path) -> Server {
         let data = directory.to_str().unwrap();
-        #[expect(
-            clippy::zombie_processes,
-            reason = "it is waited for by all ways to end a server, and by a failed start's panic not"
-        )]
         let mut child = command.spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut head = String::new();
-        loop {
-            let start = head.len();
-            if out.read_line(&mut head).unwrap() == 0 {
-                let mut error = String::new();
-                child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-                panic!("it did not start: {head}{error}");
+        let address = bounded(Pid::from_child(&child), "a server starts", || {
+            loop {
+                let start = head.len();
+                if out.read_line(&mut head).unwrap() == 0 {
+                    let mut error = String::new();
+                    child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+                    panic!("it did not start: {head}{error}");
+                }
+                if let Some(rest) = head[start..].strip_prefix("listening on ") {
+                    return rest.split(';').next().unwrap().to_owned();
+                }
             }
-            if let Some(rest) = head[start..].strip_prefix("listening on ") {
-                let address = rest.split(';').next().unwrap().to_owned();
-                return Server { child, out, head, address, data: data.to_owned() };
-            }
-        }
+        });
+        Server { child, out, head, address, data: data.to_owned() }
     }
 
     fn place(&self) -> [&str; 2] {
@@ -134,21 +153,22 @@ impl Server {
         ok(&[arguments, &self.place()].concat())
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// SIGTERM; what it said on standard output since its start, and its log.
     fn stop(self) -> (String, String) {
-        self.stop_with(rustix::process::Signal::TERM)
+        self.stop_with(Signal::TERM)
     }
 
-    fn stop_with(mut self, signal: rustix::process::Signal) -> (String, String) {
+    fn stop_with(mut self, signal: Signal) -> (String, String) {
         self.signal(signal);
         let (mut said, mut log) = (String::new(), String::new());
-        self.out.read_to_string(&mut said).unwrap();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        bounded(Pid::from_child(&self.child), &format!("a server stops by {signal:?}"), || {
+            self.out.read_to_string(&mut said).unwrap();
+            self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        });
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}: {log}");
         (said, log)
@@ -331,26 +351,39 @@ fn a_removed_directory_is_told_at_the_stop() {
     let mut server = Server::start(&path, &[]);
     server.ok(&["set", "a", "1"]);
     std::fs::remove_dir_all(&path).unwrap();
-    server.signal(rustix::process::Signal::TERM);
+    server.signal(Signal::TERM);
     let mut log = String::new();
     server.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     assert_eq!(server.child.wait().unwrap().code(), Some(1), "{log}");
     assert!(log.contains("its files are gone") && !log.contains("nothing acknowledged is lost"), "{log}");
 }
 
-/// A terminal that is closed stops a server as SIGTERM does; one that was started with `nohup` it does not.
+/// A terminal that is closed stops a server as SIGTERM does; one that was started with `nohup` it does not. What this test itself was started
+/// with does not count: a process has from its parent which signals it ignores, so each server is told.
 #[test]
 fn a_hangup_stops_a_server_unless_it_is_ignored() {
     let directory = tempfile::tempdir().unwrap();
-    let server = Server::start(directory.path(), &[]);
-    let (said, log) = server.stop_with(rustix::process::Signal::HUP);
-    assert!(said == "stopped\n" && log.contains("SIGHUP"), "{log}");
+    let start = |launcher: &[&str]| {
+        let mut command = Command::new(launcher[0]);
+        command.args(&launcher[1..]).arg(env!("CARGO_BIN_EXE_ferrisdb"));
+        command.args(["serve", "--data", directory.path().to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Server::started(&mut command, directory.path())
+    };
 
-    let mut nohup = Command::new("nohup");
-    let arguments = ["serve", "--data", directory.path().to_str().unwrap(), "--listen", "127.0.0.1:0"];
-    nohup.arg(env!("CARGO_BIN_EXE_ferrisdb")).args(arguments).stdin(Stdio::null());
-    let server = Server::started(nohup.stdout(Stdio::piped()).stderr(Stdio::piped()), directory.path());
-    server.signal(rustix::process::Signal::HUP);
+    let with_default = ["env", "--default-signal=HUP"];
+    if Command::new(with_default[0]).args([with_default[1], "true"]).output().is_ok_and(|tried| tried.status.success())
+    {
+        let (said, log) = start(&with_default).stop_with(Signal::HUP);
+        assert!(said == "stopped\n" && log.contains("SIGHUP"), "{log}");
+    } else {
+        eprintln!(
+            "not tried that a hangup stops a server: `env` of this machine has no --default-signal (GNU coreutils 8.31 and later)"
+        );
+    }
+
+    let server = start(&["nohup"]);
+    server.signal(Signal::HUP);
     server.ok(&["set", "a", "1"]);
     let (_, log) = server.stop();
     assert!(log.contains("SIGTERM") && !log.contains("SIGHUP"), "{log}");

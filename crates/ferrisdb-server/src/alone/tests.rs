@@ -9,7 +9,7 @@ use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Clock, ManualClock};
 use ferrisdb_storage::Env;
 use ferrisdb_storage::env::steps::StepSpawner;
-use ferrisdb_storage::env::{SeededEntropy, Spawner};
+use ferrisdb_storage::env::wait;
 use ferrisdb_storage::fs::sim::{CrashMode, DiskError, Injection, OpKind, SimFileSystem, Verdict};
 
 use super::*;
@@ -47,23 +47,12 @@ fn here() -> Peer {
 
 impl Machine {
     fn new(disk: SimFileSystem, seed: u64) -> Machine {
-        let clock = Arc::new(ManualClock::new());
-        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
-        let env = Env {
-            fs: Arc::new(disk.clone()),
-            clock: Arc::<ManualClock>::clone(&clock),
-            spawner: Arc::<StepSpawner>::clone(&spawner),
-            entropy: Arc::new(SeededEntropy::new(seed)),
-        };
+        let (env, spawner, clock) = Env::sim_with_seed(disk.clone(), seed);
         Machine { disk, clock, spawner, env }
     }
 
     fn wait<T>(&self, future: impl Future<Output = T>) -> T {
-        let mut future = std::pin::pin!(future);
-        let mut output = None;
-        let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
-        self.spawner.block_on(std::pin::pin!(waiting));
-        output.expect("it is ready")
+        wait(&*self.spawner, future)
     }
 
     fn doors(&self) -> Doors {

@@ -29,6 +29,7 @@ use super::view::{LiveMemtable, View};
 use super::visibility;
 use crate::batch::{BatchRecord, Operation, WriteBatch};
 use crate::compaction::picker;
+use crate::env::wait;
 use crate::error::{Error, Result};
 use crate::key::ValueKind;
 use crate::memtable::{Inserter, Memtable, PointEntry, RUN_ENTRIES};
@@ -323,7 +324,7 @@ impl Core {
         while !wal.is_synced(position) {
             let turn = match wal.try_begin_sync()? {
                 Some(claim) => Turn::Claimed(claim),
-                None => self.wait_for(wal.sync_turn(position))?,
+                None => wait(&*self.env.spawner, wal.sync_turn(position))?,
             };
             match turn {
                 Turn::Synced => break,
@@ -331,15 +332,6 @@ impl Core {
             }
         }
         Ok(())
-    }
-
-    /// Lets the caller wait for a future.
-    fn wait_for<T>(&self, future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
-        let mut result = None;
-        let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|output| result = Some(output)));
-        self.env.spawner.block_on(pin!(waiting));
-        result.expect("the wait ends when the future is ready")
     }
 
     /// Waits until a memtable may be added, or the engine stops.

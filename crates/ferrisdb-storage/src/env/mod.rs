@@ -16,7 +16,7 @@ pub mod threads;
 
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -66,6 +66,15 @@ pub trait Spawner: fmt::Debug + Send + Sync + 'static {
 
     /// Lets the caller wait for so long: its thread sleeps (real), or other jobs run and the clock moves (deterministic).
     fn sleep(&self, duration: Duration);
+}
+
+/// Lets the caller wait for a future, as [`Spawner::block_on`] does, and returns what it was ready with.
+pub fn wait<T>(spawner: &dyn Spawner, future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut output = None;
+    let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
+    spawner.block_on(pin!(waiting));
+    output.expect("the spawner returns when the future is ready")
 }
 
 /// Everything that the engine takes from the outside world.
@@ -138,12 +147,24 @@ impl Env {
     }
 
     /// A simulated disk, and jobs that run on the caller's thread whenever it waits, in the order in which they became
-    /// ready, on a clock of their own. To choose the order by a seed, to run jobs without waiting, or to move the
-    /// clock, make a [`steps::StepSpawner`] and put the parts together.
+    /// ready, on a clock of their own.
     pub fn sim(fs: SimFileSystem) -> Env {
         let clock = Arc::new(ManualClock::new());
         let spawner = Arc::new(steps::StepSpawner::new(Arc::clone(&clock)));
         Env { fs: Arc::new(fs), clock, spawner, entropy: Arc::new(SeededEntropy::new(0)) }
+    }
+
+    /// As [`Env::sim`], with the order of jobs, and the entropy, chosen by a seed; and beside it what runs jobs without waiting, and what moves the clock.
+    pub fn sim_with_seed(fs: SimFileSystem, seed: u64) -> (Env, Arc<steps::StepSpawner>, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new());
+        let spawner = Arc::new(steps::StepSpawner::with_seed(Arc::clone(&clock), seed));
+        let env = Env {
+            fs: Arc::new(fs),
+            clock: Arc::<ManualClock>::clone(&clock),
+            spawner: Arc::<steps::StepSpawner>::clone(&spawner),
+            entropy: Arc::new(SeededEntropy::new(seed)),
+        };
+        (env, spawner, clock)
     }
 }
 

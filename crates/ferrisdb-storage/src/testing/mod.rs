@@ -11,10 +11,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use ferrisdb_core::ManualClock;
-
+use crate::env::Env;
 use crate::env::steps::StepSpawner;
-use crate::env::{Env, SeededEntropy};
 use crate::fs::sim::{OpKind, SimFileSystem, Verdict};
 use crate::{Engine, IterOptions, Options, Result};
 
@@ -37,14 +35,7 @@ pub type Fork = (SimFileSystem, Option<OpKind>);
 impl Machine {
     /// A machine with that disk.
     pub fn new(disk: SimFileSystem, seed: u64) -> Machine {
-        let clock = Arc::new(ManualClock::new());
-        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
-        let env = Env {
-            fs: Arc::new(disk.clone()),
-            clock,
-            spawner: Arc::clone(&spawner) as _,
-            entropy: Arc::new(SeededEntropy::new(seed)),
-        };
+        let (env, spawner, _) = Env::sim_with_seed(disk.clone(), seed);
         Machine { disk, spawner, env }
     }
 

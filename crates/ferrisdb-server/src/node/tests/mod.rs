@@ -18,9 +18,8 @@ use ferrisdb_rpc::api::{
 };
 use ferrisdb_rpc::{Answer, Endpoint};
 use ferrisdb_storage::Env;
-use ferrisdb_storage::env::SeededEntropy;
-use ferrisdb_storage::env::Spawner;
 use ferrisdb_storage::env::steps::StepSpawner;
+use ferrisdb_storage::env::wait;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 
 use super::{Node, NodeOptions};
@@ -45,14 +44,7 @@ struct Machine {
 
 impl Machine {
     fn new(disk: SimFileSystem, seed: u64) -> Machine {
-        let clock = Arc::new(ManualClock::new());
-        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
-        let env = Env {
-            fs: Arc::new(disk.clone()),
-            clock: Arc::<ManualClock>::clone(&clock),
-            spawner: Arc::<StepSpawner>::clone(&spawner),
-            entropy: Arc::new(SeededEntropy::new(seed)),
-        };
+        let (env, spawner, clock) = Env::sim_with_seed(disk.clone(), seed);
         Machine { disk, clock, spawner, env }
     }
 
@@ -65,11 +57,7 @@ impl Machine {
     }
 
     fn wait<T>(&self, future: impl Future<Output = T>) -> T {
-        let mut future = std::pin::pin!(future);
-        let mut output = None;
-        let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
-        self.spawner.block_on(std::pin::pin!(waiting));
-        output.expect("it is ready")
+        wait(&*self.spawner, future)
     }
 
     /// The process dies, and the machine with it; what is left is another machine's.

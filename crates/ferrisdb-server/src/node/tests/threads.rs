@@ -1,6 +1,7 @@
 //! On real threads and a real disk.
 
 use ferrisdb_core::{Random, Runtime, SplitMix64};
+use ferrisdb_storage::env::Spawner;
 use ferrisdb_storage::env::threads::ThreadSpawner;
 
 use super::*;

@@ -7,15 +7,14 @@ mod waits;
 mod watches;
 
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use ferrisdb_core::{Bytes, Code, ManualClock, Mutation, Result, Version};
+use ferrisdb_core::{Bytes, Code, Mutation, Result, Version};
 use ferrisdb_rpc::Answer;
 use ferrisdb_rpc::api::{GetRequest, WatchRequest};
 use ferrisdb_storage::env::steps::StepSpawner;
-use ferrisdb_storage::env::{SeededEntropy, Spawner};
+use ferrisdb_storage::env::wait;
 use ferrisdb_storage::fs::sim::{CrashMode, SimFileSystem};
 use ferrisdb_storage::{Env, Options};
 
@@ -41,15 +40,8 @@ struct Machine {
 
 impl Machine {
     fn new(disk: SimFileSystem, seed: u64) -> Machine {
-        let clock = Arc::new(ManualClock::new());
-        let spawner = Arc::new(StepSpawner::with_seed(Arc::clone(&clock), seed));
-        let runtime = JobRuntime::new(Env {
-            fs: Arc::new(disk.clone()),
-            clock,
-            spawner: Arc::<StepSpawner>::clone(&spawner),
-            entropy: Arc::new(SeededEntropy::new(seed)),
-        });
-        Machine { disk, spawner, runtime }
+        let (env, spawner, _) = Env::sim_with_seed(disk.clone(), seed);
+        Machine { disk, spawner, runtime: JobRuntime::new(env) }
     }
 
     fn open(&self, options: StorageOptions) -> Result<(StorageServer, StorageRecovery)> {
@@ -58,11 +50,7 @@ impl Machine {
 
     /// Runs jobs until the future is ready.
     fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
-        let mut output = None;
-        let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
-        self.spawner.block_on(pin!(waiting));
-        output.expect("it is ready")
+        wait(&*self.spawner, future)
     }
 
     /// What a power loss leaves, as a new machine.

@@ -1,13 +1,12 @@
 //! On real threads: readers and watchers beside one who applies.
 
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ferrisdb_core::{KeyRange, Random, Runtime, SplitMix64};
 use ferrisdb_rpc::api::GetRangeRequest;
-use ferrisdb_storage::env::Spawner;
+use ferrisdb_storage::env::{Spawner, wait};
 use ferrisdb_storage::fs::sim::SimFileSystem;
 use ferrisdb_storage::{Env, Options};
 
@@ -17,14 +16,6 @@ use crate::storage::{StorageOptions, StorageServer};
 
 const VERSIONS: u64 = 2000;
 const ACCOUNTS: usize = 200;
-
-fn block_on<T>(spawner: &dyn Spawner, future: impl Future<Output = T>) -> T {
-    let mut future = pin!(future);
-    let mut output = None;
-    let waiting = std::future::poll_fn(|context| future.as_mut().poll(context).map(|ready| output = Some(ready)));
-    spawner.block_on(pin!(waiting));
-    output.expect("it is ready")
-}
 
 /// Every version moves money between accounts; whoever reads all accounts at one version, in memory or on disk or before it is there, finds the
 /// same total. A watcher sees every change of its key that it waits for. Nothing hangs.
@@ -37,7 +28,7 @@ fn readers_see_whole_versions() {
     let (storage, _) = StorageServer::open(runtime.clone(), Path::new(DIR), options).expect("a new one");
     let name = |account: usize| format!("account{account:04}");
     let start = (0..ACCOUNTS).map(|account| set(&name(account), "1000")).collect();
-    block_on(&*spawner, storage.apply(batch(1, start))).expect("it can be applied");
+    wait(&*spawner, storage.apply(batch(1, start))).expect("it can be applied");
 
     let newest = Arc::new(AtomicU64::new(1));
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -104,12 +95,12 @@ fn readers_see_whole_versions() {
             money[to] += amount;
             mutations.extend([from, to].map(|account| set(&name(account), &money[account].to_string())));
         }
-        block_on(&*spawner, storage.apply(batch(version, mutations))).expect("it can be applied");
+        wait(&*spawner, storage.apply(batch(version, mutations))).expect("it can be applied");
         newest.store(version, Ordering::Release);
     }
     let counts: Vec<u64> = (0..4).map(|_| receiver.recv().expect("all end")).collect();
     assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
-    block_on(&*spawner, storage.close()).expect("it can be closed");
+    wait(&*spawner, storage.close()).expect("it can be closed");
 }
 
 /// What the role adds to a read of the engine, in memory: `cargo test --release -p ferrisdb-server --lib -- --ignored --nocapture what_the_role_adds`.
@@ -124,7 +115,7 @@ fn what_the_role_adds() {
     let (storage, _) = StorageServer::open(runtime, Path::new(DIR), StorageOptions::default()).expect("a new one");
     let keys: Vec<ferrisdb_core::Bytes> = (0..KEYS).map(|number| bytes(&format!("user{number:012}"))).collect();
     let load = keys.iter().map(|key| ferrisdb_core::Mutation::set(key.clone(), vec![b'v'; 100])).collect();
-    block_on(&*spawner, storage.apply(batch(1, load))).expect("it can be applied");
+    wait(&*spawner, storage.apply(batch(1, load))).expect("it can be applied");
     let time = |read: &dyn Fn(&ferrisdb_core::Bytes)| {
         let mut random = SplitMix64::new(5);
         let begin = clock.now();

@@ -3,7 +3,7 @@
 use ferrisdb_core::{Bytes, Code, KeyRange, KeyValue};
 
 use super::reads::{check_chunk, is_full, question_errors};
-use super::{Checked, Transaction, any_meets, due, equal, unexpected};
+use super::{Checked, Transaction, any_meets, equal, unexpected};
 use crate::oracle::program::{MappedRow, Observed, RangeQuestion};
 use crate::oracle::view::{END, Own, Resolved, View};
 
@@ -125,30 +125,13 @@ impl Transaction {
         snapshot: bool,
         observed: &Observed,
     ) -> Checked {
-        let failing = self.failing();
         let mut invalid = question_errors(question, END);
         if snapshot || self.ryw_disabled || question.reverse {
             invalid.push(Code::UnsupportedOperation);
         }
         invalid.extend(mapper_error(mapper));
-        if let Observed::Failed(code) = observed
-            && invalid.contains(code)
-        {
-            return Ok(());
-        }
-        if due(&failing, observed)? {
-            self.note_misuse(observed);
-            return Ok(());
-        }
-        if !invalid.is_empty() {
-            return Err(format!("found {observed:?}, expected one of {invalid:?}"));
-        }
-        self.note_failed_read(observed);
-        let begin = question.begin.clone().without_or_equal();
-        let end = question.end.clone().without_or_equal();
-        if begin.offset >= end.offset && begin.key >= end.key {
-            return equal("inverted range", observed, &Observed::Mapped { rows: Vec::new(), more: false });
-        }
+        let nothing = Observed::Mapped { rows: Vec::new(), more: false };
+        let Some((begin, end)) = self.bounds(question, &invalid, &nothing, observed)? else { return Ok(()) };
         let (_, state, _) = self.reads_at.as_ref().expect("programs ask for a read version before they read");
         // It reads what others wrote.
         let view = View { state, own: &[], bypasses_unreadable: false, end: END };

@@ -89,26 +89,9 @@ impl Transaction {
     }
 
     pub(super) fn get_range(&mut self, question: &RangeQuestion, snapshot: bool, observed: &Observed) -> Checked {
-        let failing = self.failing();
         let invalid = question_errors(question, self.read_end());
-        if let Observed::Failed(code) = observed
-            && invalid.contains(code)
-        {
-            return Ok(());
-        }
-        if due(&failing, observed)? {
-            self.note_misuse(observed);
-            return Ok(());
-        }
-        if !invalid.is_empty() {
-            return Err(format!("found {observed:?}, expected one of {invalid:?}"));
-        }
-        self.note_failed_read(observed);
-        let begin = question.begin.clone().without_or_equal();
-        let end = question.end.clone().without_or_equal();
-        if begin.offset >= end.offset && begin.key >= end.key {
-            return equal("inverted range", observed, &Observed::Rows { rows: Vec::new(), more: false });
-        }
+        let nothing = Observed::Rows { rows: Vec::new(), more: false };
+        let Some((begin, end)) = self.bounds(question, &invalid, &nothing, observed)? else { return Ok(()) };
         let view = self.view(snapshot);
         let resolve = |selector: &KeySelector| match selector.offset {
             // A plain bound: nothing is touched to find it.
@@ -147,6 +130,36 @@ impl Transaction {
             self.add_range_conflicts(&begin, &end, (&from, &to), rows, more, question.reverse);
         }
         Ok(())
+    }
+
+    /// Between which selectors a range read looks for rows; `None` if it rightly looks for none: the question is wrong in itself (`invalid`), the transaction
+    /// fails all calls, or the range is inverted and has found `nothing`.
+    pub(super) fn bounds(
+        &mut self,
+        question: &RangeQuestion,
+        invalid: &[Code],
+        nothing: &Observed,
+        observed: &Observed,
+    ) -> Result<Option<(KeySelector, KeySelector)>, String> {
+        if let Observed::Failed(code) = observed
+            && invalid.contains(code)
+        {
+            return Ok(None);
+        }
+        if due(&self.failing(), observed)? {
+            self.note_misuse(observed);
+            return Ok(None);
+        }
+        if !invalid.is_empty() {
+            return Err(format!("found {observed:?}, expected one of {invalid:?}"));
+        }
+        self.note_failed_read(observed);
+        let begin = question.begin.clone().without_or_equal();
+        let end = question.end.clone().without_or_equal();
+        if begin.offset >= end.offset && begin.key >= end.key {
+            return equal("inverted range", observed, nothing).map(|()| None);
+        }
+        Ok(Some((begin, end)))
     }
 
     /// Of what is found in the fog only that it is there.
