@@ -156,6 +156,8 @@ planted_bugs! {
     ReadNotConfirmed = "read-not-confirmed",
     /// A voter confirms read versions of whoever asks, whomever it has voted for.
     AnyVoteConfirms = "any-vote-confirms",
+    /// A leader confirms read versions by itself for as long as no other can have been elected since voters last did, by its own clock.
+    ReadLeaseByClock = "read-lease-by-clock",
     /// A follower that hears nobody stands for election without having asked whether anybody would vote for it.
     PreVoteOff = "pre-vote-off",
     /// A replica of the log forgets at a restart that it has cut off what another leader replaced.

@@ -9,9 +9,9 @@ use std::rc::Rc;
 
 use ferrisdb_core::key::{SYSTEM_END, key_after};
 use ferrisdb_core::{Bytes, Code, KeyRange, KeyValue, Result, Version};
-use ferrisdb_rpc::api::GetRangeRequest;
+use ferrisdb_rpc::Answer;
+use ferrisdb_rpc::api::{GetRangeRequest, Rows};
 use ferrisdb_server::cluster::{self, ClusterNode, Order, Standing};
-use ferrisdb_server::storage::StorageServer;
 
 use crate::replicas::Inventory;
 use crate::watcher::Watcher;
@@ -177,7 +177,7 @@ impl Members {
         let (process, shards) = (node.process(), node.shard_standings());
         let storage = node.storage();
         async move {
-            let rows = all_rows(&storage, version).await;
+            let rows = all_rows(version, |request| storage.get_range(request)).await;
             let mut state = self.0.borrow_mut();
             let Some(stock) = state.stock.as_mut() else { return };
             if stock.version != version {
@@ -195,16 +195,61 @@ impl Members {
 }
 
 /// All that a storage server has at a version: an answer has a bound, so question after question. What was cut off would look as if it were missing.
-async fn all_rows(storage: &StorageServer, version: Version) -> Result<Vec<KeyValue>> {
+async fn all_rows(version: Version, ask: impl Fn(GetRangeRequest) -> Answer<Rows>) -> Result<Vec<KeyValue>> {
     let (mut all, mut begin) = (Vec::new(), Bytes::new());
     loop {
         let range = KeyRange::new(begin, Bytes::from_static(SYSTEM_END));
         let request = GetRangeRequest { range, version, limit: 0, target_bytes: 0, reverse: false };
-        let rows = storage.get_range(request).await?;
+        let rows = ask(request).await?;
         all.extend(rows.rows);
         match all.last() {
             Some(last) if rows.more => begin = key_after(&last.key),
             _ => return Ok(all),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_executor::block_on;
+
+    use super::*;
+
+    /// A storage server whose answers have at most so many rows, and that says of a full one that there may be more.
+    fn answer(rows: &[KeyValue], most: usize, request: &GetRangeRequest) -> Rows {
+        let asked = rows.iter().filter(|row| request.range.contains(&row.key));
+        let rows: Vec<KeyValue> = asked.take(most).cloned().collect();
+        Rows { more: rows.len() == most, rows }
+    }
+
+    /// A replica that lacks what lies behind the first answer would otherwise be equal to one that has it.
+    #[test]
+    fn a_replica_is_read_past_the_bound_of_one_answer() {
+        let row =
+            |number: u8| KeyValue { key: Bytes::from(vec![number / 3, number % 3]), value: Bytes::from(vec![number]) };
+        let version = Version::from_u64(7);
+        for count in 0..20 {
+            let rows: Vec<KeyValue> = (0..count).map(row).collect();
+            for most in 1..=21 {
+                let all = block_on(all_rows(version, |request| {
+                    assert_eq!(request.version, version, "all of it at one version");
+                    Answer::now(Ok(answer(&rows, most, &request)))
+                }));
+                assert_eq!(all, Ok(rows.clone()), "{count} rows, {most} in an answer");
+            }
+        }
+    }
+
+    /// Whoever cannot say all says nothing.
+    #[test]
+    fn what_fails_half_way_is_no_replica() {
+        let rows = [KeyValue { key: Bytes::from_static(b"a"), value: Bytes::new() }];
+        let all = block_on(all_rows(Version::from_u64(7), |request| {
+            if request.range.contains(b"a") {
+                return Answer::now(Ok(answer(&rows, 1, &request)));
+            }
+            Answer::now(Err(Code::ProcessBehind.into()))
+        }));
+        assert_eq!(all.map_err(|error| error.code()), Err(Code::ProcessBehind));
     }
 }

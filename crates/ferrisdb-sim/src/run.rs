@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrisdb_client::{Database, DatabaseOptions};
-use ferrisdb_core::{Random, SplitMix64, rare};
+use ferrisdb_core::{Error, Random, SplitMix64, rare};
+use ferrisdb_rpc::client::Connector;
 use ferrisdb_rpc::{ClientOptions, Endpoint, TokioRuntime};
 use ferrisdb_server::NodeOptions;
 use ferrisdb_server::cluster::{ClusterOptions, ShardOptions};
@@ -31,7 +32,7 @@ use crate::members::Members;
 use crate::programs::{self, OfMany, PORT, Start, one_of_many, one_process};
 use crate::replicas;
 use crate::seeds::RARE_PREFIX;
-use crate::workloads::{self, ALONE, Client, Shared, Verdict, Workload, client_name};
+use crate::workloads::{self, ALONE, Client, Shared, Verdict, Ways, Work, Workload, client_name};
 use crate::world::clock::{HostClock, RATE_RIGHT};
 use crate::world::disk::Speed;
 use crate::world::trace::Trace;
@@ -544,23 +545,27 @@ impl fmt::Debug for Run {
     }
 }
 
+/// How a client of the simulation asks. A simulated network does not send again what was lost: only pings and deadlines find that out.
+fn client_options(seed: u64, asks_holders: bool) -> ClientOptions {
+    ClientOptions {
+        seed: Some(seed),
+        connect_timeout: Duration::from_secs(1),
+        question_timeout: Duration::from_secs(3),
+        commit_timeout: Duration::from_secs(3),
+        keep_alive: Duration::from_secs(1),
+        outage_max: Duration::from_secs(3),
+        asks_holders,
+        ..ClientOptions::default()
+    }
+}
+
 /// Connects, again and again until it works.
 async fn connected(doors: &Doors, addresses: &str) -> ((Database, Arc<dyn Endpoint>), Arc<TokioRuntime>) {
     let mut random = SplitMix64::new(doors.seed);
     let runtime = Arc::new(TokioRuntime::new(tokio::runtime::Handle::current(), random.next_u64()));
     loop {
-        // A simulated network does not send again what was lost: only pings and deadlines find that out.
-        let options = ClientOptions {
-            seed: Some(random.next_u64()),
-            connect_timeout: Duration::from_secs(1),
-            question_timeout: Duration::from_secs(3),
-            commit_timeout: Duration::from_secs(3),
-            keep_alive: Duration::from_secs(1),
-            outage_max: Duration::from_secs(3),
-            // Most clients ask the processes that have the answer, some leave that to whom they are connected to.
-            asks_holders: random.below(4) > 0,
-            ..ClientOptions::default()
-        };
+        // Most clients ask the processes that have the answer, some leave that to whom they are connected to.
+        let options = client_options(random.next_u64(), random.below(4) > 0);
         match ferrisdb_rpc::Router::connect_with(doors.network.connector(), addresses, options).await {
             Ok(client) => {
                 let of_client = Arc::<TokioRuntime>::clone(&runtime);
@@ -573,6 +578,18 @@ async fn connected(doors: &Doors, addresses: &str) -> ((Database, Arc<dyn Endpoi
     }
 }
 
+/// Connects to one server, which is to forward what it cannot answer: once.
+async fn connected_to_one(
+    connector: Arc<dyn Connector>,
+    runtime: Arc<TokioRuntime>,
+    address: String,
+    seed: u64,
+) -> Result<Database, Error> {
+    let options = client_options(seed, false);
+    let client = ferrisdb_rpc::Router::connect_with(connector, &address, options).await?;
+    Ok(Database::new(Arc::new(client), runtime, DatabaseOptions::default()))
+}
+
 /// The program of a client.
 async fn work(doors: Doors, stage: Rc<Stage>, addresses: Rc<str>, number: u64, think_max: u64) -> Ended {
     while stage.phase.get() == Phase::Prepare {
@@ -583,7 +600,14 @@ async fn work(doors: Doors, stage: Rc<Stage>, addresses: Rc<str>, number: u64, t
     let works = stage.workloads.iter().map(|workload| {
         let of_client = Arc::<TokioRuntime>::clone(&runtime);
         let shared = Arc::clone(&stage.shared);
-        let client = Client::new(way.clone(), number, of_client, random.next_u64(), shared);
+        let (connector, of_ways) = (doors.network.connector(), Arc::<TokioRuntime>::clone(&runtime));
+        let connect = move |address, seed| {
+            let connecting = connected_to_one(Arc::clone(&connector), Arc::clone(&of_ways), address, seed);
+            Box::pin(connecting) as Work<'static, Database>
+        };
+        let servers = addresses.split(',').map(str::to_owned).collect();
+        let ways = Ways::new(servers, Box::new(connect));
+        let client = Client::new(way.clone(), number, of_client, random.next_u64(), shared, ways);
         work_at(Rc::clone(workload), client, Rc::clone(&stage), think_max)
     });
     join_all(works.collect::<Vec<_>>()).await;

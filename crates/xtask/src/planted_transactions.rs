@@ -27,9 +27,11 @@ enum Catcher {
     World(&'static str, u32),
     /// The same, with clusters of three.
     Three(&'static str, u32),
+    /// The same, while nothing goes wrong but faults of these kinds, and to whoever leads more often than to others.
+    Focused(&'static str, &'static str, u32),
 }
 
-use Catcher::{Group, History, Oracle, Settled, Three, World};
+use Catcher::{Focused, Group, History, Oracle, Settled, Three, World};
 
 impl Catcher {
     /// The test target.
@@ -39,7 +41,7 @@ impl Catcher {
             History(..) => "history",
             Settled(..) => "settled",
             Group(..) => "lib",
-            World(..) | Three(..) => "simulation",
+            World(..) | Three(..) | Focused(..) => "simulation",
         }
     }
 }
@@ -59,6 +61,8 @@ const VOTE: &str = "log::replicated::tests::store::a_vote_outlives_a_power_cut";
 const SHOWN: &str = "shards::tests::a_loss_is_shown_before_it_is_applied";
 const CONFIRM: &str = "log::replicated::tests::a_voter_confirms_only_whom_it_has_voted_for";
 const PRE_VOTE: &str = "log::replicated::tests::a_follower_that_comes_back_deposes_nobody";
+/// What makes a leader that is deposed believe for longer that it cannot be.
+const OLD_LEADERS: &str = "isolate,one-way-isolate,pause,clock-freeze,clock-rate,clock-jump";
 const SILENT: &str = "log::state::tests::silent_clients_are_forgotten_by_work_and_not_by_jumps";
 const CONCURRENT: &str = "concurrent_clients_are_strictly_serializable";
 const LOST: &str = "lost_answers_are_found_again";
@@ -113,6 +117,7 @@ const TABLE: &[(&str, Catcher)] = &[
     ("replica-skips-sync", Group(LOG, 100)),
     ("read-not-confirmed", Group(LOG, 100)),
     ("any-vote-confirms", Group(CONFIRM, 10)),
+    ("read-lease-by-clock", Focused("sideband", OLD_LEADERS, 100)),
     ("pre-vote-off", Group(PRE_VOTE, 10)),
     ("cut-forgotten", Group(LOG, 100)),
     ("snapshot-too-new", Group(LOG, 100)),
@@ -235,6 +240,9 @@ pub(crate) fn run(only: &[String], quick: bool) -> Outcome {
                 Group(test, seeds) => format!("{test}, {seeds} seeds at most"),
                 World(workload, seeds) => format!("simulation of {workload}, {seeds} seeds at most"),
                 Three(workload, seeds) => format!("simulation of {workload} in clusters, {seeds} seeds at most"),
+                Focused(workload, faults, seeds) => {
+                    format!("simulation of {workload} in clusters with {faults}, {seeds} seeds at most")
+                }
             };
             eprintln!("{bug}: {test}: {verdict}");
             add_row(&mut report, bug, &test, &verdict);
@@ -261,10 +269,13 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
             let seeds = if bug.is_some() { seeds } else { seeds / 10 };
             command.args([test, "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string())
         }
-        World(workload, seeds) | Three(workload, seeds) => {
+        World(workload, seeds) | Three(workload, seeds) | Focused(workload, _, seeds) => {
             let seeds = if bug.is_some() { seeds } else { seeds / 10 };
-            if matches!(catcher, Three(..)) {
+            if matches!(catcher, Three(..) | Focused(..)) {
                 command.env("FERRISDB_SIM_PROCESSES", "3");
+            }
+            if let Focused(_, faults, _) = catcher {
+                command.env("FERRISDB_SIM_FAULTS", faults);
             }
             command.args(["seeds_pass", "--exact", "--nocapture"]).env("FERRISDB_SIM_SEEDS", seeds.to_string());
             command.env("FERRISDB_SIM_WORKLOADS", workload).env("FERRISDB_SIM_STOP", "1")
@@ -282,7 +293,7 @@ fn run_test(executable: &Path, catcher: Catcher, bug: Option<&str>) -> (Run, Str
                     let seeds = output.lines().rev().find_map(|line| line.strip_prefix("history "));
                     seeds.map_or_else(String::new, |seeds| format!("{seeds} seeds"))
                 }
-                Group(..) | World(..) | Three(..) => {
+                Group(..) | World(..) | Three(..) | Focused(..) => {
                     let seeds = output.lines().filter(|line| line.starts_with("seed ")).count();
                     format!("{seeds} seeds")
                 }

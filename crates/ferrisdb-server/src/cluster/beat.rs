@@ -1,8 +1,11 @@
 //! The beat of a process: once a second it tells the voters of the log that it is there, who it is, what it has, and how it is; and hears whether it may go on.
 //!
 //! A process that starts again is **introduced** by its first beats: until so many voters have answered that they are a majority with it, its replica of the log takes no part. Any voter that knows that it had
-//! more says so (see known.rs), then or later: then the process ends this life and [begins again](super::rejoin) as a new one. The leader also says what the process is to the cluster: whoever lost its
-//! tag asks for a new one, and whoever was forgotten begins again.
+//! more says so (see known.rs), then or later: then the process ends this life and [begins again](super::rejoin) as a new one. Whoever was forgotten begins again: each process whose
+//! metadata says so says it, for a number is never given again. The leader also says what else the process is to the cluster: whoever lost its tag asks for a new one.
+//!
+//! A process may know the wrong voters, and take for the leader who leads no more: one that was cut off and forgotten meanwhile, above all, for nobody sends it the log. So as long as nobody who leads
+//! answers, it tells everybody it knows of.
 //!
 //! # Format (numbers are varints unless said otherwise)
 //! ```text
@@ -11,7 +14,7 @@
 //!         load: applied, flushed version, applied entry, copied rows, bytes, of bytes, bytes of the log, bytes free for it, bytes of its disk,
 //!               u8 flags: 1 serves, 2 stalled, 4 broken, 8 log waits for space, 16 storage does, 32 storage is damaged, 64 log has little space
 //! answer  process that answers, u8 0 welcome, 1 went back then bytes: what it lacks,
-//!         u8 what it is to the cluster (0 the asked does not lead), bytes: what the leader sees, as JSON,
+//!         u8 what it is to the cluster (0 the asked cannot say; who does not lead says at most that it is forgotten), bytes: what the leader sees, as JSON,
 //!         bytes a second that it may fetch (0: the asked does not lead)
 //! ```
 
@@ -48,7 +51,7 @@ pub(super) struct Beat {
 /// What a process is to the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Registration {
-    /// Whoever was asked does not lead, and cannot say.
+    /// Whoever was asked cannot say: it does not lead, or has not heard of it yet.
     Unknown,
     /// It belongs to it.
     Member,
@@ -56,7 +59,7 @@ pub(super) enum Registration {
     WithoutTag,
     /// It is to hold nothing.
     Excluded,
-    /// It does not belong to it any more.
+    /// It does not belong to it any more, and never will: also who does not lead can tell.
     Forgotten,
 }
 
@@ -165,10 +168,14 @@ impl Beat {
 }
 
 impl Heard {
-    /// From a process that does not lead, and has nothing to object.
+    /// From a process that has nothing to object, and nothing to tell.
     fn from(process: ProcessId) -> Heard {
         let (registration, view) = (Registration::Unknown, String::new());
         Heard { process, lacks: None, registration, view, fetch_rate: 0 }
+    }
+
+    fn is_of_leader(&self) -> bool {
+        !self.view.is_empty()
     }
 
     fn encode(&self) -> Bytes {
@@ -219,7 +226,8 @@ impl Heard {
 }
 
 impl Registry {
-    /// What the process of a beat is to the cluster, by a leader's registry.
+    /// What the process of a beat is to the cluster, by this registry. Only a leader's is the newest one. But numbers only grow, and none is given twice: who is forgotten by an older one stays
+    /// forgotten.
     pub(super) fn registration(&self, beat: &Beat) -> Registration {
         let process = beat.said.process;
         match self.processes.get(&process) {
@@ -252,6 +260,10 @@ async fn hear(shared: &Arc<Shared>, beat: Beat) -> Result<Heard> {
         return Ok(Heard { lacks: Some(lacks), ..Heard::from(here) });
     }
     let mut heard = Heard::from(here);
+    if shared.registry().is_ok_and(|registry| registry.registration(&beat) == Registration::Forgotten) {
+        // Who leads may be somebody whom the asker never heard of, and does not ask.
+        heard.registration = Registration::Forgotten;
+    }
     if let Some(coordinator) = shared.leading.coordinator() {
         let registry = shared.registry()?;
         heard.registration = registry.registration(&beat);
@@ -268,8 +280,10 @@ async fn hear(shared: &Arc<Shared>, beat: Beat) -> Result<Heard> {
 /// Tells the voters that this process is there, and does what it hears, until the process stops.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut welcomed = BTreeSet::new();
+    let mut is_led = false;
     loop {
-        if let Ok(answers) = beat_once(&shared).await {
+        if let Ok(answers) = beat_once(&shared, is_led).await {
+            is_led = answers.iter().any(Heard::is_of_leader);
             for heard in answers {
                 if heard.lacks.is_none() {
                     welcomed.insert(heard.process);
@@ -302,8 +316,8 @@ fn is_enough_of(voters: &BTreeSet<ProcessId>, here: ProcessId, welcomed: &BTreeS
     have > voters.len() / 2
 }
 
-/// Beats once, to all voters at once.
-async fn beat_once(shared: &Arc<Shared>) -> Result<Vec<Heard>> {
+/// Beats once, to all voters at once; to everybody it knows of, unless somebody who leads (`is_led`) answered last time.
+async fn beat_once(shared: &Arc<Shared>, is_led: bool) -> Result<Vec<Heard>> {
     let here = shared.identity.process;
     let (voters, peers) = shared.log.members().await?;
     let registry = shared.registry()?;
@@ -325,8 +339,8 @@ async fn beat_once(shared: &Arc<Shared>) -> Result<Vec<Heard>> {
     }
     let mut targets: BTreeSet<String> =
         voters.iter().filter(|&&voter| voter != here).filter_map(|voter| addresses.get(voter).cloned()).collect();
-    if voters.is_empty() || shared.log.view().leader.is_none() {
-        // Whoever was removed from the log hears of no leader, and may know the wrong voters.
+    if voters.is_empty() || !is_led {
+        // What its replica of the log says of a leader is no answer: it is the vote it noted last, and it notes no other if it is a learner, or if nobody stands for election.
         targets.extend(shared.recorder.addresses());
     }
     targets.remove(&shared.here.address);

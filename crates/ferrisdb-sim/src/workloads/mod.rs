@@ -192,6 +192,24 @@ pub struct Client {
     runtime: Arc<dyn RuntimeOfClient>,
     random: Mutex<SplitMix64>,
     shared: Arc<Shared>,
+    ways: Ways,
+}
+
+/// What connects to one server, by address and seed.
+pub type ConnectTo = Box<dyn Fn(String, u64) -> Work<'static, Database>>;
+
+/// The ways to single servers, each opened when it is first wanted.
+pub struct Ways {
+    servers: Vec<String>,
+    connect: ConnectTo,
+    open: Mutex<BTreeMap<usize, Database>>,
+}
+
+impl Ways {
+    /// To these addresses.
+    pub fn new(servers: Vec<String>, connect: ConnectTo) -> Ways {
+        Ways { servers, connect, open: Mutex::default() }
+    }
 }
 
 /// A [`Runtime`] that can be shown.
@@ -207,9 +225,27 @@ impl Client {
         runtime: Arc<dyn RuntimeOfClient>,
         seed: u64,
         shared: Arc<Shared>,
+        ways: Ways,
     ) -> Client {
         let name = client_name(number);
-        Client { db, endpoint, name, number, runtime, random: Mutex::new(SplitMix64::new(seed)), shared }
+        Client { db, endpoint, name, number, runtime, random: Mutex::new(SplitMix64::new(seed)), shared, ways }
+    }
+
+    /// How many servers there are.
+    pub fn servers(&self) -> usize {
+        self.ways.servers.len()
+    }
+
+    /// The database through this server alone, whoever else could answer.
+    ///
+    /// # Errors
+    /// Those of connecting to it, if that has not been done yet.
+    pub async fn db_of(&self, server: usize) -> Result<Database> {
+        if let Some(db) = lock(&self.ways.open).get(&server) {
+            return Ok(db.clone());
+        }
+        let db = (self.ways.connect)(self.ways.servers[server].clone(), self.random()).await?;
+        Ok(lock(&self.ways.open).entry(server).or_insert(db).clone())
     }
 
     /// True if no client begins anything any more.

@@ -60,7 +60,8 @@ fn a_new_process_takes_the_place_of_one_that_is_gone() {
     world.check_quiet();
 }
 
-/// One that is cut off, and starts again meanwhile, is forgotten, and somebody leads whom it does not know as a voter. It hears of its end from those it knows, and is a new one.
+/// One that is cut off, and starts again meanwhile, is forgotten, and somebody leads whom it does not know as a voter. Its replica of the log stands for election, and so knows that it knows no leader; it hears of
+/// its end from any other, and is a new one.
 #[test]
 fn one_that_was_cut_off_hears_that_it_is_forgotten() {
     let world = World::with(61, 4, GONE);
@@ -85,6 +86,80 @@ fn one_that_was_cut_off_hears_that_it_is_forgotten() {
     }
     world.until("it is a new one", || world.runs(lost) && world.process_of(lost) == 5);
     world.until("it has everything", || world.is_complete(lost));
+    world.check_quiet();
+}
+
+/// A cluster of five: one, a learner, was cut off and forgotten while another one, which it does not know as a voter, took the lead.
+struct Forgotten {
+    lost: u64,
+    /// Who leads now.
+    leader: u64,
+    /// Whom it knows as voters. The one that led, as its replica of the log goes on to say, is there, and leads no more.
+    known: Vec<u64>,
+    /// The one of those whose vote the leader has now.
+    excluded: u64,
+}
+
+/// What a learner's replica of the log says of a leader never changes once nobody sends it the log.
+fn forget_a_learner(world: &World) -> Forgotten {
+    world.grow_to(5);
+    let led = world.leader();
+    let voters = || world.node(led).expect("it runs").standing().expect("it has begun").group.voters;
+    let known: Vec<u64> = voters().into_iter().collect();
+    let learners: Vec<u64> = (1..=5).filter(|host| !known.contains(host)).collect();
+    let &[leader, lost] = learners.as_slice() else { panic!("of five processes three vote: {known:?}") };
+    // So that all have said that they have everything.
+    world.run(2 * SECOND);
+    for other in (1..=5).filter(|&other| other != lost) {
+        world.cut(lost, other, true);
+    }
+    world.until("it is forgotten", || world.status(led)["cluster"]["processes"][lost.to_string()].is_null());
+    let excluded = known.iter().copied().find(|&voter| voter != led).expect("there are three");
+    world.order(led, Order::Exclude(excluded), false).expect("another one can take its vote");
+    world.until("the other learner votes", || voters().contains(&leader));
+    world.order(led, Order::Transfer(Some(leader)), false).expect("it can lead");
+    world.until("it leads", || world.has_leader() && world.leader() == leader);
+    world.run(2 * GONE);
+    let standing = world.node(lost).and_then(|node| node.standing()).expect("it goes on");
+    assert_eq!(standing.process, lost, "nobody has told it");
+    assert!(standing.group.leader == Some(led) && !standing.group.voters.contains(&leader), "{:?}", standing.group);
+    Forgotten { lost, leader, known, excluded }
+}
+
+impl World {
+    fn until_it_begins_anew(&self, lost: u64) {
+        self.until("it knows that it is forgotten", || {
+            self.runs(lost) && self.notices(lost).iter().any(|said| said.contains("and forgotten"))
+        });
+    }
+
+    fn until_all_are_back(&self, Forgotten { lost, leader, excluded, .. }: &Forgotten) {
+        (1..=5).filter(|other| other != lost).for_each(|other| self.cut(*lost, other, false));
+        self.until("it is a new one", || self.runs(*lost) && self.process_of(*lost) == 6);
+        self.order(*leader, Order::Include(*excluded), false).expect("it is excluded");
+        self.until("all have everything", || (1..=5).all(|host| self.runs(host) && self.is_complete(host)));
+    }
+}
+
+/// One that was forgotten reaches only processes that do not lead: they can tell it too.
+#[test]
+fn who_does_not_lead_tells_who_is_forgotten() {
+    let world = World::with(68, 5, GONE);
+    let forgotten = forget_a_learner(&world);
+    forgotten.known.iter().for_each(|&voter| world.cut(forgotten.lost, voter, false));
+    world.until_it_begins_anew(forgotten.lost);
+    world.until_all_are_back(&forgotten);
+    world.check_quiet();
+}
+
+/// One that was forgotten reaches nobody whom it knows as a voter, only somebody else: it asks everybody it knows of as long as nobody who leads answers.
+#[test]
+fn one_that_hears_no_leader_asks_everybody() {
+    let world = World::with(69, 5, GONE);
+    let forgotten = forget_a_learner(&world);
+    world.cut(forgotten.lost, forgotten.leader, false);
+    world.until_it_begins_anew(forgotten.lost);
+    world.until_all_are_back(&forgotten);
     world.check_quiet();
 }
 

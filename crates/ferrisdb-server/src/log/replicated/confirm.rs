@@ -19,6 +19,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
+use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 
 use super::ReplicatedLog;
@@ -51,6 +52,8 @@ pub(super) struct Confirmer {
     turn: usize,
     /// Who was slow lately, and until when that counts.
     silent: BTreeMap<ProcessId, Duration>,
+    /// Of a planted bug: until then, by the machine's clock, nobody is asked.
+    leased_until: Duration,
 }
 
 impl Confirmer {
@@ -58,6 +61,10 @@ impl Confirmer {
     pub(super) async fn round(&mut self, log: &ReplicatedLog) -> bool {
         let Some((standing, peers)) = log.standing() else { return false };
         let shared = &log.shared;
+        let begun = shared.store.now();
+        if planted(Bug::ReadLeaseByClock) && begun < self.leased_until {
+            return true;
+        }
         let mut confirmed = BTreeSet::from([shared.process]);
         let mut next = self.order(&standing, shared.process, shared.runtime.now()).into_iter();
         let mut asked = confirmed.clone();
@@ -107,7 +114,12 @@ impl Confirmer {
                 return Poll::Pending;
             }
         });
-        is_majority.await && log.standing().is_some_and(|(now, _)| now == standing)
+        let is_confirmed = is_majority.await && log.standing().is_some_and(|(now, _)| now == standing);
+        if is_confirmed {
+            // If all clocks went alike: a voter waits so long for a leader that it hears nothing of.
+            self.leased_until = begun + 3 * shared.options.election_timeout;
+        }
+        is_confirmed
     }
 
     /// The other voters, in the order in which they are asked: those that answer, beginning with another one each time.

@@ -35,7 +35,7 @@ use std::time::Duration;
 use ferrisdb_core::codec::{Decoder, put_bytes};
 use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
-use ferrisdb_core::{Bytes, Code, Error, Result, Runtime};
+use ferrisdb_core::{Bytes, Clock, Code, Error, Result, Runtime};
 use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::wal::{ReadUpTo, Space, Wal, WalOptions, WalPosition};
 use openraft::entry::RaftEntry;
@@ -188,6 +188,11 @@ impl LogStore {
         self.shared.is_closed.store(true, Ordering::SeqCst);
         self.shared.sync_bell.ring();
         self.shared.maintain_bell.ring();
+    }
+
+    /// What the machine's clock shows.
+    pub(super) fn now(&self) -> Duration {
+        self.shared.runtime.now()
     }
 
     /// Where the log lies.
