@@ -167,14 +167,6 @@ struct Measured {
 }
 
 impl Measured {
-    /// Takes what was measured last, or says why it was not: what was measured before is not lost with it.
-    fn note(&mut self, what: &str, caught: Result<Caught>) {
-        match caught {
-            Ok(caught) => self.caught.push(caught),
-            Err(error) => eprintln!("{what}: not measured: {error}"),
-        }
-    }
-
     /// As JSON.
     fn lines(&self) -> impl Iterator<Item = serde_json::Result<String>> {
         let rates = self.rates.iter().map(serde_json::to_string);
@@ -182,6 +174,11 @@ impl Measured {
         let caught = self.caught.iter().map(serde_json::to_string);
         rates.chain(times).chain(caught).chain(self.spread.iter().map(serde_json::to_string))
     }
+}
+
+/// What was measured last, or, on standard error, why it was not: what was measured before is not lost with it.
+fn told<T>(what: &str, cluster: &str, measured: Result<T>) -> Option<T> {
+    measured.inspect_err(|error| eprintln!("{what}: {cluster}: not measured: {error}")).ok()
 }
 
 async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<Measured> {
@@ -208,36 +205,44 @@ async fn measure(directory: &std::path::Path, arguments: &Arguments) -> Result<M
     if arguments.is_measured(STOPPED) {
         for at in 0..clusters.len() {
             let (cluster, others) = apart(&mut clusters, at);
-            let _still = alone(cluster, others).await?;
             eprintln!("{STOPPED}: {}", cluster.name);
-            let done = with_one_stopped(cluster, &settings).await;
-            let done = done.map_err(|error| format!("{}: {error}", cluster.name))?;
-            rates.extend(Rate::new(cluster.name, STOPPED, &[done]));
+            let done = with_one_stopped(cluster, others, &settings).await;
+            let done = told(STOPPED, cluster.name, done);
+            rates.extend(done.and_then(|done| Rate::new(cluster.name, STOPPED, &[done])));
         }
     }
     if arguments.is_measured(KILLED) {
         for (at, kills) in (0..clusters.len()).zip([arguments.kills, arguments.etcd_kills]) {
             let (cluster, others) = apart(&mut clusters, at);
-            let _still = alone(cluster, others).await?;
             eprintln!("{kills} kills of the leader: {}", cluster.name);
-            let Pauses { first, all } = failover::measure(cluster, kills).await?;
-            measured.times.extend(Times::new(cluster.name, KILLED, first));
-            measured.times.extend(Times::new(cluster.name, KILLED_ALL, all));
+            let name = cluster.name;
+            let pauses = async {
+                let _still = alone(cluster, others).await?;
+                failover::measure(cluster, kills).await
+            };
+            let Some(Pauses { first, all }) = told(KILLED, name, pauses.await) else { continue };
+            measured.times.extend(Times::new(name, KILLED, first));
+            measured.times.extend(Times::new(name, KILLED_ALL, all));
         }
     }
     if arguments.is_measured(DOWN) {
         for at in 0..clusters.len() {
             let (cluster, others) = apart(&mut clusters, at);
-            let _still = alone(cluster, others).await?;
             eprintln!("{DOWN}: {}", cluster.name);
-            measured.note(DOWN, growth::while_down(cluster, arguments.catch_up_mb).await);
+            let name = cluster.name;
+            let caught = async {
+                let _still = alone(cluster, others).await?;
+                growth::while_down(cluster, arguments.catch_up_mb).await
+            };
+            measured.caught.extend(told(DOWN, name, caught.await));
         }
     }
     if arguments.is_measured(DRAINED) {
         // What is measured last needs etcd no more.
         clusters.truncate(1);
         eprintln!("{DRAINED}");
-        measured.note(DRAINED, growth::drained(&mut clusters[0], arguments.catch_up_mb).await);
+        let caught = growth::drained(&mut clusters[0], arguments.catch_up_mb).await;
+        measured.caught.extend(told(DRAINED, clusters[0].name, caught));
     }
     Ok(measured)
 }
@@ -296,7 +301,8 @@ async fn whole(clusters: &mut [Cluster], settings: &Settings, arguments: &Argume
 }
 
 /// One follower takes part no more, as if its disk or machine hung. Its own clients would hang with it, so there are none.
-async fn with_one_stopped(cluster: &mut Cluster, settings: &Settings) -> Result<Done> {
+async fn with_one_stopped(cluster: &mut Cluster, others: Vec<&Process>, settings: &Settings) -> Result<Done> {
+    let _still = alone(cluster, others).await?;
     let leader = cluster.leader().await?;
     let stopped = (leader + 1) % cluster.members.len();
     let mut clients = cluster.clients();
