@@ -10,10 +10,10 @@
 //! questions may be asked again after any of them; for a commit see [`Endpoint::commit`].
 
 use std::sync::Arc;
-use std::task::Waker;
 
 use ferrisdb_core::{Bytes, Code, Error, KeyRange, KeySelector, KeyValue, Limits, Mutation, Version, Versionstamp};
 
+pub use crate::afterwards::Afterwards;
 use crate::answer::Answer;
 
 /// How urgent the beginning of a transaction is.
@@ -273,33 +273,6 @@ pub struct Description {
     pub limits: Limits,
     /// How to reach it, in words: a directory, or addresses.
     pub connection_string: String,
-}
-
-/// Those who are to be woken once the caller has passed its answer on: when this is dropped, or told to, so that nobody is forgotten whatever becomes of the caller.
-#[derive(Debug, Default)]
-pub struct Afterwards(Vec<Waker>);
-
-impl Afterwards {
-    /// Nobody.
-    pub const fn new() -> Afterwards {
-        Afterwards(Vec::new())
-    }
-
-    /// One more.
-    pub fn push(&mut self, waker: Waker) {
-        self.0.push(waker);
-    }
-
-    /// Wakes them now.
-    pub fn wake(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
-    }
-}
-
-impl Drop for Afterwards {
-    fn drop(&mut self) {
-        self.wake();
-    }
 }
 
 /// Something that answers a client's questions: a database in the same process, a connection to a server, or a router over many.

@@ -2,7 +2,7 @@
 //!
 //! What a `FuturesUnordered` does, and what a connection needs beside it: a question is found by its id to be cancelled, the places of finished
 //! answers are used again with their wakers, so that a waiting answer costs no allocation of ours, and they are polled in the order in which they were
-//! woken, which is the same in each run of a simulation.
+//! woken, which is the same in each run of a simulation. Who gives many answers at once may have the connection woken when all are given ([`Afterwards::hold`](crate::api::Afterwards::hold)).
 //!
 //! # Concurrency
 //! Polled by the connection's task only. Wakers may be called from any thread; one that outlives its answer wakes whichever is in
@@ -18,6 +18,7 @@ use bytes::Bytes;
 use ferrisdb_core::{Code, Version};
 use tokio::time::Instant;
 
+use crate::afterwards::wake_or_hold;
 use crate::answer::Answer;
 use crate::api::{Begun, Committed, Lease, Locations, Rows};
 use crate::stats::Method;
@@ -125,7 +126,7 @@ impl Wake for PlaceWaker {
             woken.task.take()
         };
         if let Some(task) = task {
-            task.wake();
+            wake_or_hold(task);
         }
     }
 }
@@ -235,5 +236,66 @@ impl Later {
         if self.by_id.is_empty() && self.turn.is_empty() {
             *self = Later::default();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::api::Afterwards;
+
+    #[derive(Default)]
+    struct Counted(AtomicU32);
+
+    impl Wake for Counted {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A connection's answers that are given while somebody holds its wakes: it is not woken by any of them, sees those that there are whenever it runs, and is woken once afterwards.
+    #[test]
+    fn answers_given_together_wake_once() {
+        let count = Arc::new(Counted::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut context = Context::from_waker(&waker);
+        let mut later = Later::default();
+        let askers: Vec<_> = (0..4)
+            .map(|id| {
+                let (sender, receiver) = oneshot::channel();
+                let answer = Answer::later(async move { Ok(receiver.await.expect("it is answered")) });
+                later.push(id, Method::EstimatedSize, Pending::Size(answer), 0, Instant::now());
+                sender
+            })
+            .collect();
+        assert!(later.poll_next(&mut context).is_pending());
+
+        let mut afterwards = Afterwards::new();
+        let mut came = Vec::new();
+        afterwards.hold(|| {
+            for (asked, asker) in askers.into_iter().enumerate() {
+                asker.send(7).expect("it waits");
+                if asked == 1 {
+                    // It runs for another reason.
+                    while let Poll::Ready(ready) = later.poll_next(&mut context) {
+                        came.push(ready.id);
+                    }
+                    assert_eq!(came, [0, 1]);
+                }
+            }
+        });
+        let woken = || count.0.load(Ordering::SeqCst);
+        assert_eq!(woken(), 0);
+        afterwards.wake();
+        // Once for the time before it ran, once for the time after.
+        assert_eq!(woken(), 2);
+        while let Poll::Ready(ready) = later.poll_next(&mut context) {
+            came.push(ready.id);
+        }
+        assert_eq!((came.as_slice(), later.len()), (&[0, 1, 2, 3][..], 0));
     }
 }

@@ -13,6 +13,7 @@
 //! pace          which replica, and when another    pass_on  an endpoint in front of another one
 //! server        accepts, answers, bounds           options  every bound and every wait, with its reason
 //! runtime       tokio as a `Runtime`               stats    what a server counts
+//! afterwards    who is woken, but not yet          later    a connection's answers that are not there yet
 //! ```
 //!
 //! # Time
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, expect(clippy::cast_possible_truncation, reason = "tests cast small numbers"))]
 
+mod afterwards;
 pub mod answer;
 pub mod api;
 pub mod client;

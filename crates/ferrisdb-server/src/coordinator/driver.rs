@@ -9,7 +9,8 @@
 //! While fewer than a few groups wait for the disk, the driver takes what has queued up and makes a group of it. So an idle database commits at once, and a
 //! busy one in groups as large as the disk is slow. Where a group is dear, because it goes to several processes, it may wait a little for those who have just been
 //! answered ([`Company`]). A small group that has no company is made durable by this same task, which would
-//! only wait otherwise; one with company by the log's task, while the next is made.
+//! only wait otherwise; one with company by the log's task, while the next is made. Who asks again as soon as it is answered has two such groups take turns (`halves.rs`), and those whom
+//! a group has answered are woken when the next one is written: what they do then, the disk does not wait for.
 //!
 //! # Invariants
 //! - Groups are in flight in the order of their versions, and are answered in it.
@@ -41,9 +42,9 @@ use super::{AnswerTo, Item, Shared, Work, closed, nanos};
 use crate::log::Applied;
 use crate::signal::lock;
 
-/// A group of so few requests, with nothing behind it and nothing before it, is synced by the task that made it. A hand-over to the log's task and back
+/// A group of so few requests, with nothing before it, is synced by the task that made it. A hand-over to the log's task and back
 /// takes about 50 µs, what a request needs here less than 1 µs: with more than that, it is better to make the next group meanwhile.
-const ALONE_REQUESTS_MAX: usize = 64;
+pub(super) const ALONE_REQUESTS_MAX: usize = 64;
 
 /// The task that drives the batcher.
 pub(super) struct Driver {
@@ -61,6 +62,10 @@ pub(super) struct Driver {
     wants_batch: bool,
     /// The log's subscriber, to be woken when the answers are given.
     subscriber: Option<Waker>,
+    /// Who has been answered, and is woken once the next group is written. Nobody while nobody holds the driver.
+    held: Afterwards,
+    /// Requests that the last group answered.
+    answered: usize,
     /// How long a group takes that is synced here: of the last ones, the newest counting most. `None`: none was yet.
     alone_takes: Option<Duration>,
 }
@@ -96,6 +101,8 @@ impl Driver {
             timer: None,
             wants_batch: false,
             subscriber: None,
+            held: Afterwards::new(),
+            answered: 0,
             alone_takes: None,
         }
     }
@@ -104,12 +111,13 @@ impl Driver {
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let mut has_worked = self.finish_durable(context);
-            if let Some(subscriber) = self.subscriber.take() {
-                subscriber.wake();
-            }
+            // Behind those who were answered: it is in less of a hurry.
+            self.subscriber.take().into_iter().for_each(|subscriber| self.held.push(subscriber));
             if self.in_flight.len() < self.shared.options.groups_in_flight && !self.waits_for_company(context) {
                 has_worked |= self.append_group();
             }
+            // If no group was synced here: that woke them sooner.
+            self.held.wake();
             if has_worked {
                 continue;
             }
@@ -139,9 +147,8 @@ impl Driver {
     pub(super) fn work_once(&mut self, afterwards: &mut Afterwards) {
         self.append_group();
         self.finish_durable(&mut Context::from_waker(Waker::noop()));
-        if let Some(subscriber) = self.subscriber.take() {
-            afterwards.push(subscriber);
-        }
+        self.subscriber.take().into_iter().for_each(|subscriber| self.held.push(subscriber));
+        afterwards.append(&mut self.held);
     }
 
     /// Requests whose groups wait for the disk.
@@ -227,14 +234,16 @@ impl Driver {
         }
         let counters = &shared.counters;
         counters.committed.fetch_add(group.transactions, Ordering::Relaxed);
-        let requests = group.answers.len() as u64;
+        self.answered = group.answers.len();
         let mut bytes = 0;
-        for (item, response) in group.answers {
-            bytes += item.bytes;
-            counters.commit_latency.record(now.saturating_sub(item.at));
-            item.answer.send(Ok(response));
-        }
-        shared.release(requests, bytes);
+        self.held.hold(|| {
+            for (item, response) in group.answers {
+                bytes += item.bytes;
+                counters.commit_latency.record(now.saturating_sub(item.at));
+                item.answer.send(Ok(response));
+            }
+        });
+        shared.release(self.answered as u64, bytes);
     }
 
     /// A group that was synced here took so long.
@@ -279,10 +288,13 @@ impl Driver {
         // Tried once: if the log has no space for that either, the next one who asks for anything tries again.
         let wants_batch = std::mem::take(&mut self.wants_batch);
         let is_due = self.batcher.leases().next_expiry().is_some_and(|expiry| expiry <= now);
-        let Some(Work { items, wants_batch, is_all }) = shared.take_work(is_due, wants_batch) else { return false };
+        let may_halve = self.in_flight.is_empty() && shared.is_quick.load(Ordering::Relaxed);
+        let answered = may_halve.then_some(self.answered);
+        let Some(work) = shared.take_work(is_due, wants_batch, answered) else { return false };
+        let Work { items, wants_batch, is_full } = work;
         // Nothing else to do until this group is durable: this task makes it so. The planted bug answers before, and needs that there is a before.
         let is_small = items.len() <= ALONE_REQUESTS_MAX && !planted(Bug::AnsweredBeforeDurable);
-        let is_alone = is_all && self.in_flight.is_empty() && is_small;
+        let is_alone = !is_full && self.in_flight.is_empty() && is_small;
         self.company.goes(items.len(), self.requests_in_flight());
         let durable = shared.log.last_known();
         let (mut requests, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
@@ -296,7 +308,7 @@ impl Driver {
         let entries = std::mem::take(&mut group.entries);
         let appended = (!entries.is_empty()).then(|| {
             if is_alone {
-                let (appended, subscriber) = shared.log.append_alone(entries)?;
+                let (appended, subscriber) = shared.log.append_alone(entries, &mut self.held)?;
                 self.subscriber = subscriber;
                 return Ok(appended);
             }

@@ -6,7 +6,7 @@
 //! lease                         versions, conflicts, versionstamps, ids
 //! ```
 //!
-//! [`Batcher`], [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases), [`Rate`] and `Company` are the deterministic cores: they decide, and are told
+//! [`Batcher`], [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases), [`Rate`], `Company` and [`half`](halves::half) are the deterministic cores: they decide, and are told
 //! what time it is. Around them stand three tasks, which share what [`Coordinator`] is a handle to:
 //!
 //! - the *driver* takes what has queued up, has the batcher decide, appends, and answers what is durable (`driver.rs`);
@@ -27,6 +27,7 @@ pub mod batcher;
 mod company;
 mod driver;
 mod gate;
+mod halves;
 pub mod lease;
 pub mod rate;
 pub mod sequencer;
@@ -188,8 +189,8 @@ impl AnswerTo {
 struct Work {
     items: Vec<Item>,
     wants_batch: bool,
-    /// Nothing is left in the queue.
-    is_all: bool,
+    /// It has as much as a group may have, and more is left in the queue.
+    is_full: bool,
 }
 
 impl Coordinator {
@@ -486,8 +487,8 @@ pub struct CoordinatorStatistics {
 }
 
 impl Shared {
-    /// Takes what makes the next group, or `None` if there is nothing to do.
-    fn take_work(&self, leases_are_due: bool, wants_batch: bool) -> Option<Work> {
+    /// Takes what makes the next group, or `None` if there is nothing to do. `answered`: so many have just been answered, and may ask again while it is synced.
+    fn take_work(&self, leases_are_due: bool, wants_batch: bool, answered: Option<usize>) -> Option<Work> {
         let mut queue = lock(&self.queue);
         queue.rings_from = 0;
         if queue.failed.is_some() {
@@ -497,16 +498,18 @@ impl Shared {
         if queue.items.is_empty() && !wants_batch && !leases_are_due {
             return None;
         }
+        let half = answered.map_or(usize::MAX, |answered| halves::half(queue.items.len(), answered));
         let mut items = Vec::new();
         let mut bytes = 0;
         while let Some(item) = queue.items.front()
-            && items.len() < self.options.group_transactions
+            && items.len() < self.options.group_transactions.min(half)
             && (items.is_empty() || bytes + item.bytes <= self.options.group_bytes)
         {
             bytes += item.bytes;
             items.extend(queue.items.pop_front());
         }
-        Some(Work { items, wants_batch, is_all: queue.items.is_empty() })
+        let is_full = !queue.items.is_empty() && items.len() < half;
+        Some(Work { items, wants_batch, is_full })
     }
 
     fn release(&self, requests: u64, bytes: u64) {

@@ -41,7 +41,7 @@ use ferrisdb_core::planted::{Bug, planted};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Code, Error, Result, Version};
 use ferrisdb_rpc::Answer;
-use ferrisdb_rpc::api::CommitId;
+use ferrisdb_rpc::api::{Afterwards, CommitId};
 use ferrisdb_storage::Error as StorageError;
 use ferrisdb_storage::wal::{ReadUpTo, Wal, WalOptions, WalPosition, WalState};
 
@@ -551,8 +551,13 @@ impl Log for LocalLog {
         Ok(appended)
     }
 
-    fn append_alone(&self, entries: Vec<Entry>) -> Result<(BoxFuture<Result<Applied>>, Option<Waker>)> {
+    fn append_alone(
+        &self,
+        entries: Vec<Entry>,
+        meanwhile: &mut Afterwards,
+    ) -> Result<(BoxFuture<Result<Applied>>, Option<Waker>)> {
         let appended = self.append_entries(entries)?;
+        meanwhile.wake();
         // One step is enough: the sync begins after the append.
         let (_, subscriber) = self.sync_pending();
         Ok((appended, subscriber))

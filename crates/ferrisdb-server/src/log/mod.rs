@@ -28,7 +28,7 @@ use std::task::{Context, Poll, Waker};
 use ferrisdb_core::runtime::BoxFuture;
 use ferrisdb_core::{Bytes, Mutation, Result, Version};
 use ferrisdb_rpc::Answer;
-use ferrisdb_rpc::api::CommitId;
+use ferrisdb_rpc::api::{Afterwards, CommitId};
 
 pub use entry::{Batch, Entry, EpochStart, IdOutcome, LeaseChange, Outcome, Owner, Pop, Section, Tag};
 pub use local::{LocalLog, LocalLogOptions};
@@ -113,13 +113,19 @@ pub trait Log: Send + Sync + 'static {
     fn append(&self, entries: Vec<Entry>) -> Result<BoxFuture<Result<Applied>>>;
 
     /// The same for a caller that has nothing else to do until they are durable, and may block: what the log would have done on a task of its own
-    /// it does on the caller's, if it can, and two hand-overs between threads are spared. What comes with the future is to be woken once the
-    /// caller has answered: the subscriber, who is in less of a hurry.
+    /// it does on the caller's, if it can, and two hand-overs between threads are spared. Who is in `meanwhile` is woken once the entries are written, so that they work while
+    /// the disk does. What comes with the future is to be woken once the caller has answered: the subscriber, who is in less of a hurry.
     ///
     /// # Errors
-    /// As [`append`](Self::append).
-    fn append_alone(&self, entries: Vec<Entry>) -> Result<(BoxFuture<Result<Applied>>, Option<Waker>)> {
-        Ok((self.append(entries)?, None))
+    /// As [`append`](Self::append). Who is in `meanwhile` is left in it.
+    fn append_alone(
+        &self,
+        entries: Vec<Entry>,
+        meanwhile: &mut Afterwards,
+    ) -> Result<(BoxFuture<Result<Applied>>, Option<Waker>)> {
+        let appended = self.append(entries)?;
+        meanwhile.wake();
+        Ok((appended, None))
     }
 
     /// The batches above `above` with the mutations of `tag`. May be called again after an error, which ends the stream before.

@@ -9,6 +9,19 @@ use ferrisdb_storage::fs::sim::{CrashMode, DiskError, Injection, OpKind, SimFile
 use super::*;
 use crate::log::{Batch, EpochStart};
 
+/// What a crash would leave of the log at the moment of the wake: with all that was written, and with only what was synced.
+struct WhatWouldBeLeft {
+    disk: SimFileSystem,
+    left: Mutex<Option<[Version; 2]>>,
+}
+
+impl Wake for WhatWouldBeLeft {
+    fn wake(self: Arc<Self>) {
+        let left = [CrashMode::NothingLost, CrashMode::UnsyncedLost];
+        *lock(&self.left) = Some(left.map(|mode| open(&self.disk.fork_crashed(mode)).last()));
+    }
+}
+
 #[derive(Default)]
 struct Counted(AtomicU32);
 
@@ -34,6 +47,20 @@ fn first_epoch() -> Entry {
     Entry::EpochStart(EpochStart { epoch: 1, owner: OWNER, process: 0, first_version: Version::from_u64(100) })
 }
 
+fn batch(previous: u64, version: u64) -> Entry {
+    Entry::Batch(Batch {
+        epoch: 1,
+        owner: OWNER,
+        previous: Version::from_u64(previous),
+        version: Version::from_u64(version),
+        horizon: Version::ZERO,
+        leased: Arc::default(),
+        sections: Vec::new(),
+        metadata: Vec::new(),
+        ids: Vec::new(),
+    })
+}
+
 fn poll<T>(future: &mut BoxFuture<T>) -> Poll<T> {
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -44,21 +71,8 @@ fn poll<T>(future: &mut BoxFuture<T>) -> Poll<T> {
 fn who_appends_alone_needs_no_task() {
     let disk = SimFileSystem::new();
     let log = open(&disk);
-    let (owner, v) = (OWNER, Version::from_u64);
+    let v = Version::from_u64;
     let start = first_epoch();
-    let batch = |previous, version| {
-        Entry::Batch(Batch {
-            epoch: 1,
-            owner,
-            previous: v(previous),
-            version: v(version),
-            horizon: Version::ZERO,
-            leased: Arc::default(),
-            sections: Vec::new(),
-            metadata: Vec::new(),
-            ids: Vec::new(),
-        })
-    };
     let mut subscription = log.subscribe(Tag::FIRST, Version::ZERO).expect("it is there");
     let counted = Arc::new(Counted::default());
     let waker = Waker::from(Arc::clone(&counted));
@@ -66,7 +80,8 @@ fn who_appends_alone_needs_no_task() {
 
     let mut first = log.append(vec![start]).expect("it is appended");
     assert!(poll(&mut first).is_pending());
-    let (mut second, subscriber) = log.append_alone(vec![batch(100, 110)]).expect("it is appended");
+    let (mut second, subscriber) =
+        log.append_alone(vec![batch(100, 110)], &mut Afterwards::new()).expect("it is appended");
     assert_eq!(poll(&mut first), Poll::Ready(Ok(Applied::Counted)));
     assert_eq!(poll(&mut second), Poll::Ready(Ok(Applied::Counted)));
     assert_eq!((log.last(), counted.0.load(Ordering::SeqCst)), (v(110), 0));
@@ -81,6 +96,31 @@ fn who_appends_alone_needs_no_task() {
     assert!(log.sync_step());
     assert_eq!(poll(&mut third), Poll::Ready(Ok(Applied::Counted)));
     assert!(!log.sync_step());
+}
+
+/// Who is to work while the disk does is woken when the entries are written and not yet durable; if they are refused, not at all.
+#[test]
+fn who_works_meanwhile_is_woken_between_write_and_sync() {
+    let disk = SimFileSystem::new();
+    let log = open(&disk);
+    let v = Version::from_u64;
+    drop(log.append_alone(vec![first_epoch()], &mut Afterwards::new()).expect("it is appended"));
+    let seen = Arc::new(WhatWouldBeLeft { disk: disk.clone(), left: Mutex::default() });
+    let mut meanwhile = Afterwards::new();
+    meanwhile.push(Waker::from(Arc::clone(&seen)));
+    let (mut appended, _) = log.append_alone(vec![batch(100, 110)], &mut meanwhile).expect("it is appended");
+    assert_eq!(poll(&mut appended), Poll::Ready(Ok(Applied::Counted)));
+    assert_eq!(lock(&seen.left).take(), Some([v(110), v(100)]));
+
+    disk.inject(Injection::new(&[OpKind::Sync], Verdict::Fail(DiskError::Io)).path("/log").once());
+    drop(log.append_alone(vec![batch(110, 120)], &mut Afterwards::new()).expect("it is appended"));
+    let counted = Arc::new(Counted::default());
+    let mut meanwhile = Afterwards::new();
+    meanwhile.push(Waker::from(Arc::clone(&counted)));
+    assert!(log.append_alone(vec![batch(120, 130)], &mut meanwhile).is_err(), "the log is broken");
+    assert_eq!(counted.0.load(Ordering::SeqCst), 0, "its caller has it still");
+    meanwhile.wake();
+    assert_eq!(counted.0.load(Ordering::SeqCst), 1);
 }
 
 /// After a failed sync everybody is told the same, whoever came first: the one that synced, one that appends before that has said so, or who prepares the

@@ -1,5 +1,7 @@
 //! Commits of callers that have nothing else to do: made durable on the caller's own thread, as long as syncs are short.
 
+use std::collections::BTreeMap;
+
 use ferrisdb_storage::fs::sim::{DiskError, Injection, OpKind, Verdict};
 
 use super::*;
@@ -95,6 +97,38 @@ fn who_may_block_does_the_work_of_others_too() {
         let version = machine.begin(&node);
         let number = machine.wait(node.get(GetRequest { key: bytes("n"), version })).expect("it reads");
         assert_eq!(number.as_deref(), Some(&41u64.to_le_bytes()[..]));
+    }
+}
+
+/// Clients that ask again as soon as they are answered go in halves, so that the disk works while one of them is on its way; not where a group goes to the log's task anyway, because it is
+/// large or because syncs are slow.
+#[test]
+fn those_who_wait_go_in_halves() {
+    for (waiting, is_slow, groups) in [(64, false, 2), (30, false, 1), (200, false, 1), (64, true, 1)] {
+        let machine = Machine::new(SimFileSystem::new(), 1);
+        let mut options = NodeOptions::tiny();
+        options.coordinator.group_transactions = 1000;
+        if is_slow {
+            options.coordinator.alone_at_most = Duration::ZERO;
+        }
+        let node = quick(&machine, options);
+        machine.spawner.run_until_idle();
+        let before = machine.begin(&node);
+        let answers: Vec<_> = (0..waiting).map(|_| node.commit(Transaction::at(before).add("n", 1).build())).collect();
+        let mut sizes = BTreeMap::new();
+        for answer in answers {
+            let Committed::At { version, .. } = machine.wait(answer).expect("it commits") else {
+                panic!("no conflict")
+            };
+            *sizes.entry(version).or_insert(0) += 1;
+        }
+        let sizes: Vec<i32> = sizes.into_values().collect();
+        assert_eq!(sizes.len(), groups, "{waiting} that wait: {sizes:?}");
+        assert!(sizes.iter().all(|size| (size * groups as i32 - waiting).abs() <= 2), "{waiting} that wait: {sizes:?}");
+        // What is left of a group goes as one, and nobody is forgotten.
+        let version = machine.begin(&node);
+        let number = machine.wait(node.get(GetRequest { key: bytes("n"), version })).expect("it reads");
+        assert_eq!(number.as_deref(), Some(&(waiting as u64).to_le_bytes()[..]));
     }
 }
 
