@@ -72,12 +72,13 @@ impl Drop for Back<'_> {
 /// Wakes a connection's task, or leaves it to whoever [holds](Afterwards::hold) this thread's wakes.
 pub(crate) fn wake_or_hold(task: Waker) {
     let mut task = Some(task);
-    // A thread that ends, and has given up its thread-locals, holds nothing.
-    let _ = HELD.try_with(|held| {
+    let hold = |held: &RefCell<Option<Vec<Waker>>>| {
         if let Some(held) = &mut *held.borrow_mut() {
             held.extend(task.take());
         }
-    });
+    };
+    // A thread that ends, and has given up its thread-locals, holds nothing.
+    HELD.try_with(hold).unwrap_or_default();
     // Not within the borrow: whoever is woken may give answers too.
     if let Some(task) = task {
         task.wake();

@@ -6,7 +6,7 @@
 //! lease                         versions, conflicts, versionstamps, ids
 //! ```
 //!
-//! [`Batcher`], [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases), [`Rate`], `Company` and [`half`](halves::half) are the deterministic cores: they decide, and are told
+//! [`Batcher`], [`Sequencer`](sequencer::Sequencer), [`Leases`](lease::Leases), [`Rate`], `Company` and `half` are the deterministic cores: they decide, and are told
 //! what time it is. Around them stand three tasks, which share what [`Coordinator`] is a handle to:
 //!
 //! - the *driver* takes what has queued up, has the batcher decide, appends, and answers what is durable (`driver.rs`);
